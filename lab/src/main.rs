@@ -1,0 +1,2 @@
+//! The network laboratory of spliced.
+fn main() {}

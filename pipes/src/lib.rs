@@ -1,0 +1,1 @@
+//! Pipes for splice(2): owned, pooled and budgeted.

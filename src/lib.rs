@@ -1,0 +1,21 @@
+//! spliced forwards TCP: an event loop per core moves bytes socket → pipe → socket.
+//!
+//! The modules in reading order follow one byte on its way.
+#![doc = ""]
+
+pub mod ab;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod deadline;
+pub mod fleet;
+pub mod flow;
+pub mod listener;
+pub mod plan;
+pub mod pump;
+pub mod session;
+pub mod session_log;
+pub mod stats;
+pub mod sys;
+pub mod upstream;
+pub mod worker;

@@ -1,0 +1,342 @@
+//! What runs: validated, plain values. The rest of the program sees nothing else of configuration.
+//!
+//! A [`Plan`] is made by [`crate::config`] and never changes afterwards. Sizes are bytes, times are
+//! [`Duration`]s, and `None` always means "no limit" or "leave it to the kernel", as the field says.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything one process does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// How many event loops; `None` is one per CPU of the affinity mask.
+    pub workers: Option<usize>,
+    /// Whether each worker is bound to a CPU of its own.
+    pub pin: Pin,
+    /// Open sessions over all forwards; `None` is bounded only by descriptors.
+    pub max_connections: Option<u64>,
+    /// How long sessions may finish after SIGTERM or SIGINT; `None` waits for ever.
+    pub drain: Option<Duration>,
+    /// Unix socket that answers `spliced stats`.
+    pub control: Option<PathBuf>,
+    /// Address of the metrics endpoint.
+    pub metrics: Option<SocketAddr>,
+    /// One line per finished session.
+    pub log: LogPlan,
+    /// File that holds the process id while the process runs.
+    pub pid_file: Option<PathBuf>,
+    /// The forwards, in the order they were written. Never empty.
+    pub forwards: Vec<Forward>,
+}
+
+/// Listeners that lead to targets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// Unique in the plan; names the forward in logs and counters.
+    pub name: String,
+    /// Where clients connect. Never empty; no address appears twice in a plan.
+    pub listen: Vec<Listen>,
+    /// Where sessions go, tried in order from a start that rotates by weight. Never empty.
+    pub targets: Vec<Target>,
+    /// How bytes move.
+    pub engine: Engine,
+    /// Bytes one read may take with the copy engine: 1 KiB to 16 MiB.
+    pub copy_buffer: usize,
+    /// Bytes of one pipe, 64 KiB to 1 GiB; `None` takes 1 MiB where the budget allows, else the largest that fits.
+    pub pipe_size: Option<usize>,
+    /// Open sessions of this forward.
+    pub max_connections: Option<u64>,
+    /// When a session ends by itself.
+    pub timeouts: Timeouts,
+    /// Options of both sockets.
+    pub tcp: TcpOptions,
+    /// Local address of connections to the target.
+    pub source: Option<IpAddr>,
+    /// Who may connect.
+    pub access: Access,
+}
+
+/// One listening address with one port or a range of ports.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Listen {
+    /// The local address; host names are resolved while the plan is made.
+    pub ip: IpAddr,
+    /// First and last port, both included.
+    pub ports: Ports,
+}
+
+/// A range of ports, both ends included; a single port is a range of one. Never contains 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ports {
+    /// The first port.
+    pub first: u16,
+    /// The last port, not below `first`.
+    pub last: u16,
+}
+
+/// A place sessions are sent to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Address or name.
+    pub host: Host,
+    /// One port for every listener, or a range as long as the listener's, mapped one to one.
+    pub ports: Ports,
+    /// Share of new sessions relative to the other targets: 1 to 256.
+    pub weight: u16,
+}
+
+/// A host as the user wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// A literal address.
+    Ip(IpAddr),
+    /// A name, resolved while running and never on the data path.
+    Name(String),
+}
+
+/// How bytes move between the sockets of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Engine {
+    /// Decides per direction: copy for small messages, splice for bursts.
+    #[default]
+    Auto,
+    /// Always through a pipe, as long as the kernel gives one.
+    Splice,
+    /// Always `recv` and `send` through the worker's scratch buffer.
+    Copy,
+}
+
+/// Whether workers are bound to CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Pin {
+    /// Bound when the affinity mask has a CPU for each worker.
+    #[default]
+    Auto,
+    /// Bound; more workers than CPUs share them in turn.
+    On,
+    /// Left to the scheduler.
+    Off,
+}
+
+/// When a session ends by itself. `None` never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From accepting the client to a connected target, all attempts together.
+    pub connect: Option<Duration>,
+    /// Without a byte in either direction.
+    pub idle: Option<Duration>,
+    /// Without a byte once one side has closed its half.
+    pub half_closed: Option<Duration>,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Some(Duration::from_secs(5)), idle: None, half_closed: Some(Duration::from_secs(600)) }
+    }
+}
+
+/// Socket options of both sides. `None` leaves the kernel's own value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpOptions {
+    /// Idle time before the first keepalive probe; probes then follow every quarter of it (at least 1 s), and
+    /// the fourth without an answer ends the session. Whole seconds, at least 1.
+    pub keepalive: Option<Duration>,
+    /// `TCP_USER_TIMEOUT`: how long sent bytes may stay unacknowledged.
+    pub user_timeout: Option<Duration>,
+    /// `SO_RCVBUF` in bytes. Setting it ends the kernel's autotuning.
+    pub receive_buffer: Option<usize>,
+    /// `SO_SNDBUF` in bytes. Setting it ends the kernel's autotuning.
+    pub send_buffer: Option<usize>,
+    /// Connections the kernel queues before `accept`; capped by `net.core.somaxconn`.
+    pub backlog: u32,
+}
+
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self {
+            keepalive: Some(Duration::from_secs(120)),
+            user_timeout: None,
+            receive_buffer: None,
+            send_buffer: None,
+            backlog: 4096,
+        }
+    }
+}
+
+/// The session log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LogPlan {
+    /// Shape of a line.
+    pub format: LogFormat,
+    /// Where lines go; `None` is standard error.
+    pub file: Option<PathBuf>,
+}
+
+/// Shape of a session's log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum LogFormat {
+    /// `key=value` pairs for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// rinetd's tab-separated log.
+    Rinetd,
+    /// The common log format as rinetd writes it.
+    Common,
+}
+
+/// Who may connect: rinetd's order. A client must match an allow rule where there are any, and no deny rule, first
+/// of the process, then of the forward.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Access {
+    /// Process-wide allow patterns.
+    pub global_allow: Vec<Pattern>,
+    /// Process-wide deny patterns.
+    pub global_deny: Vec<Pattern>,
+    /// Allow patterns of this forward.
+    pub allow: Vec<Pattern>,
+    /// Deny patterns of this forward.
+    pub deny: Vec<Pattern>,
+}
+
+/// Matches client addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Pattern {
+    /// An address or a network.
+    Net(ipnet::IpNet),
+    /// rinetd's text pattern over the numeric address: `*` any run, `?` one character. Lower case.
+    Text(String),
+}
+
+impl Ports {
+    /// A single port.
+    #[must_use]
+    pub fn one(port: u16) -> Self {
+        Self { first: port, last: port }
+    }
+
+    /// How many ports there are, at least 1.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        usize::from(self.last - self.first) + 1
+    }
+
+    /// Never true: a range has at least one port.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+impl Access {
+    /// Why a client is refused, or `None` when it may connect.
+    #[must_use]
+    pub fn refuses(&self, client: IpAddr) -> Option<Refusal> {
+        if self.is_open() {
+            return None;
+        }
+        let client = client.to_canonical();
+        let text = client.to_string();
+        let any = |patterns: &[Pattern]| patterns.iter().any(|p| p.matches(client, &text));
+        for (allow, deny) in [(&self.global_allow, &self.global_deny), (&self.allow, &self.deny)] {
+            if !allow.is_empty() && !any(allow) {
+                return Some(Refusal::NotAllowed);
+            }
+            if any(deny) {
+                return Some(Refusal::Denied);
+            }
+        }
+        None
+    }
+
+    /// True when no rule exists.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        [&self.global_allow, &self.global_deny, &self.allow, &self.deny].iter().all(|list| list.is_empty())
+    }
+}
+
+/// Why [`Access::refuses`] a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// There are allow rules and none matched.
+    NotAllowed,
+    /// A deny rule matched.
+    Denied,
+}
+
+impl Pattern {
+    /// Whether the client matches; `text` is the numeric form of `client`.
+    #[must_use]
+    pub fn matches(&self, client: IpAddr, text: &str) -> bool {
+        match self {
+            Self::Net(net) => net.contains(&client),
+            Self::Text(pattern) => wildcard(pattern.as_bytes(), text.as_bytes()),
+        }
+    }
+}
+
+/// Glob match with `*` and `?`, linear in time for one star, quadratic at worst; both texts are short.
+fn wildcard(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(&c) if c == b'?' || c == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            _ => match star {
+                Some((at, from)) => {
+                    star = Some((at, from + 1));
+                    p = at + 1;
+                    t = from + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == b'*')
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ip {
+            IpAddr::V4(ip) => write!(f, "{ip}:{}", self.ports),
+            IpAddr::V6(ip) => write!(f, "[{ip}]:{}", self.ports),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.ports),
+            Host::Ip(ip) => write!(f, "{ip}:{}", self.ports),
+            Host::Name(name) => write!(f, "{name}:{}", self.ports),
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Splice => "splice",
+            Self::Copy => "copy",
+        })
+    }
+}

@@ -1,0 +1,303 @@
+//! Counters of one worker, and how they are summed.
+//!
+//! Every counter has exactly one writer, its worker, so that adding is a plain load and store and never a locked
+//! instruction. The control thread reads them at any time; a reading may be a turn old but never torn.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// A number only its worker changes and anybody may read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning worker may call this: two writers would lose counts.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Takes `n` away; for gauges.
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
+    /// Sets the value; for gauges.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The present value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Makes an enum whose variants have fixed names in logs, JSON and metrics.
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl $name {
+            /// Every variant, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The fixed name.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+named! {
+    /// Why a session ended.
+    EndReason {
+        /// Both directions reached their end and everything was delivered.
+        Done = "done",
+        /// The client reset the connection.
+        ResetByClient = "reset_by_client",
+        /// The backend reset the connection.
+        ResetByBackend = "reset_by_backend",
+        /// Every target refused the connection.
+        Refused = "refused",
+        /// No target was reachable (no route, no source port, a local error).
+        ConnectFailed = "connect_failed",
+        /// No target answered within `timeouts.connect`.
+        ConnectTimeout = "connect_timeout",
+        /// The target's name has no address.
+        Unresolved = "unresolved",
+        /// The client stopped answering keepalive probes or acknowledging bytes.
+        ClientVanished = "client_vanished",
+        /// The backend stopped answering keepalive probes or acknowledging bytes.
+        BackendVanished = "backend_vanished",
+        /// No byte for `timeouts.idle`.
+        Idle = "idle",
+        /// No byte for `timeouts.half_closed` after one side had closed its half.
+        HalfClosed = "half_closed",
+        /// Cut at the end of the drain time, or by the second signal.
+        Drain = "drain",
+        /// A limit on connections refused it.
+        Limit = "limit",
+        /// A deny rule matched.
+        Denied = "denied",
+        /// There are allow rules and none matched.
+        NotAllowed = "not_allowed",
+        /// It came from one of our own forwards in a circle.
+        Loop = "loop",
+        /// No descriptor for the connection to the backend within `timeouts.connect`.
+        NoDescriptors = "no_descriptors",
+        /// The worker that held it panicked.
+        WorkerPanic = "worker_panic",
+        /// Something the kernel reported that none of the others covers.
+        Error = "error",
+    }
+}
+
+named! {
+    /// Why bytes that should have been spliced were copied.
+    Fallback {
+        /// No pipe: `pipe2` said EMFILE or ENFILE.
+        NoDescriptors = "no_descriptors",
+        /// No pipe: the worker's share of the budget is in use, or a new pipe came out smaller than 64 KiB.
+        Budget = "budget_exhausted",
+        /// The kernel has no splice, or a filter forbids it (ENOSYS, EPERM): off for the whole process.
+        Refused = "splice_refused",
+        /// splice from this source is not supported (EINVAL, EBADF): this direction copies from now on.
+        Source = "source_unsupported",
+        /// splice to this target is not supported (EINVAL, EBADF): the pipe was read out, this direction copies from now on.
+        Target = "target_unsupported",
+        /// An urgent byte was stepped over with one `recv`.
+        Urgent = "urgent",
+    }
+}
+
+/// Times in powers of two: bucket `i` counts times below 2^i µs, the last one everything else.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [Counter; Self::BUCKETS],
+    sum_us: Counter,
+}
+
+impl Histogram {
+    /// Number of buckets: the last finite bound is 2^30 µs, about 18 minutes.
+    pub const BUCKETS: usize = 32;
+
+    /// Counts one time.
+    pub fn record(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let bucket = (64 - us.leading_zeros() as usize).min(Self::BUCKETS - 1);
+        self.buckets[bucket].add(1);
+        self.sum_us.add(us);
+    }
+
+    fn add_to(&self, sum: &mut HistogramSnapshot) {
+        sum.buckets.resize(Self::BUCKETS, 0);
+        for (to, from) in sum.buckets.iter_mut().zip(&self.buckets) {
+            *to += from.get();
+        }
+        sum.sum_us += self.sum_us.get();
+    }
+}
+
+/// Counters of one forward in one worker.
+#[derive(Debug, Default)]
+pub struct ForwardStats {
+    /// Connections taken from the listener, refused ones included.
+    pub accepted: Counter,
+    /// Sessions open now (gauge).
+    pub open: Counter,
+    /// Bytes written to the backend through a pipe.
+    pub up_splice: Counter,
+    /// Bytes written to the backend from memory.
+    pub up_copy: Counter,
+    /// Bytes written to the client through a pipe.
+    pub down_splice: Counter,
+    /// Bytes written to the client from memory.
+    pub down_copy: Counter,
+    /// By [`Fallback`].
+    pub fallbacks: [Counter; Fallback::ALL.len()],
+    /// By [`EndReason`].
+    pub ends: [Counter; EndReason::ALL.len()],
+    /// From the first connect call to the connected backend.
+    pub connect_time: Histogram,
+    /// From accept to the backend's first byte.
+    pub first_byte_time: Histogram,
+    /// From accept to the end.
+    pub session_time: Histogram,
+}
+
+/// Counters of one worker.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    /// One per forward of the plan, in its order.
+    pub forwards: Box<[ForwardStats]>,
+    /// Turns of the event loop.
+    pub turns: Counter,
+    /// Nanoseconds spent outside of the poller.
+    pub busy_ns: Counter,
+    /// Sessions given to another worker.
+    pub handed_over: Counter,
+    /// Accepting paused for want of descriptors or slots (gauge, 0 or 1).
+    pub accept_paused: Counter,
+    /// Times accepting was paused for want of descriptors.
+    pub accept_pauses: Counter,
+    /// Pipes that hold bytes now (gauge).
+    pub pipes_in_use: Counter,
+    /// Empty pipes kept for the next burst (gauge).
+    pub pipes_pooled: Counter,
+    /// Pipes this worker may have (gauge).
+    pub pipes_budget: Counter,
+    /// Size of a pipe in bytes as read back (gauge).
+    pub pipe_size: Counter,
+    /// Session log records dropped because the log did not keep up.
+    pub log_dropped: Counter,
+}
+
+impl WorkerStats {
+    /// Zeroes for a plan with that many forwards.
+    #[must_use]
+    pub fn new(forwards: usize) -> Self {
+        Self { forwards: (0..forwards).map(|_| ForwardStats::default()).collect(), ..Self::default() }
+    }
+}
+
+/// Bytes of one direction, by path.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PathBytes {
+    /// Through a pipe.
+    pub splice: u64,
+    /// Through memory.
+    pub copy: u64,
+}
+
+/// Bytes of both directions.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Bytes {
+    /// From the client to the backend.
+    pub client_to_backend: PathBytes,
+    /// From the backend to the client.
+    pub backend_to_client: PathBytes,
+}
+
+/// A [`Histogram`] summed over workers.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct HistogramSnapshot {
+    /// `buckets[i]` counts times below 2^i µs that fit no earlier bucket.
+    pub buckets: Vec<u64>,
+    /// Sum of all times in µs.
+    pub sum_us: u64,
+}
+
+/// Counters by fixed name; every name is present, also with 0.
+pub type ByName = std::collections::BTreeMap<&'static str, u64>;
+
+/// Counters of one forward, or of all, summed over workers.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct ForwardSnapshot {
+    /// Connections taken from the listeners.
+    pub sessions_accepted: u64,
+    /// Sessions open now.
+    pub sessions_open: u64,
+    /// Bytes by direction and path.
+    pub bytes: Bytes,
+    /// By name of [`Fallback`].
+    pub fallbacks: ByName,
+    /// By name of [`EndReason`].
+    pub ends: ByName,
+    /// From the first connect call to the connected backend.
+    pub connect_time: HistogramSnapshot,
+    /// From accept to the backend's first byte.
+    pub first_byte_time: HistogramSnapshot,
+    /// From accept to the end.
+    pub session_time: HistogramSnapshot,
+}
+
+impl ForwardSnapshot {
+    /// Adds one worker's counters.
+    pub fn add(&mut self, stats: &ForwardStats) {
+        self.sessions_accepted += stats.accepted.get();
+        self.sessions_open += stats.open.get();
+        self.bytes.client_to_backend.splice += stats.up_splice.get();
+        self.bytes.client_to_backend.copy += stats.up_copy.get();
+        self.bytes.backend_to_client.splice += stats.down_splice.get();
+        self.bytes.backend_to_client.copy += stats.down_copy.get();
+        for (reason, counter) in Fallback::ALL.iter().zip(&stats.fallbacks) {
+            *self.fallbacks.entry(reason.name()).or_default() += counter.get();
+        }
+        for (reason, counter) in EndReason::ALL.iter().zip(&stats.ends) {
+            *self.ends.entry(reason.name()).or_default() += counter.get();
+        }
+        stats.connect_time.add_to(&mut self.connect_time);
+        stats.first_byte_time.add_to(&mut self.first_byte_time);
+        stats.session_time.add_to(&mut self.session_time);
+    }
+}
+
+/// A finished session, for the session log.
+#[derive(Debug, Clone)]
+pub struct SessionRecord {
+    /// When it ended.
+    pub at: std::time::SystemTime,
+    /// Index of the forward in the plan.
+    pub forward: usize,
+    /// The client's address.
+    pub client: std::net::SocketAddr,
+    /// The local address the client connected to.
+    pub listener: std::net::SocketAddr,
+    /// The last target tried, if any was.
+    pub target: Option<std::net::SocketAddr>,
+    /// Bytes by direction and path.
+    pub bytes: Bytes,
+    /// From accept to the end.
+    pub duration: Duration,
+    /// Why it ended.
+    pub reason: EndReason,
+    /// The kernel's error behind `reason`, as an errno, where there is one.
+    pub errno: Option<i32>,
+}
