@@ -2,17 +2,37 @@
 //!
 //! The control thread owns the [`Fleet`]; nothing here is on the data path.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::thread::JoinHandle;
 
-use crate::plan::Plan;
+use mio::{Poll, Waker};
+
+use crate::listener::{self, Listener, Slots};
+use crate::plan::{Pin, Plan};
+use crate::pump::Pumps;
 use crate::stats::{SessionRecord, WorkerStats};
+use crate::sys;
+use crate::sys::pipes::PipeBudget;
+use crate::upstream::{self, Resolver, Trace, Upstreams};
+use crate::worker::{MAILBOX, Mailbox, Message, Parts, Route, Shared, Worker};
 
 /// All workers of the process.
 #[derive(Debug)]
 pub struct Fleet {
     stats: Vec<Arc<WorkerStats>>,
+    cpus: Vec<Option<usize>>,
+    threads: Vec<Option<JoinHandle<WorkerEnd>>>,
+    shared: Arc<Shared>,
+    splice_off: Arc<AtomicBool>,
+    description: String,
+    _resolver: Option<Resolver>,
 }
 
 /// How a worker thread ended.
@@ -20,8 +40,28 @@ pub struct Fleet {
 pub enum WorkerEnd {
     /// After `drain` or `stop`, with every session ended.
     Finished,
-    /// It panicked; its sessions are gone and counted as `worker_panic`.
+    /// It panicked or its poller failed; its sessions were reset and counted as `worker_panic`.
     Panicked,
+}
+
+/// Pipe budgets, one per pipe size of the plan.
+struct Budgets {
+    sizes: Vec<Option<usize>>,
+    budgets: Vec<PipeBudget>,
+}
+
+impl Budgets {
+    fn of(plan: &Plan, workers: usize) -> Self {
+        let sizes: BTreeSet<Option<usize>> = plan.forwards.iter().map(|f| f.pipe_size).collect();
+        let sizes: Vec<Option<usize>> = sizes.into_iter().collect();
+        // Every pool takes from the same limits: each size gets its share of them.
+        let budgets = sizes.iter().map(|size| PipeBudget::detect(*size, workers * sizes.len())).collect();
+        Self { sizes, budgets }
+    }
+
+    fn index(&self, size: Option<usize>) -> usize {
+        self.sizes.iter().position(|s| *s == size).unwrap_or(0)
+    }
 }
 
 impl Fleet {
@@ -30,11 +70,57 @@ impl Fleet {
     /// # Errors
     /// With nothing started: an address that cannot be bound (named in the message), or a thread that cannot start.
     pub fn start(
-        _plan: &Arc<Plan>,
-        _log: Option<SyncSender<Vec<SessionRecord>>>,
-        _on_end: Arc<mio::Waker>,
+        plan: &Arc<Plan>,
+        log: Option<SyncSender<Vec<SessionRecord>>>,
+        on_end: Arc<mio::Waker>,
     ) -> io::Result<Self> {
-        Err(io::Error::other("not written yet"))
+        let (soft, hard) = sys::raise_descriptor_limit();
+        let workers = worker_count(plan);
+        let sets = listener::bind_all(plan, workers)?;
+        let budgets = Budgets::of(plan, workers);
+        let stats: Vec<_> = (0..workers).map(|_| Arc::new(WorkerStats::new(plan.forwards.len()))).collect();
+        let splice_off = Arc::new(AtomicBool::new(!sys::HAS_SPLICE));
+        let (shared, ends) = share(plan, &sets)?;
+        let mut made = Vec::new();
+        listener::listen_all(plan, &sets)?;
+        for (id, ((poll, inbox), listeners)) in ends.into_iter().zip(sets).enumerate() {
+            let pools = budgets.budgets.iter().map(PipeBudget::pool).collect();
+            let scratch = plan.forwards.iter().map(|f| f.copy_buffer).max().unwrap_or(64 * 1024);
+            made.push(Worker::new(Parts {
+                id,
+                poll,
+                plan: Arc::clone(plan),
+                shared: Arc::clone(&shared),
+                inbox,
+                listeners,
+                routes: routes(plan, &budgets),
+                pumps: Pumps::new(scratch, pools, Arc::clone(&splice_off)),
+                stats: Arc::clone(&stats[id]),
+                log: log.clone(),
+            })?);
+        }
+        let (cpus, pinning) = choose_cpus(plan.pin, workers);
+        let pipes: Vec<String> = budgets.budgets.iter().map(ToString::to_string).collect();
+        let description =
+            format!("{workers} workers, {pinning}; pipes: {}; descriptors: {soft} of {hard} allowed", pipes.join("; "));
+        // The control thread may also stop the fleet by dropping it: every thread holds only what is its own.
+        let mut fleet = Self {
+            stats,
+            cpus: cpus.clone(),
+            threads: Vec::new(),
+            shared: Arc::clone(&shared),
+            splice_off,
+            description,
+            _resolver: resolver(plan, &shared)?,
+        };
+        for (id, worker) in made.into_iter().enumerate() {
+            let spawned = spawn(id, worker, cpus[id], &on_end);
+            if spawned.is_err() {
+                fleet.stop();
+            }
+            fleet.threads.push(Some(spawned?));
+        }
+        Ok(fleet)
     }
 
     /// Counters, one entry per worker.
@@ -46,29 +132,154 @@ impl Fleet {
     /// CPU each worker is bound to, `None` where it is not.
     #[must_use]
     pub fn cpus(&self) -> Vec<Option<usize>> {
-        Vec::new()
+        self.cpus.clone()
+    }
+
+    /// Whether splice is in use: this build has it and the kernel has not refused it.
+    #[must_use]
+    pub fn splices(&self) -> bool {
+        !self.splice_off.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Every listening address, ranges expanded.
+    #[must_use]
+    pub fn listening(&self) -> &[SocketAddr] {
+        &self.shared.listening
     }
 
     /// Stops accepting (listeners are closed); sessions go on, each worker ends when its last one has.
-    pub fn drain(&self) {}
+    pub fn drain(&self) {
+        self.tell(|| Message::Drain);
+    }
 
     /// Ends every session now with reason `drain`, and the workers with them.
-    pub fn stop(&self) {}
+    pub fn stop(&self) {
+        self.tell(|| Message::Stop);
+    }
+
+    fn tell(&self, message: impl Fn() -> Message) {
+        for mailbox in &self.shared.mailboxes {
+            // A worker that has ended needs no telling.
+            let _ = mailbox.post(message());
+        }
+    }
 
     /// Sessions open in all workers.
     #[must_use]
     pub fn open_sessions(&self) -> u64 {
-        0
+        self.stats.iter().flat_map(|s| s.forwards.iter()).map(|f| f.open.get()).sum()
     }
 
     /// Ends of workers that have finished since the last call, with their number.
     pub fn reap(&mut self) -> Vec<(usize, WorkerEnd)> {
-        Vec::new()
+        let mut ends = Vec::new();
+        for (id, slot) in self.threads.iter_mut().enumerate() {
+            if let Some(thread) = slot.take_if(|thread| thread.is_finished()) {
+                ends.push((id, thread.join().unwrap_or(WorkerEnd::Panicked)));
+            }
+        }
+        ends
     }
 
     /// Workers still running.
     #[must_use]
     pub fn running(&self) -> usize {
-        0
+        self.threads.iter().flatten().filter(|thread| !thread.is_finished()).count()
     }
+}
+
+impl fmt::Display for Fleet {
+    /// How many workers, where they run, and the limits they live with, in one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.description)
+    }
+}
+
+fn worker_count(plan: &Plan) -> usize {
+    let cpus = sys::allowed_cpus().len();
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    plan.workers.unwrap_or(if cpus > 0 { cpus } else { all() })
+}
+
+/// Which CPU each worker is bound to, and how to say so.
+fn choose_cpus(pin: Pin, workers: usize) -> (Vec<Option<usize>>, String) {
+    let cpus = sys::allowed_cpus();
+    let enough = cpus.len() >= workers;
+    if cpus.is_empty() || pin == Pin::Off || (pin == Pin::Auto && !enough) {
+        let why = match pin {
+            Pin::Off => "pin is off".to_string(),
+            _ => format!("{} CPUs are allowed", cpus.len()),
+        };
+        return (vec![None; workers], format!("not pinned ({why})"));
+    }
+    let chosen: Vec<Option<usize>> = (0..workers).map(|id| Some(cpus[id % cpus.len()])).collect();
+    let names: Vec<String> = chosen.iter().flatten().map(ToString::to_string).collect();
+    (chosen, format!("pinned to CPUs {}", names.join(",")))
+}
+
+type End = (Poll, Receiver<Message>);
+
+/// What workers share, and each one's poller and mailbox.
+fn share(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<(Arc<Shared>, Vec<End>)> {
+    let (mut mailboxes, mut ends) = (Vec::new(), Vec::new());
+    for _ in sets {
+        let poll = Poll::new()?;
+        let (mailbox, inbox) = Mailbox::new(Waker::new(poll.registry(), MAILBOX)?);
+        mailboxes.push(mailbox);
+        ends.push((poll, inbox));
+    }
+    let mut listening: Vec<(usize, SocketAddr)> = sets.iter().flatten().map(|l| (l.index, l.address)).collect();
+    listening.sort_unstable_by_key(|(index, _)| *index);
+    listening.dedup();
+    let shared = Shared {
+        loads: sets.iter().map(|_| AtomicUsize::new(0)).collect(),
+        slots: Slots::new(plan.max_connections),
+        forward_slots: plan.forwards.iter().map(|f| Slots::new(f.max_connections)).collect(),
+        trace: Trace::default(),
+        listening: listening.into_iter().map(|(_, address)| address).collect(),
+        mailboxes: mailboxes.into(),
+    };
+    Ok((Arc::new(shared), ends))
+}
+
+fn routes(plan: &Plan, budgets: &Budgets) -> Vec<Route> {
+    let route = |f| Route { upstreams: Upstreams::new(f), pool: budgets.index(f.pipe_size) };
+    plan.forwards.iter().map(route).collect()
+}
+
+fn resolver(plan: &Plan, shared: &Arc<Shared>) -> io::Result<Option<Resolver>> {
+    let names = upstream::names(plan);
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let shared = Arc::clone(shared);
+    let tell = move |forward, target, addresses: &[std::net::IpAddr]| {
+        for mailbox in &shared.mailboxes {
+            let _ = mailbox.post(Message::Resolved(forward, target, addresses.to_vec()));
+        }
+    };
+    Resolver::start(names, tell).map(Some)
+}
+
+fn spawn(id: usize, mut worker: Worker, cpu: Option<usize>, on_end: &Arc<Waker>) -> io::Result<JoinHandle<WorkerEnd>> {
+    let on_end = Arc::clone(on_end);
+    std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+        if let Some(Err(e)) = cpu.map(sys::pin_to) {
+            log::warn!("cannot pin worker {id}: {e}; it runs where the scheduler puts it");
+        }
+        // The worker moves into the closure, so that after a panic its sessions are reset while it unwinds.
+        let result = catch_unwind(AssertUnwindSafe(move || worker.run()));
+        let end = match result {
+            Ok(Ok(())) => WorkerEnd::Finished,
+            Ok(Err(e)) => {
+                log::error!("worker {id}: the poller failed: {e}");
+                WorkerEnd::Panicked
+            }
+            Err(_) => WorkerEnd::Panicked,
+        };
+        if let Err(e) = on_end.wake() {
+            log::debug!("cannot wake the control thread: {e}");
+        }
+        end
+    })
 }

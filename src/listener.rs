@@ -1,1 +1,212 @@
-//! To be written.
+//! Listening sockets: bind, accept, admission.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::plan::{Forward, Plan};
+use crate::sys;
+
+/// From this many ports in a range on, a port has one listener, dealt to the workers in turn, instead of one in each.
+const DEALT_FROM: usize = 16;
+
+/// One listening socket of one worker.
+#[derive(Debug)]
+pub struct Listener {
+    /// The socket.
+    pub socket: Socket,
+    /// The address it is bound to.
+    pub address: SocketAddr,
+    /// Index of the forward in the plan.
+    pub forward: usize,
+    /// Number of the listening address, the same in every worker.
+    pub index: usize,
+    /// Place of the port in its range.
+    pub port_offset: u16,
+    /// There may be connections to accept.
+    pub ready: bool,
+    /// Not now: descriptors or slots have run out.
+    pub paused: bool,
+}
+
+/// Binds every listener of the plan, one set per worker; none listens yet.
+///
+/// # Errors
+/// An address that cannot be bound, named in the message with what can be done; nothing stays bound then.
+pub fn bind_all(plan: &Plan, workers: usize) -> io::Result<Vec<Vec<Listener>>> {
+    let mut sets: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut number = 0;
+    for (index, forward) in plan.forwards.iter().enumerate() {
+        for listen in &forward.listen {
+            for offset in 0..listen.ports.len() {
+                let port_offset = offset as u16;
+                let address = SocketAddr::new(listen.ip, listen.ports.first + port_offset);
+                let fail = |e: io::Error| io::Error::new(e.kind(), explain(address, forward, &e));
+                probe(address).map_err(fail)?;
+                let shared = sys::REUSE_PORT_BALANCES && listen.ports.len() < DEALT_FROM;
+                let owners = if shared { 0..workers } else { number % workers..number % workers + 1 };
+                for set in &mut sets[owners] {
+                    let socket = bind(address, forward).map_err(fail)?;
+                    set.push(Listener {
+                        socket,
+                        address,
+                        forward: index,
+                        index: number,
+                        port_offset,
+                        ready: true,
+                        paused: false,
+                    });
+                }
+                number += 1;
+            }
+        }
+    }
+    Ok(sets)
+}
+
+/// Starts listening on every socket. Only now can clients connect.
+///
+/// # Errors
+/// What listen(2) reports, with the address: another process may have begun to listen since [`bind_all`].
+pub fn listen_all(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<()> {
+    for listener in sets.iter().flatten() {
+        let forward = &plan.forwards[listener.forward];
+        let backlog = i32::try_from(forward.tcp.backlog).unwrap_or(i32::MAX);
+        let fail = |e: io::Error| io::Error::new(e.kind(), explain(listener.address, forward, &e));
+        listener.socket.listen(backlog).map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// Sockets that share an address by SO_REUSEPORT do not notice another process that does the same; one without it does.
+fn probe(address: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    only_v6(&socket, address)?;
+    socket.bind(&address.into())
+}
+
+fn bind(address: SocketAddr, forward: &Forward) -> io::Result<Socket> {
+    let socket = sys::stream(address)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    only_v6(&socket, address)?;
+    sys::set_options(&socket, &forward.tcp)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// `[::]:80` beside `0.0.0.0:80` is two listeners, not a conflict.
+fn only_v6(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    if address.is_ipv6() { socket.set_only_v6(true) } else { Ok(()) }
+}
+
+fn explain(address: SocketAddr, forward: &Forward, error: &io::Error) -> String {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
+        io::ErrorKind::AddrNotAvailable => "no interface of this host has that address; `ip address` lists them",
+        io::ErrorKind::PermissionDenied => {
+            "ports below net.ipv4.ip_unprivileged_port_start need root or CAP_NET_BIND_SERVICE; or choose a higher port"
+        }
+        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            "out of descriptors; raise the limit (ulimit -n, LimitNOFILE=) or listen on fewer ports"
+        }
+        _ => "check the address",
+    };
+    format!("cannot listen on {address} for forward {:?}: {error}: {advice}", forward.name)
+}
+
+/// What an error of accept(2) means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcceptError {
+    /// The queue is empty.
+    Empty,
+    /// Descriptors or memory have run out: the connection stays in the queue, try again later.
+    Exhausted,
+    /// That one connection is gone, the next may be there.
+    Gone,
+}
+
+impl AcceptError {
+    /// Sorts an error. Anything unknown counts as a lost connection: accept(2) reports pending network errors of the
+    /// new socket, and they are no reason to stop.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Exhausted,
+            _ if error.kind() == io::ErrorKind::WouldBlock => Self::Empty,
+            _ => Self::Gone,
+        }
+    }
+}
+
+/// A number of slots shared by all workers; without a limit it costs nothing.
+#[derive(Debug)]
+pub struct Slots {
+    most: Option<u64>,
+    taken: AtomicU64,
+}
+
+impl Slots {
+    /// So many slots, or no limit.
+    #[must_use]
+    pub fn new(most: Option<u64>) -> Self {
+        Self { most, taken: AtomicU64::new(0) }
+    }
+
+    /// Takes a slot; false when all are taken.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        let Some(most) = self.most else { return true };
+        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < most).then_some(n + 1)).is_ok()
+    }
+
+    /// Gives a taken slot back.
+    pub fn give(&self) {
+        if self.most.is_some() {
+            let before = self.taken.fetch_sub(1, Ordering::AcqRel);
+            debug_assert!(before > 0, "a slot is given back once");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_exact_under_threads() {
+        let slots = Slots::new(Some(7));
+        let taken = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    (0..100).filter(|_| slots.take()).for_each(|_| drop(taken.fetch_add(1, Ordering::Relaxed)))
+                });
+            }
+        });
+        assert_eq!(taken.load(Ordering::Relaxed), 7);
+        slots.give();
+        assert!(slots.take());
+        assert!(!slots.take());
+        assert!(Slots::new(None).take());
+    }
+
+    #[test]
+    fn exhaustion_is_told_from_a_lost_connection() {
+        for (errno, expected) in [
+            (libc::EAGAIN, AcceptError::Empty),
+            (libc::EMFILE, AcceptError::Exhausted),
+            (libc::ENFILE, AcceptError::Exhausted),
+            (libc::ENOBUFS, AcceptError::Exhausted),
+            (libc::ENOMEM, AcceptError::Exhausted),
+            (libc::ECONNABORTED, AcceptError::Gone),
+            (libc::EPROTO, AcceptError::Gone),
+            (libc::EINTR, AcceptError::Gone),
+        ] {
+            assert_eq!(AcceptError::of(&io::Error::from_raw_os_error(errno)), expected, "{errno}");
+        }
+    }
+}

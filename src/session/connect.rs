@@ -1,0 +1,245 @@
+//! From an accepted client to a connected backend: every address of every target, within one time limit.
+//!
+//! What the client sends meanwhile waits in the kernel.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use mio::Registry;
+use mio::unix::SourceFd;
+use socket2::Socket;
+
+use super::{End, Phase, Ready, Session, Side, Step, millis};
+use crate::plan::Forward;
+use crate::stats::{EndReason, ForwardStats};
+use crate::sys;
+use crate::upstream::{Hop, Trace, Upstreams};
+
+/// How far connecting has got.
+#[derive(Debug)]
+pub struct Connecting {
+    /// The target it began with.
+    first: u32,
+    /// Addresses tried so far, the present one included.
+    attempts: u32,
+    /// Place of the listener's port in its range.
+    port_offset: u16,
+    /// How the client came to us.
+    hop: Hop,
+    /// When to give up altogether, and when to try the next address; 0 is never.
+    give_up_ms: u64,
+    next_ms: u64,
+    /// What the last address said.
+    last: Option<End>,
+    wait: Wait,
+    began_us: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// For the handshake.
+    Backend,
+    /// For a descriptor.
+    Descriptor,
+    /// For a name to be resolved.
+    Name,
+}
+
+/// What came of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// The handshake is under way.
+    Begun,
+    /// No descriptor, or no address yet: to be asked again later.
+    Later,
+    /// No address is left.
+    Over(End),
+}
+
+/// What connecting needs of the worker.
+#[derive(Debug)]
+pub struct Connector<'a> {
+    /// Where the backend's socket is registered.
+    pub registry: &'a Registry,
+    /// The session's slab key.
+    pub key: usize,
+    /// Options of the forward.
+    pub forward: &'a Forward,
+    /// Its targets.
+    pub upstreams: &'a Upstreams,
+    /// Its counters.
+    pub stats: &'a ForwardStats,
+    /// Our own connections.
+    pub trace: &'a Trace,
+    /// The turn's clock reading, in microseconds.
+    pub now_us: u64,
+}
+
+impl Connecting {
+    /// Nothing tried yet.
+    #[must_use]
+    pub fn new(first: u32, port_offset: u16, hop: Hop, timeout: Option<Duration>, now_us: u64) -> Self {
+        let give_up_ms = timeout.map_or(0, |timeout| now_us / 1000 + millis(timeout));
+        Self {
+            first,
+            attempts: 0,
+            port_offset,
+            hop,
+            give_up_ms,
+            next_ms: 0,
+            last: None,
+            wait: Wait::Backend,
+            began_us: now_us,
+        }
+    }
+
+    pub(super) fn deadline_ms(&self) -> Option<u64> {
+        [self.give_up_ms, self.next_ms].into_iter().filter(|ms| *ms > 0).min()
+    }
+
+    pub(super) fn overdue(&self) -> EndReason {
+        match self.wait {
+            Wait::Backend => EndReason::ConnectTimeout,
+            Wait::Descriptor => EndReason::NoDescriptors,
+            Wait::Name => EndReason::Unresolved,
+        }
+    }
+
+    /// Shares what is left of the time among the addresses that are left.
+    fn set_next(&mut self, left: u32, now_ms: u64) {
+        self.next_ms = 0;
+        if left > 0 && self.give_up_ms > 0 {
+            self.next_ms = now_ms + (self.give_up_ms.saturating_sub(now_ms) / u64::from(left + 1)).max(1);
+        }
+    }
+}
+
+impl Session {
+    /// Whether it is connected.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+    }
+
+    /// Whether it waits for a descriptor or a name rather than for the network.
+    #[must_use]
+    pub fn wants_retry(&self) -> bool {
+        matches!(&self.phase, Phase::Connecting(connecting) if connecting.wait != Wait::Backend)
+    }
+
+    /// Whether it waits for a descriptor.
+    #[must_use]
+    pub fn wants_descriptor(&self) -> bool {
+        matches!(&self.phase, Phase::Connecting(connecting) if connecting.wait == Wait::Descriptor)
+    }
+
+    /// Whether the deadline that has passed is only that of one address.
+    #[must_use]
+    pub fn may_try_next(&self, now_ms: u64) -> bool {
+        matches!(&self.phase, Phase::Connecting(c) if c.next_ms > 0 && (c.give_up_ms == 0 || c.give_up_ms > now_ms))
+    }
+
+    /// Begins to connect to the next address that accepts the attempt at all.
+    pub fn connect(&mut self, by: &Connector<'_>) -> Attempt {
+        loop {
+            let Phase::Connecting(connecting) = &mut self.phase else { return Attempt::Begun };
+            let candidates = by.upstreams.candidates();
+            let address = by.upstreams.candidate(connecting.first, connecting.attempts, connecting.port_offset);
+            let Some(address) = address else {
+                if candidates == 0 {
+                    connecting.wait = Wait::Name;
+                    return Attempt::Later;
+                }
+                return Attempt::Over(connecting.last.unwrap_or(End::of(EndReason::ConnectFailed)));
+            };
+            self.backend = None;
+            match begin(address, by, connecting.attempts) {
+                Ok((socket, local)) => {
+                    self.attempt = connecting.attempts;
+                    connecting.attempts += 1;
+                    connecting.wait = Wait::Backend;
+                    connecting.set_next(candidates.saturating_sub(connecting.attempts), by.now_us / 1000);
+                    by.trace.forget(self.trace);
+                    self.trace = local.map_or(0, |l| by.trace.remember(l, connecting.hop, self.origin.forward));
+                    self.target = Some(address);
+                    (self.backend_ready, self.backend_failed) = (Ready::default(), false);
+                    self.backend = Some(socket);
+                    return Attempt::Begun;
+                }
+                Err(e) if is_exhausted(&e) => {
+                    connecting.wait = Wait::Descriptor;
+                    connecting.next_ms = 0;
+                    return Attempt::Later;
+                }
+                Err(e) => {
+                    connecting.attempts += 1;
+                    connecting.last = Some(connect_end(&e));
+                    self.target = Some(address);
+                }
+            }
+        }
+    }
+
+    /// Looks at what the poller said while connecting.
+    pub fn check_connect(&mut self, by: &Connector<'_>) -> Step {
+        if let Some(e) = self.failed(Side::Client) {
+            return Step::End(End { reason: super::blame(Side::Client, &e), errno: e.raw_os_error() });
+        }
+        if !self.backend_ready.writable || self.backend.is_none() {
+            return Step::Wait;
+        }
+        if let Some(e) = self.failed(Side::Backend) {
+            return self.next_address(Some(connect_end(&e)), by);
+        }
+        let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
+        by.stats.connect_time.record(Duration::from_micros(by.now_us - connecting.began_us));
+        self.phase = Phase::Open;
+        self.active_us = by.now_us;
+        // Whatever was said before the handshake ended is stale, and the first write needs no event.
+        (self.client_ready.writable, self.backend_ready.writable) = (true, true);
+        Step::Again
+    }
+
+    /// Gives up on the present address.
+    pub fn next_address(&mut self, why: Option<End>, by: &Connector<'_>) -> Step {
+        if let Phase::Connecting(connecting) = &mut self.phase {
+            connecting.last = Some(why.unwrap_or(End::of(EndReason::ConnectTimeout)));
+        }
+        match self.connect(by) {
+            Attempt::Begun | Attempt::Later => Step::Wait,
+            Attempt::Over(end) => Step::End(end),
+        }
+    }
+}
+
+/// Makes the socket and starts the handshake; also says which local address it has got.
+fn begin(address: SocketAddr, by: &Connector<'_>, attempt: u32) -> io::Result<(Socket, Option<SocketAddr>)> {
+    let socket = sys::stream(address)?;
+    sys::set_options(&socket, &by.forward.tcp)?;
+    if let Some(source) = by.forward.source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+        sys::bind_source(&socket, source)?;
+    }
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {}
+        Err(e) => return Err(e),
+    }
+    let local = socket.local_addr().ok().and_then(|l| l.as_socket());
+    by.registry.register(&mut SourceFd(&socket.as_raw_fd()), super::backend_token(by.key, attempt), sys::interest())?;
+    Ok((socket, local))
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+fn connect_end(error: &io::Error) -> End {
+    let reason = match error.raw_os_error() {
+        Some(libc::ECONNREFUSED | libc::ECONNRESET) => EndReason::Refused,
+        Some(libc::ETIMEDOUT) => EndReason::ConnectTimeout,
+        _ => EndReason::ConnectFailed,
+    };
+    End { reason, errno: error.raw_os_error() }
+}

@@ -1,0 +1,401 @@
+//! One client and its upstream: connecting, two flows, the end and its reason.
+//!
+//! Invariant: an error is latched. The first error either socket reports decides how the session ends, because the
+//! next system call on the same socket would report a clean end instead.
+//!
+//! Invariant: only a session whose both directions ended cleanly is closed cleanly; every other end resets both
+//! sockets, so that a truncated stream never looks complete.
+
+mod connect;
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::Socket;
+
+pub use self::connect::{Attempt, Connecting, Connector};
+use crate::flow::{Flow, Progress};
+use crate::plan::Timeouts;
+use crate::pump::{Choice, Direction, Lane, Pump, Pumps, Ready};
+use crate::stats::{Bytes, EndReason, ForwardStats};
+
+/// Bytes one direction may move in a turn before others have theirs.
+const BUDGET: usize = 2 << 20;
+
+/// One of a session's two sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The socket that was accepted.
+    Client,
+    /// The socket that was connected.
+    Backend,
+}
+
+/// The token of the client's socket of the session with that slab key.
+#[must_use]
+pub fn client_token(key: usize) -> mio::Token {
+    mio::Token(key << 4)
+}
+
+/// The token of the backend's socket; it carries the number of the attempt, so that an event of an attempt that was
+/// given up within the same batch is told from one of its successor.
+#[must_use]
+pub fn backend_token(key: usize, attempt: u32) -> mio::Token {
+    mio::Token(key << 4 | (attempt as usize & 7) << 1 | 1)
+}
+
+/// The slab key in a token.
+#[must_use]
+pub fn key_of(token: mio::Token) -> usize {
+    token.0 >> 4
+}
+
+/// What is fixed about a session from the start.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// The client's address.
+    pub client: SocketAddr,
+    /// Index of the forward in the plan.
+    pub forward: usize,
+    /// Number of the listening address, the same in every worker.
+    pub listener: usize,
+    /// Microseconds of the worker's clock at accept.
+    pub opened_us: u64,
+}
+
+/// A client and its upstream.
+#[derive(Debug)]
+pub struct Session {
+    origin: Origin,
+    client: Socket,
+    backend: Option<Socket>,
+    client_ready: Ready,
+    backend_ready: Ready,
+    client_failed: bool,
+    backend_failed: bool,
+    up: Way,
+    down: Way,
+    bytes: Bytes,
+    phase: Phase,
+    target: Option<SocketAddr>,
+    /// Number of the connect attempt `backend` belongs to.
+    attempt: u32,
+    active_us: u64,
+    /// The time its timer is set to, in milliseconds; 0 for none.
+    pub armed_ms: u64,
+    /// Already in the queue of this or the next turn.
+    pub queued: bool,
+    /// What the trace of our own connections holds for it.
+    trace: u64,
+}
+
+#[derive(Debug)]
+struct Way {
+    flow: Flow,
+    pump: Pump,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Connecting(Connecting),
+    Open,
+}
+
+/// What a session wants after it was driven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing until an event or its deadline.
+    Wait,
+    /// Another turn without an event.
+    Again,
+    /// It is over.
+    End(End),
+}
+
+/// Why a session is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// The reason.
+    pub reason: EndReason,
+    /// The kernel's error behind it.
+    pub errno: Option<i32>,
+}
+
+/// What a session needs of its worker to move bytes.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// Scratch buffer and pipes.
+    pub pumps: &'a mut Pumps,
+    /// Counters of its forward.
+    pub stats: &'a ForwardStats,
+    /// When it ends by itself.
+    pub timeouts: &'a Timeouts,
+    /// Most bytes one read may take.
+    pub copy_buffer: usize,
+    /// Index of the pool with the forward's pipe size.
+    pub pool: usize,
+    /// The turn's clock reading, in microseconds.
+    pub now_us: u64,
+}
+
+impl End {
+    /// An end without an error of the kernel.
+    #[must_use]
+    pub fn of(reason: EndReason) -> Self {
+        Self { reason, errno: None }
+    }
+}
+
+impl Session {
+    /// A session that has been accepted and is not connected yet.
+    #[must_use]
+    pub fn new(client: Socket, origin: Origin, choice: Choice, connecting: Connecting) -> Self {
+        let way = || Way { flow: Flow::default(), pump: Pump::new(choice) };
+        Self {
+            origin,
+            client,
+            backend: None,
+            client_ready: Ready::default(),
+            backend_ready: Ready::default(),
+            client_failed: false,
+            backend_failed: false,
+            up: way(),
+            down: way(),
+            bytes: Bytes::default(),
+            phase: Phase::Connecting(connecting),
+            target: None,
+            attempt: 0,
+            active_us: origin.opened_us,
+            armed_ms: 0,
+            queued: false,
+            trace: 0,
+        }
+    }
+
+    /// What is fixed about it.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The accepted socket.
+    #[must_use]
+    pub fn client(&self) -> &Socket {
+        &self.client
+    }
+
+    /// The target it is connected or connecting to.
+    #[must_use]
+    pub fn target(&self) -> Option<SocketAddr> {
+        self.target
+    }
+
+    /// Bytes delivered so far.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
+        self.bytes
+    }
+
+    /// The entry to remove from the trace of our own connections.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.trace
+    }
+
+    /// Notes what the poller said; nothing is done yet. False when the event is about a socket it has no more.
+    pub fn note(&mut self, event: &mio::event::Event) -> bool {
+        let token = event.token();
+        let (ready, failed) = if token == client_token(key_of(token)) {
+            (&mut self.client_ready, &mut self.client_failed)
+        } else if token == backend_token(key_of(token), self.attempt) {
+            (&mut self.backend_ready, &mut self.backend_failed)
+        } else {
+            return false;
+        };
+        ready.readable |= event.is_readable() || event.is_error();
+        ready.writable |= event.is_writable() || event.is_error();
+        ready.read_closed |= event.is_read_closed() || event.is_error();
+        ready.urgent |= crate::sys::is_urgent(event);
+        *failed |= event.is_error();
+        true
+    }
+
+    /// Whether the poller said that a socket has failed. A hint: `take_error` decides.
+    fn failed(&mut self, side: Side) -> Option<io::Error> {
+        let (socket, failed) = match side {
+            Side::Client => (Some(&self.client), &mut self.client_failed),
+            Side::Backend => (self.backend.as_ref(), &mut self.backend_failed),
+        };
+        if !std::mem::take(failed) {
+            return None;
+        }
+        socket?.take_error().ok().flatten()
+    }
+
+    /// Moves bytes both ways as far as they go.
+    pub fn advance(&mut self, turn: &mut Turn<'_>) -> Step {
+        debug_assert!(matches!(self.phase, Phase::Open), "only a connected session moves bytes");
+        let before = self.moved();
+        let up = self.advance_way(Direction::Up, turn);
+        let down = self.advance_way(Direction::Down, turn);
+        let step = self.judge(up, down, turn);
+        if self.moved() != before {
+            self.active_us = turn.now_us;
+        }
+        step
+    }
+
+    fn judge(&mut self, up: Progress, down: Progress, turn: &mut Turn<'_>) -> Step {
+        let failure = match (up, down) {
+            (Progress::Done, Progress::Done) => return Step::End(End::of(EndReason::Done)),
+            (Progress::SourceFailed(e), _) | (_, Progress::TargetFailed(e)) => Some((Side::Client, e)),
+            (Progress::TargetFailed(e), _) | (_, Progress::SourceFailed(e)) => Some((Side::Backend, e)),
+            (Progress::Yield, _) | (_, Progress::Yield) => return Step::Again,
+            // Both wait. A socket that failed while its data cannot move on is found only here.
+            _ => self
+                .failed(Side::Client)
+                .map(|e| (Side::Client, e))
+                .or_else(|| self.failed(Side::Backend).map(|e| (Side::Backend, e))),
+        };
+        let Some((side, error)) = failure else { return Step::Wait };
+        self.salvage(side, turn);
+        Step::End(End { reason: blame(side, &error), errno: error.raw_os_error() })
+    }
+
+    /// What a failed socket had sent before it failed still goes to the other side, as far as that takes it at once.
+    fn salvage(&mut self, failed: Side, turn: &mut Turn<'_>) {
+        let direction = match failed {
+            Side::Client => Direction::Up,
+            Side::Backend => Direction::Down,
+        };
+        let ready = match failed {
+            Side::Client => &mut self.client_ready,
+            Side::Backend => &mut self.backend_ready,
+        };
+        ready.readable = true;
+        // An end found now is not a clean one: it must not be passed on as such.
+        let flow = match direction {
+            Direction::Up => self.up.flow,
+            Direction::Down => self.down.flow,
+        };
+        if matches!(flow, Flow::Fill | Flow::Drain) {
+            let _ = self.drive(direction, turn, true, 4 * BUDGET);
+        }
+    }
+
+    fn advance_way(&mut self, direction: Direction, turn: &mut Turn<'_>) -> Progress {
+        let other = match direction {
+            Direction::Up => self.down.flow,
+            Direction::Down => self.up.flow,
+        };
+        let first_byte = direction == Direction::Down && self.downloaded() == 0;
+        let progress = self.drive(direction, turn, other == Flow::Done, BUDGET);
+        if first_byte && self.downloaded() > 0 {
+            turn.stats.first_byte_time.record(Duration::from_micros(turn.now_us - self.origin.opened_us));
+        }
+        progress
+    }
+
+    fn drive(&mut self, direction: Direction, turn: &mut Turn<'_>, last: bool, budget: usize) -> Progress {
+        let Some(backend) = &self.backend else { return Progress::Blocked };
+        let (client, client_ready, backend_ready) = (&self.client, &mut self.client_ready, &mut self.backend_ready);
+        let (way, bytes, source, target, source_ready, target_ready) = match direction {
+            Direction::Up => {
+                (&mut self.up, &mut self.bytes.client_to_backend, client, backend, client_ready, backend_ready)
+            }
+            Direction::Down => {
+                (&mut self.down, &mut self.bytes.backend_to_client, backend, client, backend_ready, client_ready)
+            }
+        };
+        let mut lane = Lane {
+            pump: &mut way.pump,
+            pumps: turn.pumps,
+            source,
+            target,
+            source_ready,
+            target_ready,
+            bytes,
+            stats: turn.stats,
+            direction,
+            copy_buffer: turn.copy_buffer,
+            pool: turn.pool,
+            last,
+        };
+        way.flow.advance(&mut lane, budget)
+    }
+
+    /// When it ends by itself if nothing happens, in milliseconds of the worker's clock.
+    #[must_use]
+    pub fn deadline_ms(&self, timeouts: &Timeouts) -> Option<u64> {
+        match &self.phase {
+            Phase::Connecting(connecting) => connecting.deadline_ms(),
+            Phase::Open => {
+                let half = if self.is_half_closed() { timeouts.half_closed } else { None };
+                let timeout = [half, timeouts.idle].into_iter().flatten().min()?;
+                Some(self.active_us / 1000 + millis(timeout))
+            }
+        }
+    }
+
+    /// Why it ends when its deadline has passed.
+    #[must_use]
+    pub fn overdue(&self, timeouts: &Timeouts) -> EndReason {
+        match &self.phase {
+            Phase::Connecting(connecting) => connecting.overdue(),
+            Phase::Open => match (self.is_half_closed(), timeouts.half_closed, timeouts.idle) {
+                (true, Some(half), Some(idle)) if half <= idle => EndReason::HalfClosed,
+                (true, Some(_), None) => EndReason::HalfClosed,
+                _ => EndReason::Idle,
+            },
+        }
+    }
+
+    /// Closes it. Anything but a clean end resets both sockets.
+    pub fn close(mut self, reason: EndReason, pumps: &mut Pumps, pool: usize) {
+        pumps.release(&mut self.up.pump, pool);
+        pumps.release(&mut self.down.pump, pool);
+        if reason != EndReason::Done {
+            self.reset();
+        }
+    }
+
+    /// Makes closing the sockets send a reset. Errors are ignored: a socket that cannot be reset is gone already.
+    pub fn reset(&self) {
+        let _ = self.client.set_linger(Some(Duration::ZERO));
+        if let Some(backend) = &self.backend {
+            let _ = backend.set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    fn is_half_closed(&self) -> bool {
+        (self.up.flow == Flow::Done) != (self.down.flow == Flow::Done)
+    }
+
+    fn downloaded(&self) -> u64 {
+        self.bytes.backend_to_client.splice + self.bytes.backend_to_client.copy
+    }
+
+    fn moved(&self) -> u64 {
+        self.downloaded() + self.bytes.client_to_backend.splice + self.bytes.client_to_backend.copy
+    }
+}
+
+/// What an error of one socket is called.
+fn blame(side: Side, error: &io::Error) -> EndReason {
+    let pick = |client, backend| if side == Side::Client { client } else { backend };
+    match error.raw_os_error() {
+        Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::ENOTCONN) => {
+            pick(EndReason::ResetByClient, EndReason::ResetByBackend)
+        }
+        Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN) => {
+            pick(EndReason::ClientVanished, EndReason::BackendVanished)
+        }
+        _ => EndReason::Error,
+    }
+}
+
+/// Whole milliseconds, at least 1, so that "soon" is never "never".
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 4).clamp(1, u64::MAX / 4)
+}

@@ -1,0 +1,84 @@
+//! Sockets made in as few system calls as the system allows.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use crate::plan::TcpOptions;
+
+/// A TCP socket that neither blocks nor is inherited by a child.
+///
+/// # Errors
+/// What socket(2) reports.
+pub fn stream(address: SocketAddr) -> io::Result<Socket> {
+    let domain = Domain::for_address(address);
+    #[cfg(target_os = "linux")]
+    {
+        Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    }
+}
+
+/// Takes one connection; it neither blocks nor is inherited by a child.
+///
+/// # Errors
+/// What accept4(2) reports.
+pub fn accept(listener: &Socket) -> io::Result<(Socket, SocketAddr)> {
+    #[cfg(target_os = "linux")]
+    let (socket, address) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
+    #[cfg(not(target_os = "linux"))]
+    let (socket, address) = {
+        let (socket, address) = listener.accept()?;
+        socket.set_nonblocking(true)?;
+        (socket, address)
+    };
+    match address.as_socket() {
+        Some(address) => Ok((socket, address)),
+        None => Err(io::Error::new(io::ErrorKind::Unsupported, "a peer without an IP address")),
+    }
+}
+
+/// Sets what both sides of a session share. On a listener every accepted connection inherits it (tcp(7)).
+///
+/// Urgent bytes are kept in line, so that a forwarder, which cannot pass the mark on, at least loses no byte.
+///
+/// # Errors
+/// What setsockopt(2) reports.
+pub fn set_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
+    if let Some(idle) = options.keepalive {
+        let interval = Duration::from_secs((idle.as_secs() / 4).max(1));
+        let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(4);
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Some(timeout) = options.user_timeout {
+        socket.set_tcp_user_timeout(Some(timeout))?;
+    }
+    if let Some(bytes) = options.receive_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    if let Some(bytes) = options.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    Ok(())
+}
+
+/// Binds an outgoing connection to a local address; where possible without taking a port yet, so that one address
+/// serves as many connections as there are ports per target.
+///
+/// # Errors
+/// What setsockopt(2) or bind(2) reports.
+pub fn bind_source(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())
+}

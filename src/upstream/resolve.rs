@@ -1,0 +1,119 @@
+//! Names are resolved by a thread of their own; workers are told of changes.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::plan::{Host, Plan};
+
+/// How often a name that has an address is looked up again.
+const REFRESH: Duration = Duration::from_secs(30);
+/// How often while some name has none.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The places in a plan that hold one name: (forward, target).
+pub(super) type Places = Vec<(usize, usize)>;
+
+/// Every name of the plan with the targets that use it.
+#[must_use]
+pub fn names(plan: &Plan) -> HashMap<String, Places> {
+    let mut names: HashMap<String, Places> = HashMap::new();
+    for (f, forward) in plan.forwards.iter().enumerate() {
+        for (t, target) in forward.targets.iter().enumerate() {
+            if let Host::Name(name) = &target.host {
+                names.entry(name.clone()).or_default().push((f, t));
+            }
+        }
+    }
+    names
+}
+
+/// The resolver thread. It ends when this value is dropped, after the look-up it is in.
+#[derive(Debug)]
+pub struct Resolver {
+    _stop: Sender<()>,
+    _thread: JoinHandle<()>,
+}
+
+impl Resolver {
+    /// Starts the thread; `tell` is called with (forward, target, addresses) whenever the addresses of a name change.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(
+        names: HashMap<String, Places>,
+        tell: impl Fn(usize, usize, &[IpAddr]) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (stop, stopped) = channel();
+        let thread = std::thread::Builder::new().name("resolver".into()).spawn(move || run(names, &stopped, tell))?;
+        Ok(Self { _stop: stop, _thread: thread })
+    }
+}
+
+fn run(names: HashMap<String, Places>, stopped: &Receiver<()>, tell: impl Fn(usize, usize, &[IpAddr])) {
+    let mut known: HashMap<&str, Vec<IpAddr>> = HashMap::new();
+    let mut failing: HashMap<&str, bool> = HashMap::new();
+    loop {
+        for (name, places) in &names {
+            match look_up(name) {
+                Ok(addresses) => {
+                    if failing.insert(name, false) == Some(true) {
+                        log::info!("{name} has an address again");
+                    }
+                    if known.get(name.as_str()) != Some(&addresses) {
+                        log::info!("{name} is {addresses:?}");
+                        places.iter().for_each(|(forward, target)| tell(*forward, *target, &addresses));
+                        known.insert(name, addresses);
+                    }
+                }
+                Err(e) => {
+                    // The last good answer stays in use; the first failure in a row is worth a line.
+                    if failing.insert(name, true) != Some(true) {
+                        let kept =
+                            if known.contains_key(name.as_str()) { "; its last addresses stay in use" } else { "" };
+                        log::warn!("cannot resolve {name}: {e}{kept}; check the name and the resolver of this host");
+                    }
+                }
+            }
+        }
+        let pause = if failing.values().any(|f| *f) { RETRY } else { REFRESH };
+        if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+    }
+}
+
+/// The addresses of a name, sorted, so that an answer in another order is no change.
+fn look_up(name: &str) -> io::Result<Vec<IpAddr>> {
+    let mut addresses: Vec<IpAddr> = (name, 0).to_socket_addrs()?.map(|a| a.ip().to_canonical()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    if addresses.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the answer holds no address"));
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn localhost_is_told_once_and_the_thread_ends() {
+        let (tx, rx) = channel();
+        let names = HashMap::from([("localhost".to_string(), vec![(0, 1), (2, 0)])]);
+        let resolver = Resolver::start(names, move |forward, target, addresses| {
+            let _ = tx.send((forward, target, addresses.to_vec()));
+        })
+        .unwrap();
+        let (forward, target, addresses) = rx.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!((forward, target), (0, 1));
+        assert!(addresses.iter().all(IpAddr::is_loopback));
+        assert_eq!(rx.recv_timeout(Duration::from_secs(10)).unwrap().0, 2);
+        drop(resolver);
+        assert!(rx.recv_timeout(Duration::from_secs(10)).is_err(), "the sender is dropped with the thread");
+    }
+}

@@ -1,0 +1,161 @@
+//! From a listener's queue to a session that connects.
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
+
+use mio::unix::SourceFd;
+
+use super::{Accepted, Message, PAUSE_MS, Worker};
+use crate::listener::AcceptError;
+use crate::plan::Refusal;
+use crate::pump::Choice;
+use crate::session::{Attempt, Connecting, End, Origin, Session, Step, client_token};
+use crate::stats::EndReason;
+use crate::sys;
+
+/// Connections taken from one listener in a turn.
+const BATCH: usize = 64;
+
+impl Worker {
+    /// Takes connections from every listener that may have some.
+    pub(super) fn accept(&mut self) {
+        for index in 0..self.parts.listeners.len() {
+            for _ in 0..BATCH {
+                let listener = &self.parts.listeners[index];
+                if !listener.ready || listener.paused {
+                    break;
+                }
+                self.accept_one(index);
+            }
+        }
+    }
+
+    fn accept_one(&mut self, index: usize) {
+        let listener = &mut self.parts.listeners[index];
+        let forward = listener.forward;
+        let slots = [&self.parts.shared.slots, &self.parts.shared.forward_slots[forward]];
+        if !slots[0].take() {
+            return self.pause_all();
+        }
+        if !slots[1].take() {
+            slots[0].give();
+            listener.paused = true;
+            return self.pause();
+        }
+        match sys::accept(&listener.socket) {
+            Ok((socket, client)) => {
+                let (listener, port_offset) = (listener.index, listener.port_offset);
+                self.exhausted = false;
+                let hop = self.parts.shared.trace.look_up(client);
+                self.hand_on(Accepted { socket, client, forward, listener, port_offset, hop });
+            }
+            Err(e) => {
+                slots.iter().for_each(|slots| slots.give());
+                match AcceptError::of(&e) {
+                    AcceptError::Empty => listener.ready = false,
+                    AcceptError::Gone => {}
+                    AcceptError::Exhausted => {
+                        self.log_exhausted(&e);
+                        self.pause_all();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps a new connection, or gives it to the least loaded worker when this one holds clearly more: the kernel
+    /// spreads connections by hash, which is uneven for few and heavy sessions.
+    fn hand_on(&mut self, accepted: Accepted) {
+        let loads = &self.parts.shared.loads;
+        let mine = loads[self.parts.id].load(Ordering::Relaxed);
+        let least = (0..loads.len()).min_by_key(|i| loads[*i].load(Ordering::Relaxed)).unwrap_or(self.parts.id);
+        let surplus = mine.saturating_sub(loads[least].load(Ordering::Relaxed));
+        // Exact while sessions are few; with many, an eighth more is not worth a wake-up each.
+        if surplus > mine / 8 && least != self.parts.id {
+            loads[least].fetch_add(1, Ordering::Relaxed);
+            match self.parts.shared.mailboxes[least].post(Message::Accepted(accepted)) {
+                Ok(()) => return self.parts.stats.handed_over.add(1),
+                // That worker is gone; its count stays high, so that it is not asked again.
+                Err(Message::Accepted(back)) => {
+                    loads[least].store(usize::MAX / 2, Ordering::Relaxed);
+                    loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
+                    return self.begin(back);
+                }
+                Err(_) => return,
+            }
+        }
+        loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
+        self.begin(accepted);
+    }
+
+    /// Makes a session of a connection. Its slot and its place in the load table are taken already.
+    pub(super) fn begin(&mut self, accepted: Accepted) {
+        let Accepted { socket, client, forward, listener, port_offset, hop } = accepted;
+        let plan = &self.parts.plan.forwards[forward];
+        self.parts.stats.forwards[forward].accepted.add(1);
+        self.parts.stats.forwards[forward].open.add(1);
+        let origin = Origin { client, forward, listener, opened_us: self.now_us };
+        let first = self.parts.routes[forward].upstreams.pick();
+        let connecting = Connecting::new(first, port_offset, hop, plan.timeouts.connect, self.now_us);
+        let refused = match plan.access.refuses(client.ip()) {
+            Some(Refusal::Denied) => Some(EndReason::Denied),
+            Some(Refusal::NotAllowed) => Some(EndReason::NotAllowed),
+            None if hop.is_loop(forward) => Some(EndReason::Loop),
+            None => None,
+        };
+        let fd = socket.as_raw_fd();
+        let key = self.sessions.insert(Session::new(socket, origin, Choice::new(plan.engine), connecting));
+        if let Some(reason) = refused {
+            return self.end(key, End::of(reason));
+        }
+        if let Err(e) = self.parts.poll.registry().register(&mut SourceFd(&fd), client_token(key), sys::interest()) {
+            log::warn!("cannot watch a connection: {e}; fs.epoll.max_user_watches limits how many there may be");
+            return self.end(key, End { reason: EndReason::Error, errno: e.raw_os_error() });
+        }
+        let step = self.connect_with(key, |session, by| match session.connect(by) {
+            Attempt::Over(end) => Step::End(end),
+            Attempt::Begun | Attempt::Later => Step::Wait,
+        });
+        self.settle(key, step);
+    }
+
+    /// Stops accepting for a while. The connections stay in the kernel's queue, and nothing spins.
+    pub(super) fn pause_all(&mut self) {
+        self.parts.listeners.iter_mut().for_each(|l| l.paused = true);
+        self.pause();
+    }
+
+    fn pause(&mut self) {
+        self.pause_until_ms = self.now_ms() + PAUSE_MS;
+        self.parts.stats.accept_paused.set(1);
+    }
+
+    /// Ends a pause when its time is over or something has become free.
+    pub(super) fn unpause(&mut self) {
+        if self.pause_until_ms > 0 && (self.freed || self.now_ms() >= self.pause_until_ms) {
+            self.freed = true;
+            self.resume();
+        }
+    }
+
+    /// A queue that was not empty when accepting paused makes no new event: every listener is asked again.
+    pub(super) fn resume(&mut self) {
+        self.pause_until_ms = 0;
+        self.parts.stats.accept_paused.set(0);
+        for listener in &mut self.parts.listeners {
+            (listener.ready, listener.paused) = (true, false);
+        }
+    }
+
+    fn log_exhausted(&mut self, error: &std::io::Error) {
+        if std::mem::replace(&mut self.exhausted, true) {
+            return;
+        }
+        self.parts.stats.accept_pauses.add(1);
+        log::error!(
+            "cannot accept connections: {error}; {} descriptors are allowed (ulimit -n, LimitNOFILE=); \
+             clients wait in the queue until one is free",
+            sys::descriptor_limit()
+        );
+    }
+}

@@ -1,0 +1,98 @@
+//! The end of a session, and what a worker reports.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use super::Worker;
+use crate::session::{End, Session};
+use crate::stats::{EndReason, SessionRecord};
+use crate::sys;
+
+/// Finished sessions are handed to the log at once when there are that many.
+const REPORT: usize = 256;
+
+impl Worker {
+    /// Ends a session: counts it, reports it, gives back what it held and closes it.
+    pub(super) fn end(&mut self, key: usize, end: End) {
+        let Some(session) = self.sessions.try_remove(key) else { return };
+        self.deadlines.clear(key);
+        self.freed = true;
+        let forward = session.origin().forward;
+        let stats = &self.parts.stats.forwards[forward];
+        stats.open.sub(1);
+        stats.ends[end.reason as usize].add(1);
+        let duration = Duration::from_micros(self.now_us.saturating_sub(session.origin().opened_us));
+        stats.session_time.record(duration);
+        self.give_back(&session);
+        if self.parts.log.is_some() {
+            self.finished.push(SessionRecord {
+                at: SystemTime::now(),
+                forward,
+                client: session.origin().client,
+                listener: self.parts.shared.listening[session.origin().listener],
+                target: session.target(),
+                bytes: session.bytes(),
+                duration,
+                reason: end.reason,
+                errno: end.errno,
+            });
+            if self.finished.len() >= REPORT {
+                self.report_sessions();
+            }
+        }
+        session.close(end.reason, &mut self.parts.pumps, self.parts.routes[forward].pool);
+    }
+
+    fn give_back(&self, session: &Session) {
+        let shared = &self.parts.shared;
+        shared.loads[self.parts.id].fetch_sub(1, Ordering::Relaxed);
+        shared.slots.give();
+        shared.forward_slots[session.origin().forward].give();
+        shared.trace.forget(session.trace());
+    }
+
+    /// Ends a turn: counters that are not kept as things happen, and finished sessions.
+    pub(super) fn report(&mut self) {
+        self.freed = false;
+        let stats = &self.parts.stats;
+        stats.turns.add(1);
+        let [in_use, pooled, budget, size] = self.parts.pumps.pipes();
+        stats.pipes_in_use.set(in_use as u64);
+        stats.pipes_pooled.set(pooled as u64);
+        stats.pipes_budget.set(budget as u64);
+        stats.pipe_size.set(size as u64);
+        if self.now_us >= self.measure_us {
+            self.measure_us = self.now_us + 1_000_000;
+            stats.busy_ns.set(u64::try_from(sys::thread_cpu_time().as_nanos()).unwrap_or(0));
+        }
+        if !self.finished.is_empty() {
+            self.report_sessions();
+        }
+    }
+
+    fn report_sessions(&mut self) {
+        let records = std::mem::take(&mut self.finished);
+        let count = records.len() as u64;
+        // A log that does not keep up costs lines, never time on the data path.
+        if self.parts.log.as_ref().is_some_and(|log| log.try_send(records).is_err()) {
+            self.parts.stats.log_dropped.add(count);
+        }
+    }
+}
+
+impl Drop for Worker {
+    /// After a panic no stream may look complete: every session is reset and counted.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for (_, session) in &self.sessions {
+            session.reset();
+            let stats = &self.parts.stats.forwards[session.origin().forward];
+            stats.open.sub(1);
+            stats.ends[EndReason::WorkerPanic as usize].add(1);
+            self.parts.shared.slots.give();
+            self.parts.shared.forward_slots[session.origin().forward].give();
+        }
+    }
+}

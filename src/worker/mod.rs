@@ -1,0 +1,447 @@
+//! One event loop per core: poll, drive, time out, accept.
+//!
+//! A worker shares nothing with the others but a table of session counts, slots, and a mailbox each. Within a turn the
+//! order is fixed: first every ready session is driven, then deadlines, then the mailbox, and only then new
+//! connections. So a slab key that is freed in a turn is not given to a new session before every event of that turn
+//! has been looked at, and a stale event can reach nobody.
+//!
+//! A turn reads the clock once, allocates nothing, and takes no lock.
+
+mod accept;
+mod end;
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::{Receiver, Sender, SyncSender};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use slab::Slab;
+use socket2::Socket;
+
+use crate::deadline::Deadlines;
+use crate::listener::{Listener, Slots};
+use crate::plan::Plan;
+use crate::pump::Pumps;
+use crate::session::{Attempt, Connector, End, Session, Step, Turn, key_of};
+use crate::stats::{EndReason, SessionRecord, WorkerStats};
+use crate::upstream::{Hop, Trace, Upstreams};
+
+/// Wakes a worker whose mailbox holds something.
+pub(crate) const MAILBOX: Token = Token(usize::MAX);
+/// Marks the tokens of listeners.
+const LISTENER: usize = 1 << (usize::BITS - 2);
+/// How long accepting pauses when descriptors have run out; a session that ends lets it go on at once.
+const PAUSE_MS: u64 = 50;
+
+/// What workers share. Nothing in it is locked.
+#[derive(Debug)]
+pub struct Shared {
+    /// Sessions held by each worker, those on their way to its mailbox included.
+    pub loads: Box<[AtomicUsize]>,
+    /// `max_connections` of the process.
+    pub slots: Slots,
+    /// `max_connections` of each forward.
+    pub forward_slots: Box<[Slots]>,
+    /// Our own connections to backends.
+    pub trace: Trace,
+    /// The listening addresses by number.
+    pub listening: Box<[std::net::SocketAddr]>,
+    /// One per worker.
+    pub mailboxes: Box<[Mailbox]>,
+}
+
+/// How a worker is told things.
+#[derive(Debug)]
+pub struct Mailbox {
+    sender: Sender<Message>,
+    waker: Waker,
+}
+
+/// What a worker may be told.
+#[derive(Debug)]
+pub enum Message {
+    /// A connection another worker has accepted.
+    Accepted(Accepted),
+    /// The addresses of a name: forward, target, addresses.
+    Resolved(usize, usize, Vec<IpAddr>),
+    /// Accept no more; end when the last session has.
+    Drain,
+    /// End every session now.
+    Stop,
+    /// Fail, to test what the process makes of it.
+    #[cfg(test)]
+    Panic,
+}
+
+/// A connection on its way to the worker that will hold it.
+#[derive(Debug)]
+pub struct Accepted {
+    socket: Socket,
+    client: std::net::SocketAddr,
+    forward: usize,
+    listener: usize,
+    port_offset: u16,
+    hop: Hop,
+}
+
+impl Mailbox {
+    /// A mailbox and its other end.
+    #[must_use]
+    pub fn new(waker: Waker) -> (Self, Receiver<Message>) {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        (Self { sender, waker }, receiver)
+    }
+
+    /// Leaves a message; given back when the worker is gone.
+    ///
+    /// # Errors
+    /// The message, when nobody will read it.
+    pub fn post(&self, message: Message) -> Result<(), Message> {
+        self.sender.send(message).map_err(|e| e.0)?;
+        if let Err(e) = self.waker.wake() {
+            // The message is read at the worker's next turn all the same.
+            log::debug!("cannot wake a worker: {e}");
+        }
+        Ok(())
+    }
+}
+
+/// A forward as one worker sees it.
+#[derive(Debug)]
+pub struct Route {
+    /// Its targets.
+    pub upstreams: Upstreams,
+    /// Index of the pool with its pipe size.
+    pub pool: usize,
+}
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Its number, from 0.
+    pub id: usize,
+    /// Its poller, the mailbox's waker registered already.
+    pub poll: Poll,
+    /// What runs.
+    pub plan: Arc<Plan>,
+    /// What workers share.
+    pub shared: Arc<Shared>,
+    /// The other end of its mailbox.
+    pub inbox: Receiver<Message>,
+    /// Its listeners.
+    pub listeners: Vec<Listener>,
+    /// One per forward.
+    pub routes: Vec<Route>,
+    /// Its scratch buffer and pipes.
+    pub pumps: Pumps,
+    /// Its counters.
+    pub stats: Arc<WorkerStats>,
+    /// Where finished sessions are reported.
+    pub log: Option<SyncSender<Vec<SessionRecord>>>,
+}
+
+/// An event loop and all it holds.
+#[derive(Debug)]
+pub struct Worker {
+    parts: Parts,
+    sessions: Slab<Session>,
+    deadlines: Deadlines,
+    /// Keys to drive in this turn, and in the next one without waiting.
+    ready: Vec<usize>,
+    again: Vec<usize>,
+    due: Vec<usize>,
+    /// Sessions that wait for a descriptor or a name.
+    retry: Vec<usize>,
+    finished: Vec<SessionRecord>,
+    clock: Instant,
+    now_us: u64,
+    /// Accepting pauses until then; 0 when it does not.
+    pause_until_ms: u64,
+    /// A line about missing descriptors has been logged since they were last seen.
+    exhausted: bool,
+    /// Something sessions or listeners wait for may be there: a slot, a descriptor, an address.
+    freed: bool,
+    draining: bool,
+    /// When the worker's own CPU time is next measured.
+    measure_us: u64,
+}
+
+impl Worker {
+    /// A worker that has not begun. Its listeners are registered here.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) reports.
+    pub fn new(parts: Parts) -> io::Result<Self> {
+        for (index, listener) in parts.listeners.iter().enumerate() {
+            let token = Token(LISTENER | index);
+            parts.poll.registry().register(&mut SourceFd(&listener.socket.as_raw_fd()), token, Interest::READABLE)?;
+        }
+        Ok(Self {
+            parts,
+            sessions: Slab::new(),
+            deadlines: Deadlines::default(),
+            ready: Vec::new(),
+            again: Vec::new(),
+            due: Vec::new(),
+            retry: Vec::new(),
+            finished: Vec::new(),
+            clock: Instant::now(),
+            now_us: 0,
+            pause_until_ms: 0,
+            exhausted: false,
+            freed: false,
+            draining: false,
+            measure_us: 0,
+        })
+    }
+
+    /// Turns until it has been told to drain and its last session has ended.
+    ///
+    /// # Errors
+    /// The poller failed: nothing can be forwarded any more.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(1024);
+        while !(self.draining && self.sessions.is_empty()) {
+            if let Err(e) = self.parts.poll.poll(&mut events, self.timeout())
+                && e.kind() != io::ErrorKind::Interrupted
+            {
+                self.end_all(EndReason::WorkerPanic);
+                return Err(e);
+            }
+            self.now_us = self.clock.elapsed().as_micros() as u64;
+            self.note(&events);
+            self.drive_ready();
+            self.expire();
+            self.read_mailbox();
+            self.unpause();
+            self.retry();
+            self.accept();
+            self.report();
+        }
+        self.report();
+        Ok(())
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.now_us / 1000
+    }
+
+    /// How long the poller may sleep.
+    fn timeout(&self) -> Option<Duration> {
+        let accepting = self.parts.listeners.iter().any(|l| l.ready && !l.paused);
+        if accepting || !self.again.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let pause = Some(self.pause_until_ms).filter(|ms| *ms > 0);
+        let at_ms = [self.deadlines.next_ms(), pause].into_iter().flatten().min()?;
+        Some(Duration::from_millis(at_ms.saturating_sub(self.now_ms())))
+    }
+
+    /// Notes every event before anything is done, so that a session is driven once for both its sockets.
+    fn note(&mut self, events: &Events) {
+        std::mem::swap(&mut self.ready, &mut self.again);
+        for event in events {
+            let Token(token) = event.token();
+            if event.token() == MAILBOX {
+                continue;
+            }
+            if token & LISTENER != 0 {
+                if let Some(listener) = self.parts.listeners.get_mut(token & !LISTENER) {
+                    listener.ready = true;
+                }
+                continue;
+            }
+            let key = key_of(event.token());
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            if session.note(event) && !session.queued {
+                session.queued = true;
+                self.ready.push(key);
+            }
+        }
+    }
+
+    fn drive_ready(&mut self) {
+        let ready = std::mem::take(&mut self.ready);
+        for key in &ready {
+            self.drive(*key);
+        }
+        self.ready = ready;
+        self.ready.clear();
+    }
+
+    fn drive(&mut self, key: usize) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.queued = false;
+        let forward = session.origin().forward;
+        let step = if session.is_open() { Step::Again } else { self.check_connect(key) };
+        let step = match (step, self.sessions.get_mut(key)) {
+            (Step::Again, Some(session)) if session.is_open() => {
+                let plan = &self.parts.plan.forwards[forward];
+                session.advance(&mut Turn {
+                    pumps: &mut self.parts.pumps,
+                    stats: &self.parts.stats.forwards[forward],
+                    timeouts: &plan.timeouts,
+                    copy_buffer: plan.copy_buffer,
+                    pool: self.parts.routes[forward].pool,
+                    now_us: self.now_us,
+                })
+            }
+            _ => step,
+        };
+        self.settle(key, step);
+    }
+
+    /// Does what a session wants after it was driven.
+    fn settle(&mut self, key: usize, step: Step) {
+        match step {
+            Step::End(end) => self.end(key, end),
+            Step::Again | Step::Wait => {
+                self.arm(key);
+                let Some(session) = self.sessions.get_mut(key) else { return };
+                if step == Step::Again && !session.queued {
+                    session.queued = true;
+                    self.again.push(key);
+                }
+            }
+        }
+    }
+
+    /// Sets the session's timer, unless it already fires early enough: a deadline that moves away with every byte is
+    /// looked at again when the old one fires.
+    fn arm(&mut self, key: usize) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let timeouts = &self.parts.plan.forwards[session.origin().forward].timeouts;
+        match session.deadline_ms(timeouts) {
+            Some(at_ms) if session.armed_ms == 0 || at_ms < session.armed_ms => {
+                session.armed_ms = at_ms.max(1);
+                self.deadlines.set(key, at_ms);
+            }
+            None if session.armed_ms != 0 => {
+                session.armed_ms = 0;
+                self.deadlines.clear(key);
+            }
+            _ => {}
+        }
+    }
+
+    fn expire(&mut self) {
+        let mut due = std::mem::take(&mut self.due);
+        let now_ms = self.now_ms();
+        self.deadlines.expire(now_ms, &mut due);
+        for key in due.drain(..) {
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            session.armed_ms = 0;
+            let timeouts = &self.parts.plan.forwards[session.origin().forward].timeouts;
+            match session.deadline_ms(timeouts) {
+                Some(at_ms) if at_ms <= now_ms => {
+                    if session.may_try_next(now_ms) {
+                        let step = self.connect_with(key, |session, by| session.next_address(None, by));
+                        self.settle(key, step);
+                    } else {
+                        let reason = session.overdue(timeouts);
+                        self.end(key, End::of(reason));
+                    }
+                }
+                _ => self.arm(key),
+            }
+        }
+        self.due = due;
+    }
+
+    fn check_connect(&mut self, key: usize) -> Step {
+        self.connect_with(key, Session::check_connect)
+    }
+
+    /// Runs one step of connecting with what it needs; a session that must wait for something is queued for it.
+    fn connect_with(&mut self, key: usize, step: impl FnOnce(&mut Session, &Connector<'_>) -> Step) -> Step {
+        let Some(session) = self.sessions.get_mut(key) else { return Step::Wait };
+        let forward = session.origin().forward;
+        let waited = session.wants_retry();
+        let step = step(
+            session,
+            &Connector {
+                registry: self.parts.poll.registry(),
+                key,
+                forward: &self.parts.plan.forwards[forward],
+                upstreams: &self.parts.routes[forward].upstreams,
+                stats: &self.parts.stats.forwards[forward],
+                trace: &self.parts.shared.trace,
+                now_us: self.now_us,
+            },
+        );
+        let (waits, starves) = (session.wants_retry(), session.wants_descriptor());
+        if waits && !waited {
+            self.retry.push(key);
+        }
+        if starves {
+            self.pause_all();
+        }
+        step
+    }
+
+    /// Sessions that wait for a descriptor or a name try again when something may have changed.
+    fn retry(&mut self) {
+        if self.retry.is_empty() || !self.freed {
+            return;
+        }
+        for key in std::mem::take(&mut self.retry) {
+            let Some(session) = self.sessions.get(key) else { continue };
+            if !session.wants_retry() {
+                continue;
+            }
+            let step = self.connect_with(key, |session, by| match session.connect(by) {
+                Attempt::Over(end) => Step::End(end),
+                Attempt::Begun | Attempt::Later => Step::Wait,
+            });
+            if self.sessions.get(key).is_some_and(Session::wants_retry) {
+                self.retry.push(key);
+            }
+            self.settle(key, step);
+        }
+    }
+
+    fn read_mailbox(&mut self) {
+        while let Ok(message) = self.parts.inbox.try_recv() {
+            match message {
+                Message::Accepted(accepted) => self.begin(accepted),
+                Message::Resolved(forward, target, addresses) => {
+                    self.parts.routes[forward].upstreams.resolved(target, &addresses);
+                    self.freed = true;
+                }
+                Message::Drain => self.drain(),
+                Message::Stop => self.stop(),
+                #[cfg(test)]
+                Message::Panic => panic!("asked to"),
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        // A listener that closes resets what waits in its queue: take those first.
+        self.resume();
+        while self.parts.listeners.iter().any(|l| l.ready && !l.paused) {
+            self.accept();
+        }
+        self.parts.listeners.clear();
+        self.draining = true;
+    }
+
+    fn stop(&mut self) {
+        self.parts.listeners.clear();
+        self.draining = true;
+        self.end_all(EndReason::Drain);
+    }
+
+    fn end_all(&mut self, reason: EndReason) {
+        for key in 0..self.sessions.capacity() {
+            if self.sessions.contains(key) {
+                self.end(key, End::of(reason));
+            }
+        }
+    }
+}
