@@ -1,1 +1,93 @@
-//! To be written.
+//! The control thread: brings everything up, answers people and machines, and takes it down in order.
+//!
+//! It owns what no worker needs: signals, the pid file, the control socket, the metrics endpoint and the drain. It is
+//! one mio loop on the main thread; nothing here is on the data path, and no client of it gets a thread or an
+//! unbounded buffer.
+
+mod client;
+mod event_loop;
+mod metrics;
+mod pid_file;
+pub mod prometheus;
+mod service;
+pub mod snapshot;
+mod socket;
+
+use std::fmt;
+use std::sync::Arc;
+
+use log::{error, info};
+
+pub use client::{DEFAULT_CONTROL, stats_command};
+
+use crate::plan::{Forward, Plan};
+use crate::session_log::SessionLog;
+use event_loop::EventLoop;
+use pid_file::PidFile;
+
+/// Why the process cannot run, in words for the user.
+#[derive(Debug)]
+pub struct RunError {
+    message: String,
+}
+
+impl RunError {
+    fn new(message: String) -> Self {
+        Self { message }
+    }
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for RunError {}
+
+/// Forwards until a signal ends it: what `spliced forward` and `spliced run` do on the main thread.
+///
+/// Everything that can fail is opened before the first session is taken; on an error nothing is left behind.
+/// SIGTERM and SIGINT drain and return `Ok`, the second one ends at once, SIGUSR1 reopens the session log.
+///
+/// # Errors
+/// An address, file or socket that cannot be opened, named in the message; or every worker has panicked.
+pub fn run(plan: Plan) -> Result<(), RunError> {
+    let plan = Arc::new(plan);
+    // In this order: what tells a second instance of the same configuration apart comes first, so that it stops
+    // before it touches anything of the first.
+    let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let control = plan.control.as_deref().map(socket::bind).transpose()?;
+    let log = SessionLog::start(&plan)
+        .map_err(|error| RunError::new(format!("session log: {error}; choose a file this user may write")))?;
+
+    let mut event_loop = EventLoop::start(&plan, log, control)?;
+    for forward in &plan.forwards {
+        announce(forward);
+    }
+    if let Some(path) = &plan.control {
+        info!("control socket {}", path.display());
+    }
+    if let Some(address) = plan.metrics {
+        info!("metrics on http://{address}/metrics");
+    }
+    info!("ready: {}", event_loop.describe());
+
+    let result = event_loop.run();
+    // Sockets and files go before the last words, so that a successor started on seeing them finds the place free.
+    drop(event_loop);
+    drop(pid_file);
+    match &result {
+        Ok(()) => info!("stopped"),
+        Err(error) => error!("{error}"),
+    }
+    result
+}
+
+fn announce(forward: &Forward) {
+    let targets: Vec<_> = forward.targets.iter().map(ToString::to_string).collect();
+    let targets = targets.join(", ");
+    for listen in &forward.listen {
+        info!("listening on {listen}, forward {:?}, to {targets}, engine {}", forward.name, forward.engine);
+    }
+}

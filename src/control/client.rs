@@ -1,0 +1,280 @@
+//! The other end of the control socket: `spliced stats`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Where `spliced stats` looks when no path is given.
+pub const DEFAULT_CONTROL: &str = "/run/spliced/control.sock";
+
+/// How long the running instance may take to answer.
+const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of the answer that are read: more is no answer of ours.
+const MAX_ANSWER: u64 = 256 * 1024 * 1024;
+
+/// Prints the counters of the instance behind `control`: the JSON object as it came, or a table for people.
+///
+/// # Errors
+/// When nobody answers on the socket, the answer is not understood, or standard output fails. A closed standard output
+/// (`spliced stats | head`) is no error.
+pub fn stats_command(control: &Path, json: bool) -> io::Result<()> {
+    let answer = ask(control, "stats")?;
+    let unknown = |what: &dyn std::fmt::Display| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{}: answer not understood: {what}", control.display()))
+    };
+    let value: Value = serde_json::from_str(&answer).map_err(|error| unknown(&error))?;
+    if let Some(error) = value.get("error").and_then(Value::as_str) {
+        return Err(io::Error::other(format!("{}: {error}", control.display())));
+    }
+    let text = if json { answer } else { table(&Stats::deserialize(value).map_err(|error| unknown(&error))?) };
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Sends one line and returns the answer's line.
+fn ask(control: &Path, command: &str) -> io::Result<String> {
+    let explain = |error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => "; is spliced running, and with this --control path?",
+            io::ErrorKind::ConnectionRefused => "; no instance listens there any more",
+            io::ErrorKind::PermissionDenied => "; only the user who runs spliced may ask",
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "; no answer in time, is the process stopped?",
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("control socket {}: {error}{hint}", control.display()))
+    };
+    let mut stream = UnixStream::connect(control).map_err(explain)?;
+    stream.set_read_timeout(Some(TIME_LIMIT)).map_err(explain)?;
+    stream.set_write_timeout(Some(TIME_LIMIT)).map_err(explain)?;
+    stream.write_all(format!("{command}\n").as_bytes()).map_err(explain)?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer).map_err(explain)?;
+    if answer.ends_with('\n') {
+        return Ok(answer);
+    }
+    let error = io::Error::new(io::ErrorKind::UnexpectedEof, "closed without an answer; too many clients ask at once?");
+    Err(explain(error))
+}
+
+// What the table shows of the answer. Fields it does not know are left out, so that a newer instance can be asked.
+
+#[derive(Debug, Deserialize)]
+struct Stats {
+    version: String,
+    pid: u32,
+    uptime_seconds: f64,
+    draining: bool,
+    cpu: Cpu,
+    engine_available: EngineAvailable,
+    workers: Vec<Worker>,
+    pipes: Pipes,
+    total: Counters,
+    forwards: Vec<Forward>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Cpu {
+    user_seconds: f64,
+    system_seconds: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct EngineAvailable {
+    splice: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Worker {
+    id: usize,
+    cpu: Option<usize>,
+    state: String,
+    sessions_open: u64,
+    busy_seconds: f64,
+    handed_over: u64,
+    accept_paused: bool,
+    log_dropped: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Pipes {
+    in_use: u64,
+    pooled: u64,
+    budget: u64,
+    size_bytes: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Forward {
+    name: String,
+    listen: Vec<String>,
+    to: Vec<String>,
+    engine: String,
+    #[serde(flatten)]
+    counters: Counters,
+}
+
+#[derive(Debug, Deserialize)]
+struct Counters {
+    sessions_accepted: u64,
+    sessions_open: u64,
+    bytes: Bytes,
+    fallbacks: BTreeMap<String, u64>,
+    ends: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Bytes {
+    client_to_backend: PathBytes,
+    backend_to_client: PathBytes,
+}
+
+#[derive(Debug, Deserialize)]
+struct PathBytes {
+    splice: u64,
+    copy: u64,
+}
+
+fn table(stats: &Stats) -> String {
+    let mut out = String::new();
+    let state = if stats.draining { "draining" } else { "serving" };
+    let splice = if stats.engine_available.splice { "" } else { ", splice not available: copying" };
+    line(&mut out, 0, "spliced", &format!("{}, process {}, {state}{splice}", stats.version, stats.pid));
+    let (user, system) = (stats.cpu.user_seconds, stats.cpu.system_seconds);
+    line(&mut out, 0, "up", &format!("{:.0} s, CPU {user:.2} s user + {system:.2} s system", stats.uptime_seconds));
+    let Pipes { in_use, pooled, budget, size_bytes } = stats.pipes;
+    line(
+        &mut out,
+        0,
+        "pipes",
+        &format!("{in_use} in use, {pooled} pooled, {budget} allowed, {} each", human(size_bytes)),
+    );
+    for worker in &stats.workers {
+        describe_worker(&mut out, worker);
+    }
+    if stats.forwards.len() > 1 {
+        out.push_str("\nall forwards\n");
+        counters(&mut out, &stats.total);
+    }
+    for forward in &stats.forwards {
+        // The name is free text: Debug keeps control characters away from the terminal.
+        let heading = format!("\nforward {:?}", forward.name);
+        let (listen, to) = (forward.listen.join(", "), forward.to.join(", "));
+        out.push_str(&format!("{heading}  {listen} → {to}  engine {}\n", forward.engine));
+        counters(&mut out, &forward.counters);
+    }
+    out
+}
+
+fn describe_worker(out: &mut String, worker: &Worker) {
+    let mut text = format!("{} sessions, busy {:.2} s", worker.sessions_open, worker.busy_seconds);
+    if let Some(cpu) = worker.cpu {
+        let _ = write!(text, ", CPU {cpu}");
+    }
+    if worker.state != "running" {
+        let _ = write!(text, ", {:?}", worker.state);
+    }
+    for (n, what) in [(worker.handed_over, "handed over"), (worker.log_dropped, "log lines dropped")] {
+        if n > 0 {
+            let _ = write!(text, ", {n} {what}");
+        }
+    }
+    if worker.accept_paused {
+        text.push_str(", not accepting: out of descriptors or slots");
+    }
+    line(out, 0, &format!("worker {}", worker.id), &text);
+}
+
+fn counters(out: &mut String, counters: &Counters) {
+    let sessions = format!("{} open, {} accepted", counters.sessions_open, counters.sessions_accepted);
+    line(out, 2, "sessions", &sessions);
+    line(out, 2, "client → backend", &by_path(&counters.bytes.client_to_backend));
+    line(out, 2, "backend → client", &by_path(&counters.bytes.backend_to_client));
+    for (label, map) in [("ends", &counters.ends), ("fallbacks", &counters.fallbacks)] {
+        let parts: Vec<_> = map.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
+        if !parts.is_empty() {
+            line(out, 2, label, &parts.join(", "));
+        }
+    }
+}
+
+fn by_path(bytes: &PathBytes) -> String {
+    let total = bytes.splice.saturating_add(bytes.copy);
+    format!("{}: {} spliced, {} copied", human(total), human(bytes.splice), human(bytes.copy))
+}
+
+fn line(out: &mut String, indent: usize, label: &str, text: &str) {
+    let width = 18 - indent;
+    let _ = writeln!(out, "{:indent$}{label:width$} {text}", "");
+}
+
+/// Bytes with a binary unit and three digits: `640 B`, `1.50 KiB`, `23.4 GiB`.
+fn human(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.5 and more would be shown as 1024 of the smaller unit.
+    while value >= 1023.5 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::snapshot::tests::{plan, snapshot, stats};
+    use super::*;
+
+    #[test]
+    fn the_table_shows_what_a_snapshot_holds() {
+        let json = serde_json::to_value(snapshot(&plan("we\x1bb"), &stats())).unwrap();
+        let text = table(&Stats::deserialize(json).unwrap());
+        for part in [
+            "11 in use, 0 pooled, 128 allowed, 1.00 MiB each",
+            "forward \"we\\u{1b}b\"  127.0.0.1:9000 → 10.0.0.2:9001  engine auto",
+            "11 open, 55 accepted",
+            "1.07 KiB: 1.07 KiB spliced, 0 B copied",
+            "77 B: 0 B spliced, 77 B copied",
+            "done 44",
+            "CPU 3",
+            "\"panicked\"",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        assert!(!text.contains("idle") && !text.contains("fallbacks") && !text.contains('\x1b'), "{text}");
+    }
+
+    #[test]
+    fn human_units() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (10_235, "10.0 KiB"),
+            (1_048_575, "1.00 MiB"),
+            (25_125_558_682, "23.4 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(human(bytes), text, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn nobody_there_is_explained() {
+        let error = stats_command(Path::new("/nonexistent/control.sock"), true).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/control.sock") && error.contains("is spliced running"), "{error}");
+    }
+}

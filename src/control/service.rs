@@ -1,0 +1,276 @@
+//! A small request-and-answer server on the control thread: bounded in connections, bytes and time, so that a slow
+//! or hostile client costs nothing. The control socket and the metrics endpoint are both one of these.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use log::{debug, warn};
+use mio::event::Source;
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use mio::{Interest, Registry, Token};
+use slab::Slab;
+
+/// Connections one service holds at a time; the next ones are closed at once.
+pub(super) const MAX_CONNECTIONS: usize = 64;
+/// Bytes of one request.
+pub(super) const MAX_REQUEST: usize = 8 * 1024;
+/// From accepting a connection to its end, answer included.
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// Tokens a service uses: one for the listener, then one per connection.
+pub(super) const TOKENS: usize = 1 + MAX_CONNECTIONS;
+
+/// Connections accepted in one go, so that a storm of them leaves time for signals.
+const ACCEPT_BATCH: usize = MAX_CONNECTIONS;
+/// Pause after a full batch or a failed accept. Events are edge-triggered: nobody would tell again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes read and thrown away after the answer, while the client has not closed.
+const MAX_DISCARD: usize = 64 * 1024;
+
+/// What a protocol says to the bytes that have arrived so far.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The request is not complete.
+    More,
+    /// The whole answer; the connection closes after it.
+    Reply(Vec<u8>),
+}
+
+/// A listening socket of either family.
+pub(super) trait Acceptor: Source + fmt::Debug {
+    /// The connections it gives.
+    type Stream: Channel;
+    /// Takes one connection, or says `WouldBlock`.
+    fn accept_one(&self) -> io::Result<Self::Stream>;
+}
+
+/// A connection of either family.
+pub(super) trait Channel: Source + Read + Write + fmt::Debug {
+    /// Tells the client that nothing more comes.
+    fn finish_writing(&self) -> io::Result<()>;
+}
+
+impl Acceptor for UnixListener {
+    type Stream = UnixStream;
+    fn accept_one(&self) -> io::Result<UnixStream> {
+        self.accept().map(|(stream, _)| stream)
+    }
+}
+
+impl Acceptor for TcpListener {
+    type Stream = TcpStream;
+    fn accept_one(&self) -> io::Result<TcpStream> {
+        self.accept().map(|(stream, _)| stream)
+    }
+}
+
+impl Channel for UnixStream {
+    fn finish_writing(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
+}
+
+impl Channel for TcpStream {
+    fn finish_writing(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
+}
+
+/// A listener and its connections.
+#[derive(Debug)]
+pub(super) struct Service<A: Acceptor> {
+    name: &'static str,
+    listener: A,
+    first_token: usize,
+    connections: Slab<Connection<A::Stream>>,
+    accept_again: Option<Instant>,
+    accept_failing: bool,
+}
+
+#[derive(Debug)]
+struct Connection<S> {
+    stream: S,
+    until: Instant,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// Bytes of the request so far.
+    Reading(Vec<u8>),
+    /// The answer and how much of it is written.
+    Writing(Vec<u8>, usize),
+    /// Answered. Closing with unread bytes would reset the connection and could lose the answer, so what the client
+    /// still sends is thrown away until it closes.
+    Closing(usize),
+}
+
+impl<A: Acceptor> Service<A> {
+    /// Registers a bound listener. Tokens `first_token .. first_token + TOKENS` belong to the service.
+    ///
+    /// # Errors
+    /// When the poller refuses the listener.
+    pub(super) fn new(
+        name: &'static str,
+        mut listener: A,
+        registry: &Registry,
+        first_token: usize,
+    ) -> io::Result<Self> {
+        registry.register(&mut listener, Token(first_token), Interest::READABLE)?;
+        let connections = Slab::with_capacity(MAX_CONNECTIONS);
+        Ok(Self { name, listener, first_token, connections, accept_again: None, accept_failing: false })
+    }
+
+    /// Whether an event with this token is for this service.
+    pub(super) fn owns(&self, token: Token) -> bool {
+        (self.first_token..self.first_token + TOKENS).contains(&token.0)
+    }
+
+    /// Handles an event. `answer` sees all bytes of a request that have arrived.
+    pub(super) fn ready(
+        &mut self,
+        token: Token,
+        registry: &Registry,
+        now: Instant,
+        answer: &mut dyn FnMut(&[u8]) -> Answer,
+    ) {
+        if token.0 == self.first_token {
+            self.accept(registry, now, answer);
+        } else {
+            self.advance(token.0 - self.first_token - 1, registry, answer);
+        }
+    }
+
+    /// Closes connections whose time is over and takes up a paused accept.
+    pub(super) fn tick(&mut self, registry: &Registry, now: Instant, answer: &mut dyn FnMut(&[u8]) -> Answer) {
+        for key in self.keys_until(now) {
+            debug!("{}: a connection took longer than {TIME_LIMIT:?} and was closed", self.name);
+            self.close(key, registry);
+        }
+        if self.accept_again.is_some_and(|at| at <= now) {
+            self.accept(registry, now, answer);
+        }
+    }
+
+    /// When [`Self::tick`] has something to do.
+    pub(super) fn next_tick(&self) -> Option<Instant> {
+        self.connections.iter().map(|(_, connection)| connection.until).chain(self.accept_again).min()
+    }
+
+    fn keys_until(&self, now: Instant) -> Vec<usize> {
+        self.connections.iter().filter(|(_, connection)| connection.until <= now).map(|(key, _)| key).collect()
+    }
+
+    fn accept(&mut self, registry: &Registry, now: Instant, answer: &mut dyn FnMut(&[u8]) -> Answer) {
+        self.accept_again = None;
+        for _ in 0..ACCEPT_BATCH {
+            match self.listener.accept_one() {
+                Ok(stream) => {
+                    self.accept_failing = false;
+                    self.add(stream, registry, now, answer);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut self.accept_failing, true) {
+                        warn!("{}: cannot accept: {error}; trying again every {ACCEPT_PAUSE:?}", self.name);
+                    }
+                    break;
+                }
+            }
+        }
+        self.accept_again = Some(now + ACCEPT_PAUSE);
+    }
+
+    fn add(
+        &mut self,
+        mut stream: A::Stream,
+        registry: &Registry,
+        now: Instant,
+        answer: &mut dyn FnMut(&[u8]) -> Answer,
+    ) {
+        if self.connections.len() >= MAX_CONNECTIONS {
+            debug!("{}: {MAX_CONNECTIONS} connections are open, one more was closed", self.name);
+            return;
+        }
+        let entry = self.connections.vacant_entry();
+        let key = entry.key();
+        let token = Token(self.first_token + 1 + key);
+        if let Err(error) = registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE) {
+            debug!("{}: a connection could not be watched: {error}", self.name);
+            return;
+        }
+        entry.insert(Connection { stream, until: now + TIME_LIMIT, step: Step::Reading(Vec::new()) });
+        self.advance(key, registry, answer);
+    }
+
+    fn advance(&mut self, key: usize, registry: &Registry, answer: &mut dyn FnMut(&[u8]) -> Answer) {
+        // An event of the same batch may be for a connection that is closed by now.
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        match connection.advance(answer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                debug!("{}: a connection failed: {error}", self.name);
+                self.close(key, registry);
+            }
+            Ok(()) => self.close(key, registry),
+        }
+    }
+
+    fn close(&mut self, key: usize, registry: &Registry) {
+        if let Some(mut connection) = self.connections.try_remove(key) {
+            // Closing the descriptor takes it out of the poller anyway; an error here changes nothing.
+            let _ = registry.deregister(&mut connection.stream);
+        }
+    }
+}
+
+impl<S: Channel> Connection<S> {
+    /// Goes on as far as the socket allows: `WouldBlock` to wait, `Ok` when the connection is over.
+    fn advance(&mut self, answer: &mut dyn FnMut(&[u8]) -> Answer) -> io::Result<()> {
+        let mut chunk = [0; 2048];
+        loop {
+            match &mut self.step {
+                Step::Reading(request) => {
+                    let room = chunk.len().min(MAX_REQUEST - request.len());
+                    let n = read(&mut self.stream, &mut chunk[..room])?;
+                    request.extend_from_slice(&chunk[..n]);
+                    match answer(request) {
+                        Answer::Reply(reply) => self.step = Step::Writing(reply, 0),
+                        Answer::More if n == 0 || request.len() == MAX_REQUEST => return Ok(()),
+                        Answer::More => {}
+                    }
+                }
+                Step::Writing(reply, written) if *written < reply.len() => {
+                    match self.stream.write(&reply[*written..]) {
+                        Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                        Ok(n) => *written += n,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Step::Writing(..) => {
+                    self.stream.finish_writing()?;
+                    self.step = Step::Closing(0);
+                }
+                Step::Closing(discarded) => {
+                    let n = read(&mut self.stream, &mut chunk)?;
+                    *discarded += n;
+                    if n == 0 || *discarded > MAX_DISCARD {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn read(stream: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(chunk) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! All counters of the process at one moment: what `spliced stats` and the metrics endpoint show.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use serde::Serialize;
+
+use crate::plan::{Forward, Plan};
+use crate::stats::{Fallback, ForwardSnapshot, WorkerStats};
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// Its event loop turns.
+    Running,
+    /// It ended after the drain, or was stopped.
+    Finished,
+    /// It panicked and its sessions are gone.
+    Panicked,
+}
+
+/// Where a [`Snapshot`] is taken from.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    /// What runs.
+    pub plan: &'a Plan,
+    /// Counters, one entry per worker.
+    pub stats: &'a [Arc<WorkerStats>],
+    /// CPU each worker is bound to.
+    pub cpus: &'a [Option<usize>],
+    /// What each worker is doing.
+    pub states: &'a [WorkerState],
+    /// When the process began to serve.
+    pub started: Instant,
+    /// True once no new sessions are taken.
+    pub draining: bool,
+    /// Session log lines that could not be written.
+    pub log_lost: u64,
+}
+
+/// The JSON object of `spliced stats --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Snapshot {
+    /// Version of the program.
+    pub version: &'static str,
+    /// Its process id.
+    pub pid: u32,
+    /// Seconds since it began to serve.
+    pub uptime_seconds: f64,
+    /// True once no new sessions are taken.
+    pub draining: bool,
+    /// CPU time of all threads.
+    pub cpu: Cpu,
+    /// Which engines can run here.
+    pub engine_available: EngineAvailable,
+    /// Session log lines that could not be written (disk full, for instance).
+    pub log_lost: u64,
+    /// One entry per worker.
+    pub workers: Vec<WorkerSnapshot>,
+    /// Pipes of all workers; `size_bytes` is the largest.
+    pub pipes: Pipes,
+    /// All forwards together.
+    pub total: ForwardSnapshot,
+    /// Each forward, in the order of the plan.
+    pub forwards: Vec<NamedForward>,
+}
+
+/// CPU time used by the process, in seconds.
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+pub struct Cpu {
+    /// In user mode.
+    pub user_seconds: f64,
+    /// In the kernel.
+    pub system_seconds: f64,
+}
+
+/// Which engines can run in this process.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct EngineAvailable {
+    /// False in a portable build, and once the kernel refused splice(2) for the process.
+    pub splice: bool,
+}
+
+/// Counters of one worker.
+#[derive(Debug, Clone, Serialize)]
+pub struct WorkerSnapshot {
+    /// Its number, from 0.
+    pub id: usize,
+    /// CPU it is bound to.
+    pub cpu: Option<usize>,
+    /// What it is doing.
+    pub state: WorkerState,
+    /// Sessions it holds.
+    pub sessions_open: u64,
+    /// Turns of its event loop.
+    pub turns: u64,
+    /// Seconds spent outside of the poller.
+    pub busy_seconds: f64,
+    /// Accepted sessions it gave to another worker.
+    pub handed_over: u64,
+    /// True while it does not accept for want of descriptors or slots.
+    pub accept_paused: bool,
+    /// How often accepting was paused for want of descriptors.
+    pub accept_pauses: u64,
+    /// Session log records dropped because the log did not keep up.
+    pub log_dropped: u64,
+    /// Its pipes.
+    pub pipes: Pipes,
+}
+
+/// Pipes of a worker, or of all.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Pipes {
+    /// Pipes that hold bytes.
+    pub in_use: u64,
+    /// Empty pipes kept for the next burst.
+    pub pooled: u64,
+    /// Pipes allowed.
+    pub budget: u64,
+    /// Size of one pipe in bytes.
+    pub size_bytes: u64,
+}
+
+/// One forward with its counters.
+#[derive(Debug, Clone, Serialize)]
+pub struct NamedForward {
+    /// Its name in the plan.
+    pub name: String,
+    /// Addresses it listens on.
+    pub listen: Vec<String>,
+    /// Targets it leads to.
+    pub to: Vec<String>,
+    /// The engine asked for.
+    pub engine: String,
+    /// Its counters over all workers.
+    #[serde(flatten)]
+    pub counters: ForwardSnapshot,
+}
+
+impl Snapshot {
+    /// Reads every counter now. Counters of different workers may be a turn apart.
+    #[must_use]
+    pub fn take(sources: &Sources<'_>) -> Self {
+        let mut total = ForwardSnapshot::default();
+        for counters in sources.stats.iter().flat_map(|worker| worker.forwards.iter()) {
+            total.add(counters);
+        }
+        let workers: Vec<_> = sources.stats.iter().enumerate().map(|(id, stats)| worker(sources, id, stats)).collect();
+        let forwards =
+            sources.plan.forwards.iter().enumerate().map(|(index, plan)| forward(sources, index, plan)).collect();
+        let refused = total.fallbacks.get(Fallback::Refused.name()).is_some_and(|times| *times > 0);
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            uptime_seconds: sources.started.elapsed().as_secs_f64(),
+            draining: sources.draining,
+            cpu: Cpu::now(),
+            engine_available: EngineAvailable {
+                splice: cfg!(all(target_os = "linux", not(spliced_portable))) && !refused,
+            },
+            log_lost: sources.log_lost,
+            pipes: workers.iter().fold(Pipes::default(), |sum, worker| sum.plus(worker.pipes)),
+            workers,
+            total,
+            forwards,
+        }
+    }
+}
+
+fn worker(sources: &Sources<'_>, id: usize, stats: &WorkerStats) -> WorkerSnapshot {
+    WorkerSnapshot {
+        id,
+        cpu: sources.cpus.get(id).copied().flatten(),
+        state: sources.states.get(id).copied().unwrap_or(WorkerState::Running),
+        sessions_open: stats.forwards.iter().map(|forward| forward.open.get()).sum(),
+        turns: stats.turns.get(),
+        busy_seconds: Duration::from_nanos(stats.busy_ns.get()).as_secs_f64(),
+        handed_over: stats.handed_over.get(),
+        accept_paused: stats.accept_paused.get() != 0,
+        accept_pauses: stats.accept_pauses.get(),
+        log_dropped: stats.log_dropped.get(),
+        pipes: Pipes {
+            in_use: stats.pipes_in_use.get(),
+            pooled: stats.pipes_pooled.get(),
+            budget: stats.pipes_budget.get(),
+            size_bytes: stats.pipe_size.get(),
+        },
+    }
+}
+
+fn forward(sources: &Sources<'_>, index: usize, plan: &Forward) -> NamedForward {
+    let mut counters = ForwardSnapshot::default();
+    for stats in sources.stats.iter().filter_map(|worker| worker.forwards.get(index)) {
+        counters.add(stats);
+    }
+    NamedForward {
+        name: plan.name.clone(),
+        listen: plan.listen.iter().map(ToString::to_string).collect(),
+        to: plan.targets.iter().map(ToString::to_string).collect(),
+        engine: plan.engine.to_string(),
+        counters,
+    }
+}
+
+impl Pipes {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            in_use: self.in_use + other.in_use,
+            pooled: self.pooled + other.pooled,
+            budget: self.budget + other.budget,
+            size_bytes: self.size_bytes.max(other.size_bytes),
+        }
+    }
+}
+
+impl Cpu {
+    /// CPU time of this process so far, from getrusage(2); zeroes if the system does not say.
+    #[must_use]
+    pub fn now() -> Self {
+        let seconds = |time: nix::sys::time::TimeVal| time.num_microseconds() as f64 / 1e6;
+        getrusage(UsageWho::RUSAGE_SELF).map_or_else(
+            |_| Self::default(),
+            |usage| Self { user_seconds: seconds(usage.user_time()), system_seconds: seconds(usage.system_time()) },
+        )
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::plan::{Access, Engine, Host, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
+    use crate::stats::EndReason;
+
+    /// A plan with one forward of the given name, 127.0.0.1:9000 → 10.0.0.2:9001.
+    pub(in crate::control) fn plan(name: &str) -> Plan {
+        Plan {
+            workers: Some(2),
+            pin: Pin::Off,
+            max_connections: None,
+            drain: Some(Duration::from_secs(30)),
+            control: None,
+            metrics: None,
+            log: LogPlan::default(),
+            pid_file: None,
+            forwards: vec![Forward {
+                name: name.to_owned(),
+                listen: vec![Listen { ip: [127, 0, 0, 1].into(), ports: Ports::one(9000) }],
+                targets: vec![Target { host: Host::Ip([10, 0, 0, 2].into()), ports: Ports::one(9001), weight: 1 }],
+                engine: Engine::Auto,
+                copy_buffer: 65536,
+                pipe_size: None,
+                max_connections: None,
+                timeouts: Timeouts::default(),
+                tcp: TcpOptions::default(),
+                source: None,
+                access: Access::default(),
+            }],
+        }
+    }
+
+    /// Two workers with different counters.
+    pub(in crate::control) fn stats() -> Vec<Arc<WorkerStats>> {
+        let workers: Vec<_> = (0..2).map(|_| Arc::new(WorkerStats::new(1))).collect();
+        for (worker, n) in workers.iter().zip([1, 10]) {
+            worker.forwards[0].accepted.add(5 * n);
+            worker.forwards[0].open.add(n);
+            worker.forwards[0].up_splice.add(100 * n);
+            worker.forwards[0].down_copy.add(7 * n);
+            worker.forwards[0].ends[EndReason::Done as usize].add(4 * n);
+            worker.forwards[0].connect_time.record(Duration::from_micros(3 * n));
+            worker.pipes_in_use.add(n);
+            worker.pipes_budget.add(64);
+            worker.pipe_size.set(1 << 20);
+            worker.busy_ns.add(500_000_000 * n);
+        }
+        workers
+    }
+
+    pub(in crate::control) fn snapshot(plan: &Plan, stats: &[Arc<WorkerStats>]) -> Snapshot {
+        Snapshot::take(&Sources {
+            plan,
+            stats,
+            cpus: &[Some(3), None],
+            states: &[WorkerState::Running, WorkerState::Panicked],
+            started: Instant::now(),
+            draining: false,
+            log_lost: 2,
+        })
+    }
+
+    #[test]
+    fn json_has_the_documented_fields() {
+        let json = serde_json::to_value(snapshot(&plan("web"), &stats())).unwrap();
+        for (pointer, value) in [
+            ("/version", env!("CARGO_PKG_VERSION").into()),
+            ("/pid", std::process::id().into()),
+            ("/draining", false.into()),
+            ("/engine_available/splice", cfg!(all(target_os = "linux", not(spliced_portable))).into()),
+            ("/workers/0/id", 0.into()),
+            ("/workers/0/cpu", 3.into()),
+            ("/workers/1/cpu", serde_json::Value::Null),
+            ("/workers/0/state", "running".into()),
+            ("/workers/1/state", "panicked".into()),
+            ("/workers/1/busy_seconds", 5.0.into()),
+            ("/workers/1/sessions_open", 10.into()),
+            ("/workers/0/accept_paused", false.into()),
+            ("/workers/0/pipes/budget", 64.into()),
+            ("/pipes/in_use", 11.into()),
+            ("/pipes/budget", 128.into()),
+            ("/pipes/size_bytes", 1_048_576.into()),
+            ("/total/sessions_accepted", 55.into()),
+            ("/total/sessions_open", 11.into()),
+            ("/forwards/0/name", "web".into()),
+            ("/forwards/0/listen/0", "127.0.0.1:9000".into()),
+            ("/forwards/0/to/0", "10.0.0.2:9001".into()),
+            ("/forwards/0/engine", "auto".into()),
+            ("/forwards/0/bytes/client_to_backend/splice", 1100.into()),
+            ("/forwards/0/bytes/backend_to_client/copy", 77.into()),
+            ("/forwards/0/ends/done", 44.into()),
+            ("/forwards/0/ends/idle", 0.into()),
+            ("/forwards/0/fallbacks/splice_refused", 0.into()),
+            ("/forwards/0/connect_time/sum_us", 33.into()),
+        ] {
+            assert_eq!(json.pointer(pointer), Some(&value), "{pointer}");
+        }
+        assert!(json["uptime_seconds"].is_f64());
+        assert!(json["cpu"]["user_seconds"].is_f64());
+    }
+
+    #[test]
+    fn splice_is_not_available_once_it_was_refused() {
+        let stats = stats();
+        stats[1].forwards[0].fallbacks[Fallback::Refused as usize].add(1);
+        assert!(!snapshot(&plan("web"), &stats).engine_available.splice);
+    }
+}

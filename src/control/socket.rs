@@ -1,0 +1,241 @@
+//! The control socket: a unix socket only its owner may use. One line in, one JSON object out.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use log::warn;
+use mio::net::UnixListener;
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::json;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::RunError;
+use super::service::{Answer, MAX_REQUEST};
+use super::snapshot::Snapshot;
+
+/// Connections the kernel queues before the control thread takes them.
+const BACKLOG: i32 = 64;
+/// How long, in steps, the start waits for another instance that starts in the same directory.
+const LOCK_STEPS: u32 = 50;
+const LOCK_STEP: Duration = Duration::from_millis(20);
+
+/// The bound control socket's file; removed when dropped.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+/// Binds the control socket with mode 0600. A socket nobody answers on is replaced.
+///
+/// # Errors
+/// When a running instance answers on it, something else is in its place, or it cannot be made.
+pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), RunError> {
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Err(failed(path, "it names no file")),
+    };
+    if !parent.is_dir() {
+        let parent = parent.display();
+        return Err(failed(path, &format!("the directory {parent} does not exist; create it or choose another path")));
+    }
+    // Two instances that start together must not each find the other's socket dead and replace it.
+    let lock = lock_directory(parent);
+    clear_place(path)?;
+    let (listener, file) = listen(path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => failed(path, &format!("{error}; choose a path this user may write")),
+        io::ErrorKind::InvalidInput => failed(path, "the path is too long for a unix socket; choose a shorter one"),
+        _ => failed(path, &error.to_string()),
+    })?;
+    drop(lock);
+    Ok((UnixListener::from_std(listener), file))
+}
+
+fn failed(path: &Path, why: &str) -> RunError {
+    RunError::new(format!("control socket {}: {why}", path.display()))
+}
+
+/// Holds off other instances that start in the same directory. Without the lock (a file system that has none, a
+/// stranger who keeps it) the start goes on: it is a guard against a rare race, not a gate.
+fn lock_directory(parent: &Path) -> Option<Flock<File>> {
+    let mut directory = File::open(parent).ok()?;
+    for _ in 0..LOCK_STEPS {
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Some(lock),
+            Err((file, nix::errno::Errno::EAGAIN)) => directory = file,
+            Err(_) => return None,
+        }
+        thread::sleep(LOCK_STEP);
+    }
+    None
+}
+
+/// Removes a dead socket at `path`; anything else there is an error.
+fn clear_place(path: &Path) -> Result<(), RunError> {
+    let kind = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(path, &error.to_string())),
+    };
+    if !kind.is_socket() {
+        return Err(failed(path, "something that is no socket is in its place; remove it or choose another path"));
+    }
+    match probe(path) {
+        Ok(()) => {
+            Err(failed(path, "a running instance answers on it; stop that one or choose another path with --control"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(failed(path, "a running instance holds it (its queue is full); stop that one or choose another path"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed(path, &format!("left behind by a dead process and cannot be removed: {error}")))
+            }
+            _ => Ok(()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(path, &format!("a socket is in its place that cannot be asked: {error}"))),
+    }
+}
+
+/// Connects without waiting: a stopped instance with a full queue must not hold up the start.
+fn probe(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)
+}
+
+fn listen(path: &Path) -> io::Result<(StdListener, SocketFile)> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Linux gives the file the mode of the socket's own inode (unix_bind_bsd in net/unix/af_unix.c). Elsewhere this
+    // fails or does nothing, and the chmod before listen does: until then a connect is refused.
+    #[cfg(target_os = "linux")]
+    nix::sys::stat::fchmod(&socket, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let metadata = fs::symlink_metadata(path)?;
+    let file = SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() };
+    if metadata.permissions().mode() & 0o777 != 0o600 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.listen(BACKLOG)?;
+    Ok((socket.into(), file))
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) if (found.dev(), found.ino()) == (self.device, self.inode) => {
+                if let Err(error) = fs::remove_file(&self.path) {
+                    warn!("control socket {} could not be removed: {error}", self.path.display());
+                }
+            }
+            _ => {} // Gone, or replaced by someone whose it is to remove.
+        }
+    }
+}
+
+/// Answers one request: `stats`, or an error object.
+pub(super) fn answer(request: &[u8], snapshot: &mut dyn FnMut() -> Snapshot) -> Answer {
+    let Some(end) = request.iter().position(|byte| *byte == b'\n') else {
+        if request.len() < MAX_REQUEST {
+            return Answer::More;
+        }
+        return reply(&json!({ "error": format!("a request is one line of at most {MAX_REQUEST} bytes") }));
+    };
+    match request[..end].trim_ascii() {
+        b"stats" => reply(&snapshot()),
+        other => {
+            let shown: String = String::from_utf8_lossy(other).chars().take(40).collect();
+            reply(&json!({ "error": format!("unknown command {shown:?}; known: stats") }))
+        }
+    }
+}
+
+fn reply(value: &impl serde::Serialize) -> Answer {
+    let mut text = serde_json::to_vec(value)
+        .unwrap_or_else(|error| json!({ "error": format!("cannot write the answer: {error}") }).to_string().into());
+    text.push(b'\n');
+    Answer::Reply(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::snapshot::tests::{plan, snapshot, stats};
+    use super::*;
+
+    fn ask(request: &[u8]) -> Answer {
+        answer(request, &mut || snapshot(&plan("web"), &stats()))
+    }
+
+    fn json(answer: Answer) -> serde_json::Value {
+        let Answer::Reply(text) = answer else { panic!("no reply") };
+        assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1, "one object, one line");
+        serde_json::from_slice(&text).unwrap()
+    }
+
+    #[test]
+    fn stats_is_answered_and_anything_else_is_an_error_object() {
+        assert_eq!(json(ask(b"stats\n"))["total"]["sessions_accepted"], 55);
+        assert_eq!(json(ask(b"  stats \r\nmore"))["total"]["sessions_accepted"], 55);
+        assert_eq!(ask(b"stat"), Answer::More);
+        let error = json(ask(b"st\x1b[31m\xffop\n"));
+        assert!(error["error"].as_str().unwrap().contains("unknown command"), "{error}");
+        assert!(json(ask(&[b'x'; MAX_REQUEST]))["error"].is_string());
+    }
+
+    #[test]
+    fn the_socket_is_private_and_goes_with_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let (_listener, file) = bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        drop(StdListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let (_listener, _file) = bind(&path).unwrap();
+        let error = bind(&path).unwrap_err().to_string();
+        assert!(error.contains("a running instance answers"), "{error}");
+        assert!(probe(&path).is_ok(), "the first one still answers");
+    }
+
+    #[test]
+    fn a_replaced_socket_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let (_listener, file) = bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _other = StdListener::bind(&path).unwrap();
+        drop(file);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn bad_places_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("missing/control.sock");
+        let error = bind(&path).unwrap_err().to_string();
+        assert!(error.contains("missing does not exist"), "{error}");
+        let path = dir.path().join("file");
+        fs::write(&path, "precious").unwrap();
+        assert!(bind(&path).unwrap_err().to_string().contains("no socket"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        let path = dir.path().join("x".repeat(200));
+        let error = bind(&path).unwrap_err().to_string();
+        assert!(error.contains("too long"), "{error}");
+    }
+}

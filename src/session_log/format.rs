@@ -1,0 +1,270 @@
+//! The shapes of a session's line.
+//!
+//! Free text in a record is only what a configuration named (forwards, target hosts); it is quoted or replaced so that
+//! no control character and no separator of the format gets into a line.
+
+use std::fmt::{self, Display, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use nix::errno::Errno;
+use serde::Serialize;
+
+use crate::plan::{Forward, Host, LogFormat, Plan, Ports};
+use crate::stats::{Bytes, EndReason, SessionRecord};
+
+/// Turns records into lines.
+#[derive(Debug)]
+pub(super) struct Formatter {
+    format: LogFormat,
+    with_time: bool,
+    forwards: Vec<Forward>,
+    zone: TimeZone,
+}
+
+/// A record in JSON.
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    at: String,
+    forward: &'a str,
+    client: SocketAddr,
+    listener: SocketAddr,
+    target: Option<SocketAddr>,
+    bytes: Bytes,
+    duration_seconds: f64,
+    reason: &'static str,
+    error: Option<String>,
+}
+
+impl Formatter {
+    /// `with_time` puts the time before text lines; standard error has it from the program's own log. The local time
+    /// zone is read once, here.
+    pub(super) fn new(plan: &Plan, with_time: bool) -> Self {
+        let zone = match plan.log.format {
+            LogFormat::Rinetd | LogFormat::Common => TimeZone::system(),
+            LogFormat::Text | LogFormat::Json => TimeZone::UTC,
+        };
+        Self { format: plan.log.format, with_time, forwards: plan.forwards.clone(), zone }
+    }
+
+    /// Appends the record's line, line feed included.
+    pub(super) fn line(&self, record: &SessionRecord, out: &mut String) {
+        // Writing to a String fails only when a Display does; none of these do.
+        let _ = match self.format {
+            LogFormat::Text => self.text(record, out),
+            LogFormat::Json => self.json(record, out),
+            LogFormat::Rinetd => self.rinetd(record, out),
+            LogFormat::Common => self.common(record, out),
+        };
+    }
+
+    /// Appends a text line for sessions that got none of their own.
+    pub(super) fn summary(&self, forward: usize, reason: EndReason, more: u64, out: &mut String) {
+        let _ = self.prefix(SystemTime::now(), out);
+        let (name, reason) = (Word(self.name(forward)), reason.name());
+        let _ = writeln!(out, "forward={name} reason={reason} … {more} more in the last second");
+    }
+
+    fn prefix(&self, at: SystemTime, out: &mut String) -> fmt::Result {
+        if self.with_time { write!(out, "{:.3} ", timestamp(at)) } else { Ok(()) }
+    }
+
+    fn name(&self, forward: usize) -> &str {
+        self.forwards.get(forward).map_or("?", |forward| forward.name.as_str())
+    }
+
+    fn text(&self, record: &SessionRecord, out: &mut String) -> fmt::Result {
+        self.prefix(record.at, out)?;
+        let (up, down) = (record.bytes.client_to_backend, record.bytes.backend_to_client);
+        write!(out, "forward={} ", Word(self.name(record.forward)))?;
+        write!(out, "client={} listener={} ", record.client, record.listener)?;
+        match record.target {
+            Some(target) => write!(out, "target={target} ")?,
+            None => out.write_str("target=- ")?,
+        }
+        write!(out, "up={} down={} ", up.splice + up.copy, down.splice + down.copy)?;
+        write!(out, "up_splice={} down_splice={} ", up.splice, down.splice)?;
+        write!(out, "duration={:.3}s reason={}", record.duration.as_secs_f64(), record.reason.name())?;
+        if let Some(error) = record.errno {
+            write!(out, " error={}", errno_name(error))?;
+        }
+        out.write_char('\n')
+    }
+
+    fn json(&self, record: &SessionRecord, out: &mut String) -> fmt::Result {
+        let line = JsonLine {
+            at: format!("{:.3}", timestamp(record.at)),
+            forward: self.name(record.forward),
+            client: record.client,
+            listener: record.listener,
+            target: record.target,
+            bytes: record.bytes,
+            duration_seconds: record.duration.as_secs_f64(),
+            reason: record.reason.name(),
+            error: record.errno.map(errno_name),
+        };
+        let text = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
+        // JSON itself escapes only the first 32 characters. Outside of strings it has ASCII alone, so escaping more
+        // changes nothing but the spelling.
+        for c in text.chars() {
+            if c.is_ascii_graphic() || c == ' ' {
+                out.write_char(c)?;
+            } else {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}")?;
+                }
+            }
+        }
+        out.write_char('\n')
+    }
+
+    /// rinetd's own shape. Its time ends with a space before the tab.
+    fn rinetd(&self, record: &SessionRecord, out: &mut String) -> fmt::Result {
+        let (up, down) = totals(record);
+        write!(out, "{} \t{}\t", self.local_time(record.at, "%d/%b/%Y:%H:%M:%S"), client_address(record))?;
+        let ((listen_host, listen_port), (target_host, target_port)) = self.ends(record);
+        write!(out, "{listen_host}\t{listen_port}\t{target_host}\t{target_port}\t")?;
+        writeln!(out, "{up}\t{down}\t{}", rinetd_result(record.reason))
+    }
+
+    /// The common log format as rinetd fakes it, two spaces before the zone included.
+    fn common(&self, record: &SessionRecord, out: &mut String) -> fmt::Result {
+        let (up, down) = totals(record);
+        let time = self.local_time(record.at, "%d/%b/%Y:%H:%M:%S  %z");
+        write!(out, "{} - - [{time}] \"GET /rinetd-services/", client_address(record))?;
+        let ((listen_host, listen_port), (target_host, target_port)) = self.ends(record);
+        write!(out, "{listen_host}/{listen_port}/{target_host}/{target_port}/{}", rinetd_result(record.reason))?;
+        writeln!(out, " HTTP/1.0\" 200 {down} - - - {up}")
+    }
+
+    fn local_time(&self, at: SystemTime, format: &str) -> String {
+        timestamp(at).to_zoned(self.zone.clone()).strftime(format).to_string()
+    }
+
+    /// Host and port of the listener and of the target, as the configuration has them: rinetd's log does.
+    fn ends(&self, record: &SessionRecord) -> ((Token, u16), (Token, u16)) {
+        let Some(forward) = self.forwards.get(record.forward) else {
+            let target = record.target.map_or((Token("?".to_owned()), 0), numeric);
+            return (numeric(record.listener), target);
+        };
+        let port = record.listener.port();
+        let ip = record.listener.ip().to_canonical();
+        let candidates = || forward.listen.iter().filter(|listen| contains(listen.ports, port));
+        let listen = candidates()
+            .find(|listen| listen.ip.to_canonical() == ip)
+            .or_else(|| candidates().find(|listen| listen.ip.is_unspecified()));
+        let listener = (Token(listen.map_or(ip, |listen| listen.ip).to_string()), port);
+        let offset = listen.map_or(0, |listen| port - listen.ports.first);
+        (listener, target_end(forward, record.target, offset))
+    }
+}
+
+/// The target that was tried, by the name it has in the configuration; the first one when none was.
+fn target_end(forward: &Forward, tried: Option<SocketAddr>, offset: u16) -> (Token, u16) {
+    let Some(address) = tried else {
+        return forward.targets.first().map_or((Token("?".to_owned()), 0), |target| {
+            let first = target.ports.first;
+            let port = if target.ports.len() > 1 { first.saturating_add(offset) } else { first };
+            (host(&target.host), port)
+        });
+    };
+    let literal = forward.targets.iter().any(|target| matches!(target.host, Host::Ip(ip) if same(ip, address.ip())));
+    let mut names = forward
+        .targets
+        .iter()
+        .filter(|target| matches!(target.host, Host::Name(_)) && contains(target.ports, address.port()));
+    match (literal, names.next(), names.next()) {
+        // With several names it cannot be told which one the address came from.
+        (false, Some(target), None) => (host(&target.host), address.port()),
+        _ => numeric(address),
+    }
+}
+
+fn host(host: &Host) -> Token {
+    match host {
+        Host::Ip(ip) => Token(ip.to_string()),
+        Host::Name(name) => Token(name.clone()),
+    }
+}
+
+fn numeric(address: SocketAddr) -> (Token, u16) {
+    (Token(address.ip().to_canonical().to_string()), address.port())
+}
+
+fn same(a: IpAddr, b: IpAddr) -> bool {
+    a.to_canonical() == b.to_canonical()
+}
+
+fn contains(ports: Ports, port: u16) -> bool {
+    (ports.first..=ports.last).contains(&port)
+}
+
+fn client_address(record: &SessionRecord) -> IpAddr {
+    record.client.ip().to_canonical()
+}
+
+fn totals(record: &SessionRecord) -> (u64, u64) {
+    let (up, down) = (record.bytes.client_to_backend, record.bytes.backend_to_client);
+    (up.splice + up.copy, down.splice + down.copy)
+}
+
+fn timestamp(at: SystemTime) -> Timestamp {
+    // Only a clock thousands of years off is out of range.
+    Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn errno_name(errno: i32) -> String {
+    match Errno::from_raw(errno) {
+        Errno::UnknownErrno => errno.to_string(),
+        known => format!("{known:?}"),
+    }
+}
+
+/// rinetd's word for an end. "local" is the backend's side there, "remote" the client's.
+///
+/// rinetd notes which side closed first; a record has that only for resets and vanished peers. A session that ended
+/// well is put down to the client, who ends most of them; one that we ended (a timeout, a drain) to the local side.
+/// Limits and circles have no word in rinetd: like a deny rule, they refuse a client by our own decision.
+fn rinetd_result(reason: EndReason) -> &'static str {
+    match reason {
+        EndReason::Done | EndReason::ResetByClient | EndReason::ClientVanished => "done-remote-closed",
+        EndReason::ResetByBackend
+        | EndReason::BackendVanished
+        | EndReason::Idle
+        | EndReason::HalfClosed
+        | EndReason::Drain
+        | EndReason::WorkerPanic
+        | EndReason::Error => "done-local-closed",
+        EndReason::Refused | EndReason::ConnectFailed | EndReason::ConnectTimeout | EndReason::Unresolved => {
+            "local-connect-failed"
+        }
+        EndReason::NoDescriptors => "local-socket-failed",
+        EndReason::Denied | EndReason::Limit | EndReason::Loop => "denied",
+        EndReason::NotAllowed => "not-allowed",
+    }
+}
+
+/// Free text in a `key=value` line: bare when it is plain, else quoted and escaped.
+struct Word<'a>(&'a str);
+
+impl Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/+@[]".contains(c);
+        if !self.0.is_empty() && self.0.chars().all(plain) { f.write_str(self.0) } else { write!(f, "{:?}", self.0) }
+    }
+}
+
+/// A host in rinetd's formats, which have no quoting: anything but a host's own characters becomes `_`.
+struct Token(String);
+
+impl Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:%?".contains(c);
+        self.0.chars().try_for_each(|c| f.write_char(if allowed(c) { c } else { '_' }))
+    }
+}
+
+#[cfg(test)]
+mod tests;
