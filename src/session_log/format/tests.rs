@@ -1,34 +1,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::plan::{Access, Engine, Listen, LogPlan, Pin, Target, TcpOptions, Timeouts};
+use crate::session_log::tests::plan;
 use crate::stats::PathBytes;
-
-fn plan(name: &str, host: Host) -> Plan {
-    Plan {
-        workers: None,
-        pin: Pin::Auto,
-        max_connections: None,
-        drain: None,
-        control: None,
-        metrics: None,
-        log: LogPlan::default(),
-        pid_file: None,
-        forwards: vec![Forward {
-            name: name.to_owned(),
-            listen: vec![Listen { ip: [0, 0, 0, 0].into(), ports: Ports { first: 9000, last: 9010 } }],
-            targets: vec![Target { host, ports: Ports { first: 8000, last: 8010 }, weight: 1 }],
-            engine: Engine::Auto,
-            copy_buffer: 65536,
-            pipe_size: None,
-            max_connections: None,
-            timeouts: Timeouts::default(),
-            tcp: TcpOptions::default(),
-            source: None,
-            access: Access::default(),
-        }],
-    }
-}
 
 fn record(reason: EndReason) -> SessionRecord {
     SessionRecord {
