@@ -7,9 +7,9 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use mio::{Poll, Waker};
@@ -28,7 +28,7 @@ use crate::worker::{MAILBOX, Mailbox, Message, Parts, Route, Shared, Worker};
 pub struct Fleet {
     stats: Vec<Arc<WorkerStats>>,
     cpus: Vec<Option<usize>>,
-    threads: Vec<Option<JoinHandle<WorkerEnd>>>,
+    threads: Vec<Option<WorkerThread>>,
     shared: Arc<Shared>,
     splice_off: Arc<AtomicBool>,
     description: String,
@@ -42,6 +42,13 @@ pub enum WorkerEnd {
     Finished,
     /// It panicked or its poller failed; its sessions were reset and counted as `worker_panic`.
     Panicked,
+}
+
+/// A running worker. Its end is written before the control thread is woken, which a thread's own end cannot be.
+#[derive(Debug)]
+struct WorkerThread {
+    thread: JoinHandle<()>,
+    end: Arc<OnceLock<WorkerEnd>>,
 }
 
 /// Pipe budgets, one per pipe size of the plan.
@@ -174,8 +181,10 @@ impl Fleet {
     pub fn reap(&mut self) -> Vec<(usize, WorkerEnd)> {
         let mut ends = Vec::new();
         for (id, slot) in self.threads.iter_mut().enumerate() {
-            if let Some(thread) = slot.take_if(|thread| thread.is_finished()) {
-                ends.push((id, thread.join().unwrap_or(WorkerEnd::Panicked)));
+            if let Some(WorkerThread { thread, end }) = slot.take_if(|worker| worker.end.get().is_some()) {
+                let joined = thread.join();
+                let end = end.get().copied().filter(|_| joined.is_ok());
+                ends.push((id, end.unwrap_or(WorkerEnd::Panicked)));
             }
         }
         ends
@@ -184,7 +193,7 @@ impl Fleet {
     /// Workers still running.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.threads.iter().flatten().filter(|thread| !thread.is_finished()).count()
+        self.threads.iter().flatten().filter(|worker| worker.end.get().is_none()).count()
     }
 }
 
@@ -261,9 +270,11 @@ fn resolver(plan: &Plan, shared: &Arc<Shared>) -> io::Result<Option<Resolver>> {
     Resolver::start(names, tell).map(Some)
 }
 
-fn spawn(id: usize, mut worker: Worker, cpu: Option<usize>, on_end: &Arc<Waker>) -> io::Result<JoinHandle<WorkerEnd>> {
+fn spawn(id: usize, mut worker: Worker, cpu: Option<usize>, on_end: &Arc<Waker>) -> io::Result<WorkerThread> {
     let on_end = Arc::clone(on_end);
-    std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+    let ended = Arc::new(OnceLock::new());
+    let end_of_thread = Arc::clone(&ended);
+    let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
         if let Some(Err(e)) = cpu.map(sys::pin_to) {
             log::warn!("cannot pin worker {id}: {e}; it runs where the scheduler puts it");
         }
@@ -277,9 +288,10 @@ fn spawn(id: usize, mut worker: Worker, cpu: Option<usize>, on_end: &Arc<Waker>)
             }
             Err(_) => WorkerEnd::Panicked,
         };
+        let _ = end_of_thread.set(end);
         if let Err(e) = on_end.wake() {
             log::debug!("cannot wake the control thread: {e}");
         }
-        end
-    })
+    })?;
+    Ok(WorkerThread { thread, end: ended })
 }
