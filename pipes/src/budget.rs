@@ -154,3 +154,96 @@ impl fmt::Display for Size {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: usize = 1 << 10;
+    const MIB: usize = 1 << 20;
+
+    /// The kernel's own settings for an ordinary user.
+    const ORDINARY: Limits = Limits {
+        user_pages: Some(16384),
+        max_size: Some(1 << 20),
+        descriptors: 20_000,
+        memory: Some(8 << 30),
+        page_size: 4096,
+    };
+    const ROOT: Limits = Limits { user_pages: None, max_size: None, ..ORDINARY };
+
+    fn budget(limits: Limits, wanted: Option<usize>, workers: usize) -> PipeBudget {
+        PipeBudget::from_limits(&limits, wanted, workers)
+    }
+
+    #[test]
+    fn an_ordinary_user_gets_three_quarters_of_the_pages() {
+        let two = budget(ORDINARY, None, 2);
+        assert_eq!((two.size(), two.per_worker()), (MIB, 16384 * 3 / 4 / 16 / 2));
+        assert!(two.reason().contains("16384 pages of fs.pipe-user-pages-soft"), "{two}");
+        assert_eq!(two.to_string(), two.reason());
+        assert_eq!(budget(ORDINARY, None, 1).per_worker(), 768);
+        assert_eq!(budget(ORDINARY, None, 0), budget(ORDINARY, None, 1), "no worker counts as one");
+    }
+
+    #[test]
+    fn where_pages_are_free_descriptors_decide() {
+        let root = budget(ROOT, None, 2);
+        assert_eq!((root.size(), root.per_worker()), (MIB, 20_000 / 4 / 2 / 2));
+        assert!(root.reason().contains("20000 descriptors"), "{root}");
+        let few = budget(Limits { descriptors: 256, ..ORDINARY }, None, 2);
+        assert_eq!(few.per_worker(), 16);
+        assert!(few.reason().contains("256 descriptors"), "{few}");
+    }
+
+    #[test]
+    fn memory_bounds_who_has_no_other_limit() {
+        let small = Limits { memory: Some(256 << 20), descriptors: 1 << 20, ..ROOT };
+        let budget = budget(small, None, 1);
+        assert_eq!(budget.per_worker(), 32 * MIB / (64 * KIB));
+        assert!(budget.reason().contains("an eighth of 256 MiB"), "{budget}");
+    }
+
+    #[test]
+    fn many_workers_get_smaller_pipes_and_at_last_none() {
+        assert_eq!(budget(ORDINARY, None, 16).size(), 512 * KIB);
+        let none = budget(ORDINARY, None, 1000);
+        assert_eq!(none.per_worker(), 0);
+        assert!(none.reason().starts_with("no pipes"), "{none}");
+        assert!(none.pool().get().is_err());
+    }
+
+    #[test]
+    fn the_largest_size_is_the_kernels_the_users_and_never_below_64_kib() {
+        assert_eq!(budget(ORDINARY, Some(4 * MIB), 1).size(), MIB);
+        assert!(budget(ORDINARY, Some(4 * MIB), 1).reason().contains("fs.pipe-max-size is 1048576"));
+        assert_eq!(budget(ROOT, Some(4 * MIB), 1).size(), 4 * MIB);
+        assert_eq!(budget(ORDINARY, Some(200_000), 1).size(), 256 * KIB, "the kernel rounds up");
+        assert_eq!(budget(ORDINARY, Some(1), 1).size(), 64 * KIB);
+        assert_eq!(budget(ORDINARY, Some(0), 1).size(), 64 * KIB);
+        assert_eq!(budget(Limits { max_size: Some(100_000), ..ORDINARY }, None, 1).size(), 64 * KIB);
+        let tiny = budget(Limits { max_size: Some(4096), ..ORDINARY }, None, 1);
+        assert_eq!(tiny.per_worker(), 0);
+        assert!(tiny.reason().contains("fs.pipe-max-size is 4096"), "{tiny}");
+    }
+
+    #[test]
+    fn large_pages_have_large_smallest_pipes() {
+        let budget = budget(Limits { page_size: 65536, ..ORDINARY }, None, 1);
+        assert_eq!(budget.size(), MIB, "16 slots of 64 KiB");
+        assert_eq!(budget.per_worker(), 768);
+    }
+
+    #[test]
+    fn no_limit_at_all_and_absurd_limits_do_not_overflow() {
+        let endless = Limits { descriptors: u64::MAX, memory: None, ..ROOT };
+        let all = budget(endless, Some(usize::MAX), 1);
+        assert_eq!(all.size(), MAX_FILL);
+        assert!(all.per_worker() > 1 << 40);
+        let nothing =
+            Limits { user_pages: Some(0), max_size: Some(0), descriptors: 0, memory: Some(0), page_size: 4096 };
+        assert_eq!(budget(nothing, None, usize::MAX).per_worker(), 0);
+        let pages = Limits { user_pages: Some(u64::MAX), max_size: Some(u64::MAX), ..endless };
+        assert!(budget(pages, None, 3).per_worker() > 1 << 40);
+    }
+}

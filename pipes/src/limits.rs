@@ -99,3 +99,70 @@ fn memory(page_size: usize) -> Option<u64> {
     let pages = sysconf(SysconfVar::_PHYS_PAGES).ok().flatten()?;
     u64::try_from(pages).ok().filter(|pages| *pages > 0)?.checked_mul(page_size as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_effective_set_is_found_in_the_status_file() {
+        let status =
+            "Name:\tspliced\nCapPrm:\t0000000000000001\nCapEff:\t000001fffeffffff\nCapBnd:\tffffffffffffffff\n";
+        assert_eq!(effective_capabilities(status), Some(0x1ff_feff_ffff));
+        assert_eq!(effective_capabilities("CapEff:\t0\n"), Some(0));
+        for odd in ["", "CapPrm:\t1\n", "CapEff:", "CapEff:\tx\n", "CapEff:\t-1\n", "CapEff:\t11112222333344445\n"] {
+            assert_eq!(effective_capabilities(odd), None, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn a_setting_is_a_number_or_nothing() {
+        assert_eq!(setting(Some("16384\n")), Some(16384));
+        assert_eq!(setting(Some(" 0 ")), Some(0));
+        assert_eq!(setting(Some("18446744073709551615")), Some(u64::MAX));
+        for odd in [None, Some(""), Some("\n"), Some("-1"), Some("1 2"), Some("0x10"), Some("18446744073709551616")] {
+            assert_eq!(setting(odd), None, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn zero_is_no_limit_and_a_missing_file_is_the_kernels_default() {
+        assert_eq!(user_pages(Some("100\n"), Some("0\n")), Some(100));
+        assert_eq!(user_pages(Some("100\n"), Some("50\n")), Some(50));
+        assert_eq!(user_pages(Some("50\n"), Some("100\n")), Some(50));
+        assert_eq!(user_pages(Some("0\n"), Some("100\n")), Some(100));
+        assert_eq!(user_pages(Some("0\n"), Some("0\n")), None);
+        assert_eq!(user_pages(None, None), Some(DEFAULT_USER_PAGES_SOFT));
+        assert_eq!(user_pages(Some("many"), Some("few")), Some(DEFAULT_USER_PAGES_SOFT));
+    }
+
+    #[test]
+    fn each_capability_lifts_its_own_limits() {
+        let limits = |set: &[u32]| {
+            let set = set.iter().fold(0, |bits, capability| bits | 1 << capability);
+            let limits = Limits::from_settings(set, Some("1000\n"), Some("0\n"), Some("65536\n"));
+            (limits.user_pages, limits.max_size)
+        };
+        assert_eq!(limits(&[]), (Some(1000), Some(65536)));
+        assert_eq!(limits(&[0, 12, 23]), (Some(1000), Some(65536)));
+        assert_eq!(limits(&[CAP_SYS_ADMIN]), (None, Some(65536)));
+        assert_eq!(limits(&[CAP_SYS_RESOURCE]), (None, None));
+        assert_eq!(Limits::from_settings(0, None, None, None).max_size, Some(DEFAULT_MAX_SIZE));
+    }
+
+    #[test]
+    fn capabilities_of_another_user_namespace_do_not_count() {
+        assert!(capable_here(Some(Path::new(INITIAL_USER_NAMESPACE))));
+        assert!(capable_here(None));
+        assert!(!capable_here(Some(Path::new("user:[4026532281]"))));
+        assert!(!capable_here(Some(Path::new(""))));
+    }
+
+    #[test]
+    fn this_machine_has_limits() {
+        let limits = Limits::read();
+        assert!(limits.page_size >= 4096 && limits.page_size.is_power_of_two());
+        assert!(limits.descriptors > 0);
+        assert!(limits.memory.is_some_and(|bytes| bytes > 1 << 20));
+    }
+}

@@ -78,6 +78,12 @@ impl Pipe {
         self.size = set_size(&self.writer, size).unwrap_or(self.size);
     }
 
+    /// The inode: no other pipe has it, now or later.
+    #[cfg(test)]
+    pub(crate) fn id(&self) -> u64 {
+        nix::sys::stat::fstat(&self.reader).expect("fstat of an open pipe").st_ino
+    }
+
     /// Moves up to `len` bytes from a socket into the pipe, which must be empty. 0 is the end of the stream.
     ///
     /// Because the pipe is empty, [`io::ErrorKind::WouldBlock`] means that the *source* is dry, or that only an urgent
@@ -213,3 +219,78 @@ impl fmt::Display for NoPipe {
 }
 
 impl Error for NoPipe {}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use nix::fcntl::FdFlag;
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_small_because_directions_hold_them() {
+        assert!(size_of::<Option<Pipe>>() <= 16);
+    }
+
+    #[test]
+    fn both_ends_are_non_blocking_and_closed_on_exec() {
+        let pipe = Pipe::new(min_pipe_size()).unwrap();
+        for end in [&pipe.reader, &pipe.writer] {
+            let status = OFlag::from_bits_retain(fcntl(end, FcntlArg::F_GETFL).unwrap());
+            assert!(status.contains(OFlag::O_NONBLOCK), "{status:?}");
+            let flags = FdFlag::from_bits_retain(fcntl(end, FcntlArg::F_GETFD).unwrap());
+            assert!(flags.contains(FdFlag::FD_CLOEXEC), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn the_size_is_what_the_kernel_says() {
+        for (asked, size) in [(0, 1), (1, 1), (min_pipe_size(), 1), (min_pipe_size() + 1, 2), (3 * min_pipe_size(), 4)]
+        {
+            let pipe = Pipe::new(asked).unwrap();
+            assert_eq!(pipe.size(), size * min_pipe_size());
+            assert_eq!(fcntl(&pipe.reader, FcntlArg::F_GETPIPE_SZ), Ok(pipe.size() as i32));
+        }
+    }
+
+    #[test]
+    fn a_resized_pipe_is_as_large_as_it_says() {
+        let mut pipe = Pipe::new(min_pipe_size()).unwrap();
+        for size in [4 * min_pipe_size(), min_pipe_size()] {
+            pipe.resize(size);
+            assert_eq!(pipe.size(), size);
+            assert_eq!(fcntl(&pipe.writer, FcntlArg::F_GETPIPE_SZ), Ok(size as i32));
+        }
+    }
+
+    #[test]
+    fn a_broken_count_is_an_error_and_not_invented_bytes() {
+        let mut pipe = Pipe::new(min_pipe_size()).unwrap();
+        pipe.pending = 10;
+        assert_eq!(pipe.read_out().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "filling a pipe that holds 3 bytes")]
+    fn only_an_empty_pipe_may_be_filled() {
+        let (near, far) = UnixStream::pair().unwrap();
+        io::Write::write_all(&mut &near, b"abcdef").unwrap();
+        let mut pipe = Pipe::new(min_pipe_size()).unwrap();
+        assert_eq!(pipe.fill_from(&far, 3).unwrap(), 3);
+        let _ = pipe.fill_from(&far, 3);
+    }
+
+    #[test]
+    fn every_refusal_says_what_to_do() {
+        for (refusal, word) in [
+            (NoPipe::from_pipe2(Errno::EMFILE), "ulimit -n"),
+            (NoPipe::from_pipe2(Errno::ENFILE), "fs.file-max"),
+            (NoPipe::from_pipe2(Errno::ENOMEM), "ENOMEM"),
+            (NoPipe::Budget, "fs.pipe-user-pages-soft"),
+        ] {
+            assert!(refusal.to_string().contains(word), "{refusal}");
+        }
+    }
+}
