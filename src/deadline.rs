@@ -137,9 +137,9 @@ mod tests {
     fn fires_once_and_not_early() {
         let mut wheel = Deadlines::default();
         wheel.set(3, 100);
-        assert_eq!(expire(&mut wheel, 99), []);
+        assert!(expire(&mut wheel, 99).is_empty());
         assert_eq!(expire(&mut wheel, 100 + TICK_MS), [3]);
-        assert_eq!(expire(&mut wheel, 10_000), []);
+        assert!(expire(&mut wheel, 10_000).is_empty());
         assert_eq!(wheel.next_ms(), None);
     }
 

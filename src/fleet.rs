@@ -7,9 +7,9 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::mpsc::{Receiver, SyncSender};
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 
 use mio::{Poll, Waker};
@@ -28,7 +28,9 @@ use crate::worker::{MAILBOX, Mailbox, Message, Parts, Route, Shared, Worker};
 pub struct Fleet {
     stats: Vec<Arc<WorkerStats>>,
     cpus: Vec<Option<usize>>,
-    threads: Vec<Option<WorkerThread>>,
+    threads: Vec<Option<JoinHandle<WorkerEnd>>>,
+    /// Numbers of workers whose threads are about to end.
+    ended: Receiver<usize>,
     shared: Arc<Shared>,
     splice_off: Arc<AtomicBool>,
     description: String,
@@ -42,13 +44,6 @@ pub enum WorkerEnd {
     Finished,
     /// It panicked or its poller failed; its sessions were reset and counted as `worker_panic`.
     Panicked,
-}
-
-/// A running worker. Its end is written before the control thread is woken, which a thread's own end cannot be.
-#[derive(Debug)]
-struct WorkerThread {
-    thread: JoinHandle<()>,
-    end: Arc<OnceLock<WorkerEnd>>,
 }
 
 /// Pipe budgets, one per pipe size of the plan.
@@ -110,18 +105,20 @@ impl Fleet {
         let pipes: Vec<String> = budgets.budgets.iter().map(ToString::to_string).collect();
         let description =
             format!("{workers} workers, {pinning}; pipes: {}; descriptors: {soft} of {hard} allowed", pipes.join("; "));
+        let (say_ended, ended) = mpsc::channel();
         // The control thread may also stop the fleet by dropping it: every thread holds only what is its own.
         let mut fleet = Self {
             stats,
             cpus: cpus.clone(),
             threads: Vec::new(),
+            ended,
             shared: Arc::clone(&shared),
             splice_off,
             description,
             _resolver: resolver(plan, &shared)?,
         };
         for (id, worker) in made.into_iter().enumerate() {
-            let spawned = spawn(id, worker, cpus[id], &on_end);
+            let spawned = spawn(id, worker, cpus[id], (say_ended.clone(), Arc::clone(&on_end)));
             if spawned.is_err() {
                 fleet.stop();
             }
@@ -179,21 +176,18 @@ impl Fleet {
 
     /// Ends of workers that have finished since the last call, with their number.
     pub fn reap(&mut self) -> Vec<(usize, WorkerEnd)> {
-        let mut ends = Vec::new();
-        for (id, slot) in self.threads.iter_mut().enumerate() {
-            if let Some(WorkerThread { thread, end }) = slot.take_if(|worker| worker.end.get().is_some()) {
-                let joined = thread.join();
-                let end = end.get().copied().filter(|_| joined.is_ok());
-                ends.push((id, end.unwrap_or(WorkerEnd::Panicked)));
-            }
-        }
-        ends
+        // A thread says that it ends before it wakes us, so that the wake is never too early to find it; joining it
+        // then takes no longer than the rest of its way out.
+        let threads = &mut self.threads;
+        let joined = |id: usize| threads.get_mut(id)?.take().map(|thread| (id, thread.join()));
+        let ends = self.ended.try_iter().filter_map(joined);
+        ends.map(|(id, end)| (id, end.unwrap_or(WorkerEnd::Panicked))).collect()
     }
 
-    /// Workers still running.
+    /// Workers whose end [`Self::reap`] has not told yet.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.threads.iter().flatten().filter(|worker| worker.end.get().is_none()).count()
+        self.threads.iter().flatten().count()
     }
 }
 
@@ -270,11 +264,14 @@ fn resolver(plan: &Plan, shared: &Arc<Shared>) -> io::Result<Option<Resolver>> {
     Resolver::start(names, tell).map(Some)
 }
 
-fn spawn(id: usize, mut worker: Worker, cpu: Option<usize>, on_end: &Arc<Waker>) -> io::Result<WorkerThread> {
-    let on_end = Arc::clone(on_end);
-    let ended = Arc::new(OnceLock::new());
-    let end_of_thread = Arc::clone(&ended);
-    let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+/// Starts a worker's thread, which says its number and wakes the waker when it ends.
+fn spawn(
+    id: usize,
+    mut worker: Worker,
+    cpu: Option<usize>,
+    (say_ended, on_end): (mpsc::Sender<usize>, Arc<Waker>),
+) -> io::Result<JoinHandle<WorkerEnd>> {
+    std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
         if let Some(Err(e)) = cpu.map(sys::pin_to) {
             log::warn!("cannot pin worker {id}: {e}; it runs where the scheduler puts it");
         }
@@ -288,10 +285,11 @@ fn spawn(id: usize, mut worker: Worker, cpu: Option<usize>, on_end: &Arc<Waker>)
             }
             Err(_) => WorkerEnd::Panicked,
         };
-        let _ = end_of_thread.set(end);
+        // Nobody listens any more when the fleet was dropped.
+        let _ = say_ended.send(id);
         if let Err(e) = on_end.wake() {
             log::debug!("cannot wake the control thread: {e}");
         }
-    })?;
-    Ok(WorkerThread { thread, end: ended })
+        end
+    })
 }

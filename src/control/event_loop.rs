@@ -121,15 +121,7 @@ impl EventLoop {
 
     /// What serves, for the line that says the process is ready.
     pub(super) fn describe(&self) -> String {
-        let workers = self.process.states.len();
-        let plural = if workers == 1 { "" } else { "s" };
-        let cpus: Option<Vec<String>> =
-            self.process.cpus.iter().map(|cpu| cpu.as_ref().map(ToString::to_string)).collect();
-        let pinning = match cpus {
-            Some(cpus) if !cpus.is_empty() => format!("pinned to CPU {}", cpus.join(", ")),
-            _ => "not pinned".to_owned(),
-        };
-        format!("{workers} worker{plural}, {pinning}")
+        self.process.fleet.to_string()
     }
 
     /// Turns until the process is to end; then waits for the workers and the log.
@@ -309,6 +301,7 @@ impl Process {
             states: &self.states,
             started: self.started,
             draining: self.draining,
+            splices: self.fleet.splices(),
             log_lost: self.log.lost(),
         })
     }

@@ -8,7 +8,7 @@ use nix::sys::time::TimeValLike;
 use serde::Serialize;
 
 use crate::plan::{Forward, Plan};
-use crate::stats::{Fallback, ForwardSnapshot, WorkerStats};
+use crate::stats::{ForwardSnapshot, WorkerStats};
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -37,6 +37,8 @@ pub struct Sources<'a> {
     pub started: Instant,
     /// True once no new sessions are taken.
     pub draining: bool,
+    /// Whether this build has splice and the kernel has not refused it.
+    pub splices: bool,
     /// Session log lines that could not be written.
     pub log_lost: u64,
 }
@@ -151,16 +153,13 @@ impl Snapshot {
         let workers: Vec<_> = sources.stats.iter().enumerate().map(|(id, stats)| worker(sources, id, stats)).collect();
         let forwards =
             sources.plan.forwards.iter().enumerate().map(|(index, plan)| forward(sources, index, plan)).collect();
-        let refused = total.fallbacks.get(Fallback::Refused.name()).is_some_and(|times| *times > 0);
         Self {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             uptime_seconds: sources.started.elapsed().as_secs_f64(),
             draining: sources.draining,
             cpu: Cpu::now(),
-            engine_available: EngineAvailable {
-                splice: cfg!(all(target_os = "linux", not(spliced_portable))) && !refused,
-            },
+            engine_available: EngineAvailable { splice: sources.splices },
             log_lost: sources.log_lost,
             pipes: workers.iter().fold(Pipes::default(), |sum, worker| sum.plus(worker.pipes)),
             workers,
@@ -287,6 +286,7 @@ pub(super) mod tests {
             states: &[WorkerState::Running, WorkerState::Panicked],
             started: Instant::now(),
             draining: false,
+            splices: true,
             log_lost: 2,
         })
     }
@@ -298,7 +298,7 @@ pub(super) mod tests {
             ("/version", env!("CARGO_PKG_VERSION").into()),
             ("/pid", std::process::id().into()),
             ("/draining", false.into()),
-            ("/engine_available/splice", cfg!(all(target_os = "linux", not(spliced_portable))).into()),
+            ("/engine_available/splice", true.into()),
             ("/workers/0/id", 0.into()),
             ("/workers/0/cpu", 3.into()),
             ("/workers/1/cpu", serde_json::Value::Null),
@@ -328,12 +328,5 @@ pub(super) mod tests {
         }
         assert!(json["uptime_seconds"].is_f64());
         assert!(json["cpu"]["user_seconds"].is_f64());
-    }
-
-    #[test]
-    fn splice_is_not_available_once_it_was_refused() {
-        let stats = stats();
-        stats[1].forwards[0].fallbacks[Fallback::Refused as usize].add(1);
-        assert!(!snapshot(&plan("web"), &stats).engine_available.splice);
     }
 }
