@@ -1,12 +1,13 @@
 //! `fs.pipe-user-pages-soft` as a user whom it holds for. Alone in its program: while it runs that user has no pages.
 //!
-//! As root the test starts itself again and becomes another user there; as an ordinary user it runs as it is.
+//! Where the limit does not hold the test starts itself again and becomes another user there. Where it does, it runs as
+//! it is, and expects less, because other programs of the user have pipes as well.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "clippy lets tests unwrap, but not the functions they share")]
 
 use std::process::Command;
 
-use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use pipes::{Limits, NoPipe, Pipe, PipeBudget, PipePool, min_pipe_size};
 
 /// Set for the process that shall become an ordinary user.
@@ -19,10 +20,10 @@ const MIB: usize = 1 << 20;
 fn past_the_page_limit_there_is_no_pipe_rather_than_a_tiny_one() {
     if std::env::var_os(CHILD).is_some() {
         become_ordinary();
-        return check();
+        return check(true);
     }
-    if !geteuid().is_root() {
-        return check();
+    if Limits::read().user_pages.is_some() {
+        return check(false);
     }
     let program = std::env::current_exe().unwrap();
     let name = "past_the_page_limit_there_is_no_pipe_rather_than_a_tiny_one";
@@ -52,7 +53,7 @@ fn become_ordinary() {
     }
 }
 
-fn check() {
+fn check(alone: bool) {
     let limits = Limits::read();
     let Some(pages) = limits.user_pages else {
         return skip("fs.pipe-user-pages-soft and -hard are 0, or this user has CAP_SYS_ADMIN or CAP_SYS_RESOURCE");
@@ -61,8 +62,8 @@ fn check() {
     if !(2..=200).contains(&fits) || limits.descriptors < 2 * fits as u64 + 200 || limits.max_size < Some(MIB as u64) {
         return skip(&format!("settings are far from the kernel's own: {limits:?}"));
     }
-    kernel_refuses(fits);
-    budget_stays_below(&limits);
+    kernel_refuses(fits, alone);
+    budget_stays_below(&limits, alone);
     pool_adapts();
 }
 
@@ -80,26 +81,30 @@ fn take_all() -> Vec<Pipe> {
     }
 }
 
-fn kernel_refuses(fits: usize) {
+fn kernel_refuses(fits: usize, alone: bool) {
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = open();
     let held = take_all();
     let large = held.iter().filter(|pipe| pipe.size() == MIB).count();
-    assert!(large >= fits / 2 && large <= fits, "{large} pipes of 1 MiB where {fits} fit");
+    assert!(large < fits, "{large} pipes of 1 MiB and a small one where {fits} fit");
+    assert!(!alone || large == fits - 1, "only {large} pipes of 1 MiB where {fits} fit");
     assert!(held.iter().all(|pipe| pipe.size() >= min_pipe_size()), "a pipe of two slots was handed out");
     assert_eq!(held.last().unwrap().size(), min_pipe_size(), "where growing is refused a pipe keeps its 16 slots");
     assert_eq!(open(), before + 2 * held.len(), "the refused pipe was closed");
 }
 
 /// The budget takes three quarters, so its pools never meet the limit.
-fn budget_stays_below(limits: &Limits) {
+fn budget_stays_below(limits: &Limits, alone: bool) {
     let budget = PipeBudget::detect(Some(min_pipe_size()), 2);
     let most = limits.user_pages.unwrap() as usize * 3 / 4 / 16 / 2;
     assert!(budget.per_worker() <= most, "{budget}");
     let mut pools = [budget.pool(), budget.pool()];
     let held: Vec<Pipe> = pools.iter_mut().flat_map(|pool| std::iter::from_fn(|| pool.get().ok())).collect();
-    assert_eq!(held.len(), 2 * budget.per_worker(), "{budget}");
-    assert!(Pipe::new(min_pipe_size()).is_ok(), "pages are left for others");
+    assert!(held.len() <= 2 * budget.per_worker(), "{budget}");
+    if alone {
+        assert_eq!(held.len(), 2 * budget.per_worker(), "{budget}");
+        assert!(Pipe::new(min_pipe_size()).is_ok(), "pages are left for others");
+    }
 }
 
 /// Other processes took the pages: the pool gets by with less, and grows again after they are gone.
