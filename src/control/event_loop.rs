@@ -63,6 +63,8 @@ pub(super) struct EventLoop {
     metrics: Option<Service<TcpListener>>,
     process: Process,
     phase: Phase,
+    // Kept open: a waker that closes takes the wake with it that nobody has seen yet.
+    _worker_ended: Arc<Waker>,
     // Dropped after the sockets above, so that the file goes last.
     _control_file: Option<SocketFile>,
 }
@@ -106,7 +108,8 @@ impl EventLoop {
             None => None,
         };
         let waker = Arc::new(Waker::new(registry, WORKER_ENDED).map_err(failed)?);
-        let fleet = Fleet::start(plan, log.sender(), waker).map_err(|error| RunError::new(error.to_string()))?;
+        let fleet =
+            Fleet::start(plan, log.sender(), Arc::clone(&waker)).map_err(|error| RunError::new(error.to_string()))?;
         let process = Process {
             plan: Arc::clone(plan),
             cpus: fleet.cpus(),
@@ -116,7 +119,16 @@ impl EventLoop {
             started: Instant::now(),
             draining: false,
         };
-        Ok(Self { poll, signals, control, metrics, process, phase: Phase::Serving, _control_file: control_file })
+        Ok(Self {
+            poll,
+            signals,
+            control,
+            metrics,
+            process,
+            phase: Phase::Serving,
+            _worker_ended: waker,
+            _control_file: control_file,
+        })
     }
 
     /// What serves, for the line that says the process is ready.
