@@ -59,8 +59,8 @@
 //! # Capacity is slots
 //!
 //! A pipe has one slot per page of its size, and a fragment of a socket's queue takes a slot whatever its length. Tiny
-//! segments fill a 64 KiB pipe at a few dozen bytes; kernels before 6.5 put several times its size into it when fragments
-//! are large, later ones stop a single splice at the free slots times the page size (`do_splice_read`). So
+//! segments fill a 64 KiB pipe at a few dozen bytes; large fragments could hold several times its size. Newer kernels (seen
+//! on 6.18) end a single splice at the free slots times the page size all the same, older ones do not. So
 //! [`Pipe::pending`] may be below and above [`Pipe::size`], and a short fill does not mean that the socket is dry.
 //!
 //! # The budget
