@@ -50,6 +50,8 @@ impl Share {
 #[derive(Debug)]
 pub struct PipePool {
     idle: Vec<Pipe>,
+    /// Fewest pipes that were idle at once since [`PipePool::trim`].
+    spare: usize,
     in_use: usize,
     used_pages: usize,
     share: Share,
@@ -75,6 +77,7 @@ impl PipePool {
         let keep = share.limit.min(KEEP);
         Self {
             idle: Vec::with_capacity(keep),
+            spare: 0,
             in_use: 0,
             used_pages: 0,
             share,
@@ -94,6 +97,7 @@ impl PipePool {
     pub fn get(&mut self) -> Result<Pipe, NoPipe> {
         if let Some(mut pipe) = self.idle.pop() {
             self.in_use += 1;
+            self.spare = self.spare.min(self.idle.len());
             self.grow(&mut pipe);
             return Ok(pipe);
         }
@@ -133,11 +137,19 @@ impl PipePool {
 
     /// Closes every pooled pipe and says how many: two descriptors each, for whoever has run out of them.
     pub fn clear(&mut self) -> usize {
-        let closed = self.idle.len();
-        while let Some(pipe) = self.idle.pop() {
-            self.used_pages = self.used_pages.saturating_sub(self.pages_of(&pipe));
-        }
-        closed
+        self.spare = self.idle.len();
+        self.trim()
+    }
+
+    /// Closes the pipes nobody has needed since the last call and says how many. Called from time to time, it lets an
+    /// idle worker end up without a pipe and leaves a busy one those it needs.
+    pub fn trim(&mut self) -> usize {
+        let spare = self.spare.min(self.idle.len());
+        // From the bottom: the top ones are the warm ones.
+        let pages: usize = self.idle.drain(..spare).map(|pipe| pipe.size() / self.share.page).sum();
+        self.used_pages = self.used_pages.saturating_sub(pages);
+        self.spare = self.idle.len();
+        spare
     }
 
     /// Pipes handed out and not yet put back.
@@ -328,5 +340,18 @@ mod tests {
             pool.refused(NoPipe::Budget, min_pipe_size());
         }
         assert_eq!(pool.refusal.unwrap().left, SKIP.1);
+    }
+
+    #[test]
+    fn trimming_closes_what_was_not_needed_and_keeps_the_warm_ones() {
+        let mut pool = PipePool::new(share(8, 8, min_pipe_size()));
+        let pipes: Vec<Pipe> = (0..4).map(|_| pool.get().unwrap()).collect();
+        pipes.into_iter().for_each(|pipe| pool.put(pipe));
+        assert_eq!(pool.trim(), 0, "all four were needed since the start");
+        let pipe = pool.get().unwrap();
+        pool.put(pipe);
+        assert_eq!((pool.trim(), pool.pooled()), (3, 1));
+        assert_eq!((pool.trim(), pool.pooled()), (1, 0), "an idle pool ends up empty");
+        assert_eq!(pool.used_pages, 0);
     }
 }

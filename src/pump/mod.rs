@@ -118,6 +118,18 @@ impl Pumps {
         }
     }
 
+    /// Closes pipes that were not needed since the last call.
+    pub fn trim(&mut self) {
+        for pool in &mut self.pools {
+            pool.trim();
+        }
+    }
+
+    /// Closes every pipe that holds nothing, for whoever needs descriptors; whether there were any.
+    pub fn give_up_pipes(&mut self) -> bool {
+        self.pools.iter_mut().map(PipePool::clear).sum::<usize>() > 0
+    }
+
     /// Pipes in use, pipes kept empty for the next burst, pipes allowed, and the size of one.
     #[must_use]
     pub fn pipes(&self) -> [usize; 4] {
@@ -174,10 +186,11 @@ impl Transfer for Lane<'_> {
 
     fn fill(&mut self) -> io::Result<usize> {
         debug_assert_eq!(self.held(), 0, "fill only when nothing is held");
-        if self.pump.choice.wants_splice() && !self.pumps.splice_is_off() {
-            if let Some(result) = self.fill_pipe() {
-                return result;
-            }
+        if self.pump.choice.wants_splice()
+            && !self.pumps.splice_is_off()
+            && let Some(result) = self.fill_pipe()
+        {
+            return result;
         }
         self.fill_scratch()
     }

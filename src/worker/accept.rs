@@ -56,7 +56,7 @@ impl Worker {
                     AcceptError::Gone => {}
                     AcceptError::Exhausted => {
                         self.log_exhausted(&e);
-                        self.pause_all();
+                        self.starve();
                     }
                 }
             }
@@ -119,6 +119,12 @@ impl Worker {
         self.settle(key, step);
     }
 
+    /// Descriptors have run out: empty pipes give theirs up, and accepting pauses.
+    pub(super) fn starve(&mut self) {
+        self.freed |= self.parts.pumps.give_up_pipes();
+        self.pause_all();
+    }
+
     /// Stops accepting for a while. The connections stay in the kernel's queue, and nothing spins.
     pub(super) fn pause_all(&mut self) {
         self.parts.listeners.iter_mut().for_each(|l| l.paused = true);
@@ -130,12 +136,13 @@ impl Worker {
         self.parts.stats.accept_paused.set(1);
     }
 
-    /// Ends a pause when its time is over or something has become free.
-    pub(super) fn unpause(&mut self) {
-        if self.pause_until_ms > 0 && (self.freed || self.now_ms() >= self.pause_until_ms) {
-            self.freed = true;
+    /// Ends a pause when its time is over or something has become free; whether it did.
+    pub(super) fn unpause(&mut self, freed: bool) -> bool {
+        let over = self.pause_until_ms > 0 && (freed || self.now_ms() >= self.pause_until_ms);
+        if over {
             self.resume();
         }
+        over
     }
 
     /// A queue that was not empty when accepting paused makes no new event: every listener is asked again.

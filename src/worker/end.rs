@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::Worker;
+use super::{TRIM_MS, Worker};
 use crate::session::{End, Session};
 use crate::stats::{EndReason, SessionRecord};
 use crate::sys;
@@ -53,10 +53,16 @@ impl Worker {
 
     /// Ends a turn: counters that are not kept as things happen, and finished sessions.
     pub(super) fn report(&mut self) {
-        self.freed = false;
+        if self.trim_ms > 0 && self.now_ms() >= self.trim_ms {
+            self.parts.pumps.trim();
+            self.trim_ms = 0;
+        }
         let stats = &self.parts.stats;
         stats.turns.add(1);
         let [in_use, pooled, budget, size] = self.parts.pumps.pipes();
+        if pooled > 0 && self.trim_ms == 0 {
+            self.trim_ms = self.now_us / 1000 + TRIM_MS;
+        }
         stats.pipes_in_use.set(in_use as u64);
         stats.pipes_pooled.set(pooled as u64);
         stats.pipes_budget.set(budget as u64);

@@ -37,6 +37,8 @@ pub(crate) const MAILBOX: Token = Token(usize::MAX);
 const LISTENER: usize = 1 << (usize::BITS - 2);
 /// How long accepting pauses when descriptors have run out; a session that ends lets it go on at once.
 const PAUSE_MS: u64 = 50;
+/// A pipe nobody has needed for that long is closed.
+const TRIM_MS: u64 = 500;
 
 /// What workers share. Nothing in it is locked.
 #[derive(Debug)]
@@ -164,9 +166,12 @@ pub struct Worker {
     pause_until_ms: u64,
     /// A line about missing descriptors has been logged since they were last seen.
     exhausted: bool,
-    /// Something sessions or listeners wait for may be there: a slot, a descriptor, an address.
+    /// Since the last turn something has come free that sessions or listeners may wait for: a slot, a descriptor, an
+    /// address.
     freed: bool,
     draining: bool,
+    /// When pipes that were not needed are closed; 0 while there are none.
+    trim_ms: u64,
     /// When the worker's own CPU time is next measured.
     measure_us: u64,
 }
@@ -196,6 +201,7 @@ impl Worker {
             exhausted: false,
             freed: false,
             draining: false,
+            trim_ms: 0,
             measure_us: 0,
         })
     }
@@ -218,8 +224,10 @@ impl Worker {
             self.drive_ready();
             self.expire();
             self.read_mailbox();
-            self.unpause();
-            self.retry();
+            let freed = std::mem::take(&mut self.freed);
+            if self.unpause(freed) || freed {
+                self.retry();
+            }
             self.accept();
             self.report();
         }
@@ -234,11 +242,13 @@ impl Worker {
     /// How long the poller may sleep.
     fn timeout(&self) -> Option<Duration> {
         let accepting = self.parts.listeners.iter().any(|l| l.ready && !l.paused);
-        if accepting || !self.again.is_empty() {
+        let waiting = self.pause_until_ms > 0 || !self.retry.is_empty();
+        if accepting || !self.again.is_empty() || (self.freed && waiting) {
             return Some(Duration::ZERO);
         }
-        let pause = Some(self.pause_until_ms).filter(|ms| *ms > 0);
-        let at_ms = [self.deadlines.next_ms(), pause].into_iter().flatten().min()?;
+        let set = |ms: u64| Some(ms).filter(|ms| *ms > 0);
+        let times = [self.deadlines.next_ms(), set(self.pause_until_ms), set(self.trim_ms)];
+        let at_ms = times.into_iter().flatten().min()?;
         Some(Duration::from_millis(at_ms.saturating_sub(self.now_ms())))
     }
 
@@ -379,16 +389,13 @@ impl Worker {
             self.retry.push(key);
         }
         if starves {
-            self.pause_all();
+            self.starve();
         }
         step
     }
 
     /// Sessions that wait for a descriptor or a name try again when something may have changed.
     fn retry(&mut self) {
-        if self.retry.is_empty() || !self.freed {
-            return;
-        }
         for key in std::mem::take(&mut self.retry) {
             let Some(session) = self.sessions.get(key) else { continue };
             if !session.wants_retry() {
