@@ -159,7 +159,7 @@ pub struct StatsArgs {
     #[arg(long)]
     pub json: bool,
     /// The control socket of the instance
-    #[arg(long, value_name = "PATH", default_value = "/run/spliced/control.sock", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
     pub control: String,
 }
 

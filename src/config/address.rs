@@ -115,7 +115,10 @@ pub(super) fn ports(text: &str) -> Result<Ports, String> {
 fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
     for scheme in ["unix:", "udp:"] {
         if text.starts_with(scheme) {
-            return Err(format!("found {}, but {scheme} is not supported by this version; allowed: {allowed}", quoted(text)));
+            return Err(format!(
+                "found {}, but {scheme} is not supported by this version; allowed: {allowed}",
+                quoted(text)
+            ));
         }
     }
     let (host_text, ports_text) = if let Some(rest) = text.strip_prefix('[') {
@@ -123,10 +126,16 @@ fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
         if !inner.contains(':') {
             return Err(format!("found {}, brackets without an IPv6 address; allowed: {allowed}", quoted(text)));
         }
-        (inner, after.strip_prefix(':').ok_or_else(|| format!("found {} without a port; allowed: {allowed}", quoted(text)))?)
+        (
+            inner,
+            after
+                .strip_prefix(':')
+                .ok_or_else(|| format!("found {} without a port; allowed: {allowed}", quoted(text)))?,
+        )
     } else {
-        let (host, ports) =
-            text.rsplit_once(':').ok_or_else(|| format!("found {} without a port; allowed: {allowed}", quoted(text)))?;
+        let (host, ports) = text
+            .rsplit_once(':')
+            .ok_or_else(|| format!("found {} without a port; allowed: {allowed}", quoted(text)))?;
         if host.contains(':') {
             return Err(format!("found {}, an IPv6 address without brackets; allowed: {allowed}", quoted(text)));
         }

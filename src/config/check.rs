@@ -1,7 +1,8 @@
 //! Checks across values: what no single value shows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use super::address::Lookup;
 use super::draft::Marks;
@@ -10,23 +11,28 @@ use crate::plan::{Forward, Host, Plan};
 
 /// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
 const MOST_PORTS: usize = 65_536;
+/// Most targets one forward may have: together with the ports it bounds the work of looking for loops.
+const MOST_TARGETS: usize = 256;
+/// How long names of targets may be looked up at start, just to find loops; they are found while running as well.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Checks a plan; `marks` has one entry per forward.
 pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(), Fault> {
-    names(plan, marks)?;
     for (forward, marks) in plan.forwards.iter().zip(marks) {
         ranges(forward, marks)?;
         source(forward, marks)?;
     }
+    // Two forwards on one address have one default name too, and the address is what to complain about.
     let sockets = Sockets::of(plan, marks)?;
+    names(plan, marks)?;
     metrics(plan, marks, &sockets)?;
     loops(plan, marks, &sockets, lookup)
 }
 
 fn names(plan: &Plan, marks: &[Marks]) -> Result<(), Fault> {
-    let mut seen = HashMap::new();
+    let mut seen = HashSet::new();
     for (forward, marks) in plan.forwards.iter().zip(marks) {
-        if seen.insert(forward.name.as_str(), ()).is_some() && !takes_listener_of_another(plan, forward) {
+        if !seen.insert(forward.name.as_str()) {
             let name = quoted(&forward.name);
             let message = format!("found name {name} for a second forward; allowed: a name of its own for each");
             return Err(Fault::new(marks.name, message));
@@ -35,13 +41,12 @@ fn names(plan: &Plan, marks: &[Marks]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Two forwards on one address have one default name too; the address is what to complain about.
-fn takes_listener_of_another(plan: &Plan, forward: &Forward) -> bool {
-    plan.forwards.iter().any(|other| !std::ptr::eq(other, forward) && other.listen.first() == forward.listen.first())
-}
-
 /// A range goes to one port, or to a range of the same length.
 fn ranges(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
+    if let Some(mark) = marks.targets.get(MOST_TARGETS) {
+        let message = format!("found more than {MOST_TARGETS} targets in one forward; allowed: at most {MOST_TARGETS}");
+        return Err(Fault::new(*mark, message));
+    }
     for (target, mark) in forward.targets.iter().zip(&marks.targets) {
         for listen in &forward.listen {
             if target.ports.len() != 1 && target.ports.len() != listen.ports.len() {
@@ -64,9 +69,8 @@ fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
         if let Host::Ip(ip) = target.host
             && ip.is_ipv4() != source.is_ipv4()
         {
-            let message = format!(
-                "found target {target} for connections from source {source}; allowed: both IPv4 or both IPv6"
-            );
+            let message =
+                format!("found target {target} for connections from source {source}; allowed: both IPv4 or both IPv6");
             return Err(Fault::new(*mark, message));
         }
     }
@@ -102,11 +106,13 @@ impl Sockets {
             for (listen, at) in planned.listen.iter().enumerate() {
                 let mark = marks.listen[listen];
                 if sockets.all.len() + at.ports.len() > MOST_PORTS {
-                    let message = format!("found more than {MOST_PORTS} listening ports in all; allowed: at most {MOST_PORTS}");
+                    let message =
+                        format!("found more than {MOST_PORTS} listening ports in all; allowed: at most {MOST_PORTS}");
                     return Err(Fault::new(mark, message));
                 }
                 for port in at.ports.first..=at.ports.last {
-                    let earlier = sockets.at.get(&(at.ip, port)).or_else(|| sockets.at.get(&(unspecified(at.ip), port)));
+                    let earlier =
+                        sockets.at.get(&(at.ip, port)).or_else(|| sockets.at.get(&(unspecified(at.ip), port)));
                     let covered = of_family.get(&(at.ip.is_ipv4(), port)).filter(|_| at.ip.is_unspecified());
                     if let Some(earlier) = earlier.or(covered) {
                         return Err(sockets.taken(plan, *earlier, at.ip, port, mark));
@@ -160,20 +166,17 @@ fn metrics(plan: &Plan, marks: &[Marks], sockets: &Sockets) -> Result<(), Fault>
         None => Ok(()),
         Some(socket) => Err(Fault::new(
             marks[socket.forward].listen[socket.listen],
-            format!("found a listener on {metrics}, which is the address of metrics; allowed: an address of its own for each"),
+            format!(
+                "found a listener on {metrics}, which is the address of metrics; allowed: an address of its own for each"
+            ),
         )),
     }
 }
 
 /// Follows every target that is one of our own listeners; a way that comes back to where it began is a loop.
 fn loops(plan: &Plan, marks: &[Marks], sockets: &Sockets, lookup: &Lookup) -> Result<(), Fault> {
-    let local = (lookup.local)();
-    let mut names: HashMap<&str, Vec<IpAddr>> = HashMap::new();
-    let ways: Vec<Vec<(usize, usize)>> = sockets
-        .all
-        .iter()
-        .map(|socket| ways_from(plan, sockets, *socket, &local, &mut names, lookup))
-        .collect();
+    let mut ways = Ways::new(plan, sockets, lookup);
+    let ways: Vec<Vec<(usize, usize)>> = sockets.all.iter().map(|socket| ways.from(*socket)).collect();
     // Depth first without recursion: a chain may be as long as there are ports.
     let mut state = vec![Visit::New; sockets.all.len()];
     for start in 0..sockets.all.len() {
@@ -207,33 +210,49 @@ enum Visit {
     Done,
 }
 
-/// Which of our own sockets a session from this one may reach, each with the index of the target.
-fn ways_from<'p>(
+/// Where sessions go on from a socket, as far as that is one of our own.
+struct Ways<'p> {
     plan: &'p Plan,
-    sockets: &Sockets,
-    socket: Socket,
-    local: &[IpAddr],
-    names: &mut HashMap<&'p str, Vec<IpAddr>>,
-    lookup: &Lookup,
-) -> Vec<(usize, usize)> {
-    let forward = &plan.forwards[socket.forward];
-    let first = forward.listen[socket.listen].ports.first;
-    let mut ways = Vec::new();
-    for (index, target) in forward.targets.iter().enumerate() {
-        let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + (socket.port - first) };
-        match &target.host {
-            Host::Ip(ip) => ways.extend(sockets.reached(*ip, port, local).map(|reached| (index, reached))),
-            Host::Name(name) => {
-                // A name costs a question to the resolver, so it is asked only where the port makes a loop possible.
-                if sockets.all.iter().any(|socket| socket.port == port) {
-                    let known = names.entry(name).or_insert_with(|| (lookup.names)(name).unwrap_or_default());
-                    let reached = known.iter().filter_map(|ip| sockets.reached(ip.to_canonical(), port, local));
-                    ways.extend(reached.map(|reached| (index, reached)));
+    sockets: &'p Sockets,
+    ports: HashSet<u16>,
+    local: Vec<IpAddr>,
+    lookup: &'p Lookup,
+    names: HashMap<&'p str, Vec<IpAddr>>,
+    begun: Instant,
+}
+
+impl<'p> Ways<'p> {
+    fn new(plan: &'p Plan, sockets: &'p Sockets, lookup: &'p Lookup) -> Self {
+        let ports = sockets.all.iter().map(|socket| socket.port).collect();
+        let (local, names) = ((lookup.local)(), HashMap::new());
+        Self { plan, sockets, ports, local, lookup, names, begun: Instant::now() }
+    }
+
+    /// The sockets reached from this one, each with the index of the target that leads there.
+    fn from(&mut self, socket: Socket) -> Vec<(usize, usize)> {
+        let plan = self.plan;
+        let forward = &plan.forwards[socket.forward];
+        let nth = socket.port - forward.listen[socket.listen].ports.first;
+        let mut ways = Vec::new();
+        for (index, target) in forward.targets.iter().enumerate() {
+            let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + nth };
+            // A name costs a question to the resolver, so it is asked only where the port makes a loop possible.
+            if !self.ports.contains(&port) {
+                continue;
+            }
+            let reached = |ip: &IpAddr| self.sockets.reached(*ip, port, &self.local).map(|reached| (index, reached));
+            match &target.host {
+                Host::Ip(ip) => ways.extend(reached(ip)),
+                Host::Name(name) => {
+                    let late = self.begun.elapsed() > PATIENCE;
+                    let ask = || if late { Vec::new() } else { (self.lookup.names)(name).unwrap_or_default() };
+                    let known = self.names.entry(name).or_insert_with(ask);
+                    ways.extend(known.iter().filter_map(|ip| reached(&ip.to_canonical())));
                 }
             }
         }
+        ways
     }
-    ways
 }
 
 fn loop_fault(plan: &Plan, sockets: &Sockets, path: &[(usize, usize)], back_to: usize, mark: Mark) -> Fault {
@@ -245,7 +264,8 @@ fn loop_fault(plan: &Plan, sockets: &Sockets, path: &[(usize, usize)], back_to: 
     let message = if round.len() == 1 {
         format!("found a loop: forward {} leads back to its own listener {address}", round[0])
     } else {
-        let shown = if round.len() > 4 { format!("{} … {}", round[0], round[round.len() - 1]) } else { round.join(" → ") };
+        let shown =
+            if round.len() > 4 { format!("{} … {}", round[0], round[round.len() - 1]) } else { round.join(" → ") };
         format!("found a loop: {shown} leads back to listener {address}")
     };
     Fault::new(mark, format!("{message}; allowed: targets that end outside of this process"))

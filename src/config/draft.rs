@@ -1,5 +1,6 @@
 //! What a file or a command line said, with marks, and how it becomes a [`Plan`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::Lookup;
@@ -45,15 +46,15 @@ impl Draft {
     /// The plan, with every check across values made.
     pub(super) fn build(self, overrides: &Overrides, lookup: &Lookup) -> Result<Plan, Fault> {
         let process = overrides.process.clone().or(&self.process);
-        let global_allow = [self.allow, overrides.allow.clone()].concat();
-        let global_deny = [self.deny, overrides.deny.clone()].concat();
+        let global_allow: Arc<[Pattern]> = [self.allow, overrides.allow.clone()].concat().into();
+        let global_deny: Arc<[Pattern]> = [self.deny, overrides.deny.clone()].concat().into();
         let mut forwards = Vec::with_capacity(self.forwards.len());
         let mut marks = Vec::with_capacity(self.forwards.len());
         for draft in self.forwards {
             let options = overrides.forward.clone().or(&draft.options).or(&self.defaults);
             let access = Access {
-                global_allow: global_allow.clone(),
-                global_deny: global_deny.clone(),
+                global_allow: Arc::clone(&global_allow),
+                global_deny: Arc::clone(&global_deny),
                 allow: draft.allow.clone(),
                 deny: draft.deny.clone(),
             };

@@ -9,10 +9,11 @@ use super::address::{self, Lookup, Services};
 use super::draft::{Draft, DraftForward, nothing_to_forward, push_rule};
 use super::error::{Fault, Mark, found, quoted};
 use super::{source, value};
-use crate::plan::{Host, Listen, LogFormat, Ports, Target};
 use crate::config::Maybe;
+use crate::plan::{Host, Listen, LogFormat, Ports, Target};
 
-const LINE: &str = "BIND PORT HOST PORT [options], allow PATTERN, deny PATTERN, logfile PATH, pidlogfile PATH, logcommon, # comment";
+const LINE: &str =
+    "BIND PORT HOST PORT [options], allow PATTERN, deny PATTERN, logfile PATH, pidlogfile PATH, logcommon, # comment";
 const RULE: &str = "BIND PORT HOST PORT [timeout=SECONDS,src=ADDRESS]";
 const OPTION: &str = "timeout=SECONDS, src=ADDRESS";
 
@@ -167,7 +168,9 @@ impl Reader<'_> {
             Some((port, "tcp")) => port,
             Some((_, "udp")) => {
                 let text = quoted(word.text);
-                return Err(fault(format!("found {text}, a UDP rule, which this version does not support; allowed: TCP")));
+                return Err(fault(format!(
+                    "found {text}, a UDP rule, which this version does not support; allowed: TCP"
+                )));
             }
             Some(_) => return Err(fault(found(word.text, "PORT or PORT/tcp"))),
         };
@@ -190,7 +193,9 @@ impl Reader<'_> {
         }
         self.services.as_ref().and_then(|services| services.port(name)).ok_or_else(|| {
             let name = quoted(name);
-            format!("found service name {name}, which is no TCP service in /etc/services; allowed: a port from 1 to 65535")
+            format!(
+                "found service name {name}, which is no TCP service in /etc/services; allowed: a port from 1 to 65535"
+            )
         })
     }
 
@@ -222,7 +227,9 @@ impl Reader<'_> {
                     cursor.skip(1);
                     return Ok(());
                 }
-                _ => return Err(Fault::new(cursor.mark(), source::no_rule(cursor.rest, "a comma or ] after an option"))),
+                _ => {
+                    return Err(Fault::new(cursor.mark(), source::no_rule(cursor.rest, "a comma or ] after an option")));
+                }
             }
         }
     }

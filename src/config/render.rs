@@ -39,7 +39,7 @@ pub fn render(plan: &Plan) -> String {
         }
     }
     let access = plan.forwards.first().map(|forward| &forward.access);
-    for (key, list) in [("allow", access.map(|a| &a.global_allow)), ("deny", access.map(|a| &a.global_deny))] {
+    for (key, list) in [("allow", access.map(|a| &*a.global_allow)), ("deny", access.map(|a| &*a.global_deny))] {
         if let Some(list) = list.filter(|list| !list.is_empty()) {
             line(key, patterns(list));
         }

@@ -11,7 +11,8 @@ use super::error::{ConfigError, Fault, Mark, printable, quoted};
 /// Most bytes a file may have.
 pub const MOST_BYTES: u64 = 1 << 20;
 
-const ANY_FORMAT: &str = "a text file with our YAML (`forwards:` …), rinetd or oi lines (`0.0.0.0 9000 10.0.0.2 9001`), or oi TOML";
+const ANY_FORMAT: &str =
+    "a text file with our YAML (`forwards:` …), rinetd or oi lines (`0.0.0.0 9000 10.0.0.2 9001`), or oi TOML";
 
 /// Name and text of a file; `-` is standard input. Never reads more than one byte over the limit.
 pub(super) fn read(path: &Path) -> Result<(String, String), ConfigError> {
@@ -75,7 +76,8 @@ pub(super) fn format_of(text: &str) -> Format {
         let bare = word.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(word);
         bare == "0" || bare.parse::<IpAddr>().is_ok()
     };
-    let keyword = ["allow", "deny", "logfile", "pidlogfile", "logcommon"].contains(&first.to_ascii_lowercase().as_str());
+    let keyword =
+        ["allow", "deny", "logfile", "pidlogfile", "logcommon"].contains(&first.to_ascii_lowercase().as_str());
     let assigned = second.is_some_and(|second| second.starts_with(['=', ':']));
     if (keyword && !assigned) || (second.is_some() && !assigned && is_address(first)) {
         return Format::Lines;

@@ -11,16 +11,8 @@ use super::value::{self, Maybe};
 use crate::plan::{Host, Listen, LogFormat, Pattern, Ports, Target};
 
 const TOP: &[&str] = &["forwarding_rules", "global_rules", "log_file", "pid_file", "log_format"];
-const RULE: &[&str] = &[
-    "bind_address",
-    "bind_port",
-    "connect_address",
-    "connect_port",
-    "protocol",
-    "timeout",
-    "source_address",
-    "rules",
-];
+const RULE: &[&str] =
+    &["bind_address", "bind_port", "connect_address", "connect_port", "protocol", "timeout", "source_address", "rules"];
 const TABLE: &str = "a table with bind_address, bind_port, connect_address and connect_port";
 const ACCESS: &str = "a table such as { type = \"allow\", pattern = \"10.0.0.0/8\" }";
 const ACCESS_LIST: &str = "a list of tables such as { type = \"allow\", pattern = \"10.0.0.0/8\" }";
@@ -32,7 +24,10 @@ pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
     let document = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         let problem = printable(error.message());
-        Fault::new(Mark::Offset(at), format!("found text that is not TOML: {problem}; allowed: TOML such as [[forwarding_rules]]"))
+        Fault::new(
+            Mark::Offset(at),
+            format!("found text that is not TOML: {problem}; allowed: TOML such as [[forwarding_rules]]"),
+        )
     })?;
     let root = table(document.span().start, document.get_ref());
     let mut draft = Draft::default();
@@ -135,7 +130,12 @@ fn access(node: &Node, allow: &mut Vec<Pattern>, deny: &mut Vec<Pattern>) -> Res
         }
         match (is_allow, pattern) {
             (Some(is_allow), Some(pattern)) => push_rule(allow, deny, is_allow, pattern),
-            _ => return Err(Fault::new(item.mark, format!("found an access rule without type and pattern; allowed: {ACCESS}"))),
+            _ => {
+                return Err(Fault::new(
+                    item.mark,
+                    format!("found an access rule without type and pattern; allowed: {ACCESS}"),
+                ));
+            }
         }
     }
     Ok(())

@@ -14,8 +14,13 @@ use super::node::{Key, Node, Value};
 /// Most nodes a file may have once its aliases are expanded: more than 1 MiB of text can hold without aliases.
 const MOST_NODES: u32 = 1 << 20;
 
+/// Most brackets that may be open at once; serde_yaml stops there too, but only after libyaml, which takes time in
+/// the square of the depth.
+const DEEPEST: usize = 128;
+
 /// The only document of the text.
 pub(super) fn parse(text: &str) -> Result<Node, Fault> {
+    refuse_depth(text)?;
     let walk = Walk::to(None);
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let Some(document) = documents.next() else {
@@ -29,6 +34,26 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
         return Err(Fault::new(Mark::At(line, column), "found a second YAML document; allowed: one document"));
     }
     Ok(node)
+}
+
+/// Refuses text whose brackets, quoted or not, nest so deep that it cannot be meant.
+fn refuse_depth(text: &str) -> Result<(), Fault> {
+    let mut open = 0_usize;
+    for (offset, byte) in text.bytes().enumerate() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        if open > DEEPEST {
+            return Err(too_deep(Mark::Offset(offset)));
+        }
+    }
+    Ok(())
+}
+
+fn too_deep(at: Mark) -> Fault {
+    Fault::new(at, format!("found more than {DEEPEST} levels of nesting; allowed: at most {DEEPEST}"))
 }
 
 /// Line and column, from 1, of the node with that number.
@@ -61,7 +86,8 @@ impl Walk {
             return Err(E::custom("found it"));
         }
         if ordinal == MOST_NODES {
-            return self.complain(format!("found aliases that expand to more than {MOST_NODES} values; allowed: fewer"));
+            return self
+                .complain(format!("found aliases that expand to more than {MOST_NODES} values; allowed: fewer"));
         }
         self.count.set(ordinal + 1);
         Ok(Mark::Node(ordinal))
@@ -80,15 +106,19 @@ impl Walk {
 
     fn fault(&self, error: &serde_yaml::Error) -> Fault {
         // Without a position of its own the error is at, or right behind, the last node.
-        let at = error.location().map_or(Mark::Node(self.count.get().saturating_sub(1)), |at| Mark::At(at.line(), at.column()));
+        let at = error
+            .location()
+            .map_or(Mark::Node(self.count.get().saturating_sub(1)), |at| Mark::At(at.line(), at.column()));
         if let Some(message) = self.complaint.borrow_mut().take() {
             return Fault::new(at, message);
         }
         let problem = without_position(&error.to_string());
         let message = match problem.as_str() {
-            "recursion limit exceeded" => "found more than 128 levels of nesting; allowed: at most 128".to_owned(),
+            "recursion limit exceeded" => return too_deep(at),
             "repetition limit exceeded" => "found aliases that expand without end; allowed: plain values".to_owned(),
-            _ => format!("found text that is not YAML: {problem}; allowed: YAML such as `forwards:` with a list under it"),
+            _ => format!(
+                "found text that is not YAML: {problem}; allowed: YAML such as `forwards:` with a list under it"
+            ),
         };
         Fault::new(at, message)
     }

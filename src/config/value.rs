@@ -237,7 +237,8 @@ mod tests {
         {
             assert_eq!(copy_buffer(text), Ok(bytes), "{text}");
         }
-        for text in ["", "K", "1023", "17MiB", "64KB", "64 KiB", "-1", "+5000", "1.5MiB", "99999999999999999999G", "1e6"]
+        for text in
+            ["", "K", "1023", "17MiB", "64KB", "64 KiB", "-1", "+5000", "1.5MiB", "99999999999999999999G", "1e6"]
         {
             assert!(copy_buffer(text).is_err(), "{text}");
         }

@@ -97,7 +97,11 @@ fn refuse_process_options(node: &Node, known: &[&str]) -> Result<(), Fault> {
         None => Ok(()),
         Some((key, _)) => Err(Fault::new(
             key.mark,
-            format!("found \"{}\" in a forward, but it belongs to the top level; allowed: {}", key.text, known.join(", ")),
+            format!(
+                "found \"{}\" in a forward, but it belongs to the top level; allowed: {}",
+                key.text,
+                known.join(", ")
+            ),
         )),
     }
 }
@@ -121,13 +125,12 @@ fn target(node: &Node) -> Result<(Mark, Target), Fault> {
 }
 
 /// The short form of the `…_timeout` options; `drain` only where there is a process to drain.
-fn timeouts(
-    node: &Node,
-    options: &mut ForwardOptions,
-    mut process: Option<&mut ProcessOptions>,
-) -> Result<(), Fault> {
-    let known: &[&str] =
-        if process.is_some() { &["connect", "idle", "half_closed", "drain"] } else { &["connect", "idle", "half_closed"] };
+fn timeouts(node: &Node, options: &mut ForwardOptions, mut process: Option<&mut ProcessOptions>) -> Result<(), Fault> {
+    let known: &[&str] = if process.is_some() {
+        &["connect", "idle", "half_closed", "drain"]
+    } else {
+        &["connect", "idle", "half_closed"]
+    };
     for (key, value) in node.entries(TIMEOUTS, known)? {
         let name = format!("{}_timeout", key.text);
         let of_process = match process.as_deref_mut() {
