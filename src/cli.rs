@@ -1,1 +1,184 @@
-//! To be written.
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::config::Overrides;
+
+const EXAMPLES: &str = "\
+Examples:
+  spliced forward 0.0.0.0:9000 10.0.0.2:9001    forward one port
+  spliced run --config spliced.yaml             run a service from a file
+  spliced ab                                    measure splice against copy on this host
+
+Exit status: 0 fine, 1 failed while running, 2 wrong usage or configuration.
+RUST_LOG (such as RUST_LOG=debug) goes before -v and -q.";
+
+const FORWARD_EXAMPLES: &str = "\
+LISTEN is ADDRESS:PORT or HOST:PORT on this host, TARGET the same anywhere. Brackets go around IPv6 addresses.
+A range of ports leads to one port, or to a range as long: 9000 to 9010 here goes to 9100 to 9110 there.
+
+Sizes: 65536, 64KiB, 64K, 1MiB, 1GiB, all powers of 1024. Times: 250ms, 5s, 10m, 1h, 1d, none.
+
+Examples:
+  spliced forward 0.0.0.0:9000 10.0.0.2:9001
+  spliced forward '[::]:9000' db.example:5432 --connect-timeout 2s --idle-timeout 1h
+  spliced forward 127.0.0.1:9000-9010 10.0.0.2:9100-9110 --engine splice --pipe-size 256KiB
+  spliced forward 0.0.0.0:2222 10.0.0.2:22 --allow 192.168.0.0/16 --deny 192.168.0.66";
+
+const RUN_EXAMPLES: &str = "\
+The file is YAML, lines of rinetd or oi, or oi's TOML; the content tells which. `-` reads standard input.
+An option given here has the last word over the file and each of its forwards; --allow and --deny add to it.
+In YAML every option has the same name with _ for -.
+
+Examples:
+  spliced run --config spliced.yaml
+  spliced run -f -c /etc/rinetd.conf --control /run/spliced/control.sock
+  echo '0.0.0.0 9000 10.0.0.2 9001' | spliced run -c -
+
+A file:
+  timeouts: {connect: 2s, idle: 1h}
+  forwards:
+    - name: web
+      listen: [\"0.0.0.0:8080\", \"[::]:8080\"]
+      to: [\"10.0.0.2:80\", {address: \"10.0.0.3:80\", weight: 3}]
+      deny: [\"192.168.*\"]";
+
+const CHECK_EXAMPLES: &str = "\
+Prints every value of the resolved plan as YAML. Exit status 0 when the file is good, 2 when it is not, with one line
+FILE:LINE:COLUMN: what was found; what is allowed.
+
+Example:
+  spliced check --config spliced.yaml && systemctl reload spliced";
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  spliced convert /etc/rinetd.conf > spliced.yaml
+  spliced convert oi.toml | spliced check -c -";
+
+const STATS_EXAMPLES: &str = "\
+The instance must run with --control PATH.
+
+Examples:
+  spliced stats --control /run/spliced/control.sock
+  spliced stats --json | jq .total.bytes";
+
+/// Forwards TCP: bytes go socket to pipe to socket inside the kernel, on every core.
+#[derive(Debug, Parser)]
+#[command(name = "spliced", version, about, after_help = EXAMPLES, max_term_width = 120)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Log more: -v debug, -vv trace
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Log less: -q warnings and errors, -qq errors
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "verbose")]
+    pub quiet: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Forward one address to another, without a file
+    #[command(after_help = FORWARD_EXAMPLES)]
+    Forward(Box<ForwardArgs>),
+    /// Run the forwards of a file
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Box<RunArgs>),
+    /// Check a file and print the plan it makes, without running it
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(Box<CheckArgs>),
+    /// Turn rinetd lines, oi lines or oi TOML into YAML on standard output
+    #[command(after_help = CONVERT_EXAMPLES)]
+    Convert(ConvertArgs),
+    /// Measure splice, copy and auto against each other on this host
+    Ab(Box<crate::ab::AbArgs>),
+    /// Print the counters of a running instance
+    #[command(after_help = STATS_EXAMPLES)]
+    Stats(StatsArgs),
+    /// A child process of `ab`.
+    #[command(hide = true)]
+    AbRole(Box<crate::ab::RoleArgs>),
+}
+
+/// `spliced forward`.
+#[derive(Debug, Args)]
+pub struct ForwardArgs {
+    /// Where clients connect, such as 0.0.0.0:9000
+    #[arg(value_name = "LISTEN")]
+    pub listen: String,
+    /// Where their bytes go, such as 10.0.0.2:9001
+    #[arg(value_name = "TARGET")]
+    pub target: String,
+    /// Everything else.
+    #[command(flatten)]
+    pub options: Overrides,
+}
+
+/// `spliced run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The file to read, - for standard input
+    #[arg(short, long, visible_alias = "conf-file", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Stay in the foreground, which spliced always does; for rinetd's command line
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// What goes over the file.
+    #[command(flatten)]
+    pub options: Overrides,
+}
+
+/// `spliced check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The file to read, - for standard input
+    #[arg(short, long, visible_alias = "conf-file", value_name = "FILE")]
+    pub config: PathBuf,
+    /// What goes over the file.
+    #[command(flatten)]
+    pub options: Overrides,
+}
+
+/// `spliced convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// The file to read, - for standard input
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// `spliced stats`.
+#[derive(Debug, Args)]
+pub struct StatsArgs {
+    /// Print JSON for programs
+    #[arg(long)]
+    pub json: bool,
+    /// The control socket of the instance
+    #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
+    pub control: String,
+}
+
+/// A usage error in one line without clap's colours, usage and tips on further lines.
+#[must_use]
+pub fn one_line(error: &clap::Error) -> String {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    use std::error::Error as _;
+    if let (ErrorKind::ValueValidation, Some(ContextValue::String(argument)), Some(source)) =
+        (error.kind(), error.get(ContextKind::InvalidArg), error.source())
+    {
+        return format!("{}: {source}", argument.split(' ').next().unwrap_or(argument));
+    }
+    let text = error.render().to_string();
+    let lines = text.lines().map(str::trim);
+    let said: Vec<&str> = lines
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let said = said.join(" ");
+    format!("{}; see spliced --help", said.strip_prefix("error: ").unwrap_or(&said))
+}

@@ -1,2 +1,106 @@
-//! Command line of spliced.
-fn main() {}
+//! The program: a command line becomes one command.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use env_logger::Env;
+use spliced::cli::{Cli, Command, one_line};
+use spliced::config::{self, ConfigError};
+use spliced::plan::Plan;
+use spliced::{ab, control};
+
+/// Something failed while running.
+const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+const WRONG: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    start_log(&cli);
+    match cli.command {
+        Command::Forward(args) => run(config::from_args(&args.listen, &args.target, &args.options)),
+        Command::Run(args) => run(config::load(&args.config, &args.options)),
+        Command::Check(args) => print(config::load(&args.config, &args.options).map(|plan| config::render(&plan))),
+        Command::Convert(args) => print(config::convert(&args.file)),
+        Command::Stats(args) => ended(control::stats_command(args.control.as_ref(), args.json)),
+        Command::Ab(args) => ended(ab::run(&args)),
+        Command::AbRole(args) => ended(ab::run_role(&args)),
+    }
+}
+
+/// Help goes to standard output, a mistake to standard error in one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A reader that has gone away (`| head`) wants no more of it.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            WRONG.into()
+        }
+        _ => fail(&one_line(error), WRONG),
+    }
+}
+
+/// `LEVEL message` on standard error; the time in front once somebody asks for details.
+fn start_log(cli: &Cli) {
+    let level = match (cli.quiet, cli.verbose) {
+        (0, 0) => "info",
+        (0, 1) => "debug",
+        (0, _) => "trace",
+        (1, _) => "warn",
+        (_, _) => "error",
+    };
+    let mut builder = env_logger::Builder::from_env(Env::default().default_filter_or(level));
+    builder.format_target(cli.verbose > 0).format_timestamp_millis().init();
+}
+
+fn run(plan: Result<Plan, ConfigError>) -> ExitCode {
+    match plan {
+        Err(error) => wrong(&error),
+        Ok(plan) => match control::run(plan) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error.to_string(), FAILED),
+        },
+    }
+}
+
+fn print(text: Result<String, ConfigError>) -> ExitCode {
+    match text {
+        Err(error) => wrong(&error),
+        Ok(text) => {
+            let mut stdout = io::stdout().lock();
+            ended(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+        }
+    }
+}
+
+/// A configuration error stands alone where it names its file, so that editors can jump to it.
+fn wrong(error: &ConfigError) -> ExitCode {
+    if error.place.is_none() {
+        return fail(&error.to_string(), WRONG);
+    }
+    let _ = writeln!(io::stderr(), "{error}");
+    WRONG.into()
+}
+
+fn ended(result: io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output has had enough of it.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string(), FAILED),
+    }
+}
+
+fn fail(message: &str, code: u8) -> ExitCode {
+    let _ = writeln!(io::stderr(), "spliced: {message}");
+    code.into()
+}

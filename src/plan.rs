@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything one process does.
@@ -192,10 +193,10 @@ pub enum LogFormat {
 /// of the process, then of the forward.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Access {
-    /// Process-wide allow patterns.
-    pub global_allow: Vec<Pattern>,
-    /// Process-wide deny patterns.
-    pub global_deny: Vec<Pattern>,
+    /// Process-wide allow patterns, one list for all forwards.
+    pub global_allow: Arc<[Pattern]>,
+    /// Process-wide deny patterns, one list for all forwards.
+    pub global_deny: Arc<[Pattern]>,
     /// Allow patterns of this forward.
     pub allow: Vec<Pattern>,
     /// Deny patterns of this forward.
@@ -241,7 +242,7 @@ impl Access {
         let client = client.to_canonical();
         let text = client.to_string();
         let any = |patterns: &[Pattern]| patterns.iter().any(|p| p.matches(client, &text));
-        for (allow, deny) in [(&self.global_allow, &self.global_deny), (&self.allow, &self.deny)] {
+        for (allow, deny) in [(&*self.global_allow, &*self.global_deny), (&*self.allow, &*self.deny)] {
             if !allow.is_empty() && !any(allow) {
                 return Some(Refusal::NotAllowed);
             }
@@ -255,7 +256,7 @@ impl Access {
     /// True when no rule exists.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        [&self.global_allow, &self.global_deny, &self.allow, &self.deny].iter().all(|list| list.is_empty())
+        [&*self.global_allow, &*self.global_deny, &*self.allow, &*self.deny].iter().all(|list| list.is_empty())
     }
 }
 

@@ -1,0 +1,322 @@
+//! Addresses, host names, port ranges and access patterns.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
+
+use super::error::{found, quoted};
+use crate::plan::{Host, Listen, Pattern, Ports};
+
+pub(super) const LISTEN: &str =
+    "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000)";
+pub(super) const TARGET: &str =
+    "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432)";
+pub(super) const PORT: &str = "a port from 1 to 65535, or a range such as 9000-9010";
+pub(super) const PATTERN: &str =
+    "an address (10.0.0.1), a network (10.0.0.0/8, fd00::/8), or a text with * and ? (192.168.*.1?)";
+const HOST: &str = "an IPv4 or IPv6 address, or a host name";
+
+/// What reading a configuration may ask the host for. Tests and fuzzers bring their own answers.
+#[derive(Debug, Clone, Copy)]
+pub struct Lookup {
+    /// Addresses of a host name.
+    pub names: fn(&str) -> io::Result<Vec<IpAddr>>,
+    /// The text of `/etc/services`, or what stands in for it.
+    pub services: fn() -> io::Result<String>,
+    /// Addresses of the local interfaces.
+    pub local: fn() -> Vec<IpAddr>,
+}
+
+impl Lookup {
+    /// Asks this host: its resolver, `/etc/services`, its interfaces.
+    #[must_use]
+    pub fn host() -> Self {
+        Self { names: resolve, services: || std::fs::read_to_string("/etc/services"), local: interfaces }
+    }
+
+    /// Knows `localhost`, two services and the loopback addresses, always the same and without asking anybody.
+    #[must_use]
+    pub fn fixed() -> Self {
+        fn names(name: &str) -> io::Result<Vec<IpAddr>> {
+            match name {
+                "localhost" => Ok(vec![IpAddr::from([127, 0, 0, 1])]),
+                _ => Err(io::Error::new(io::ErrorKind::NotFound, "unknown name")),
+            }
+        }
+        Self {
+            names,
+            services: || Ok("ssh 22/tcp\nhttp 80/tcp www # web\ntftp 69/udp\n".to_owned()),
+            local: || vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::from([10, 0, 1, 1])],
+        }
+    }
+}
+
+fn resolve(name: &str) -> io::Result<Vec<IpAddr>> {
+    Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect())
+}
+
+fn interfaces() -> Vec<IpAddr> {
+    let Ok(list) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    list.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+    })
+    .collect()
+}
+
+/// A host without its port: a literal address or a name that could exist.
+pub(super) fn host(text: &str) -> Result<Host, String> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(Host::Ip(ip.to_canonical()));
+    }
+    if text.contains('%') {
+        return Err(format!("found {}, an address with a zone; allowed: {HOST} without a zone", quoted(text)));
+    }
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    // A last label of digits is meant as an IPv4 address, and no top-level domain looks like that.
+    let last_is_number = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    if name.len() > 253 || last_is_number || !name.split('.').all(label) {
+        return Err(format!("found {}, which is no address; allowed: {HOST}", quoted(text)));
+    }
+    Ok(Host::Name(text.to_ascii_lowercase()))
+}
+
+/// One port of decimal digits.
+fn port(text: &str) -> Result<u16, String> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let number = if digits { text.parse::<u16>().ok() } else { None };
+    number
+        .filter(|port| *port != 0)
+        .ok_or_else(|| if digits { format!("found port {}; allowed: {PORT}", cut(text)) } else { found(text, PORT) })
+}
+
+fn cut(digits: &str) -> &str {
+    &digits[..digits.len().min(20)]
+}
+
+/// A port or a range, both ends included.
+pub(super) fn ports(text: &str) -> Result<Ports, String> {
+    let Some((first, last)) = text.split_once('-') else { return port(text).map(Ports::one) };
+    let (first, last) = (port(first)?, port(last)?);
+    if last < first {
+        return Err(format!("found ports {first}-{last}, the last below the first; allowed: {PORT}"));
+    }
+    Ok(Ports { first, last })
+}
+
+/// `HOST:PORTS`, with brackets around IPv6.
+fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
+    for scheme in ["unix:", "udp:"] {
+        if text.starts_with(scheme) {
+            return Err(format!(
+                "found {}, but {scheme} is not supported by this version; allowed: {allowed}",
+                quoted(text)
+            ));
+        }
+    }
+    let (host_text, ports_text) = if let Some(rest) = text.strip_prefix('[') {
+        let (inner, after) = rest.split_once(']').ok_or_else(|| found(text, allowed))?;
+        if !inner.contains(':') {
+            return Err(format!("found {}, brackets without an IPv6 address; allowed: {allowed}", quoted(text)));
+        }
+        (
+            inner,
+            after
+                .strip_prefix(':')
+                .ok_or_else(|| format!("found {} without a port; allowed: {allowed}", quoted(text)))?,
+        )
+    } else {
+        let (host, ports) = text
+            .rsplit_once(':')
+            .ok_or_else(|| format!("found {} without a port; allowed: {allowed}", quoted(text)))?;
+        if host.contains(':') {
+            return Err(format!("found {}, an IPv6 address without brackets; allowed: {allowed}", quoted(text)));
+        }
+        (host, ports)
+    };
+    if host_text.is_empty() || host_text == "*" {
+        return Err(format!(
+            "found {} (write 0.0.0.0:{ports} for every IPv4 address, [::]:{ports} for every IPv6 one); allowed: {allowed}",
+            quoted(text),
+            ports = if ports(ports_text).is_ok() { ports_text } else { "PORT" },
+        ));
+    }
+    Ok((host(host_text)?, ports(ports_text)?))
+}
+
+/// Where to send sessions; names stay names.
+pub(super) fn target(text: &str) -> Result<(Host, Ports), String> {
+    host_and_ports(text, TARGET)
+}
+
+/// Where to listen; a name becomes each of its addresses.
+pub(super) fn listen(text: &str, lookup: &Lookup) -> Result<Vec<Listen>, String> {
+    let (host, ports) = host_and_ports(text, LISTEN)?;
+    Ok(addresses(host, lookup)?.into_iter().map(|ip| Listen { ip, ports }).collect())
+}
+
+/// Every address of a host to listen on or to connect from, each once.
+pub(super) fn addresses(host: Host, lookup: &Lookup) -> Result<Vec<IpAddr>, String> {
+    let name = match host {
+        Host::Ip(ip) => return Ok(vec![ip]),
+        Host::Name(name) => name,
+    };
+    let fault = |why: &str| format!("found host name {}, which has no address ({why}); allowed: {HOST}", quoted(&name));
+    let mut known: Vec<IpAddr> = Vec::new();
+    for ip in (lookup.names)(&name).map_err(|error| fault(&error.to_string()))? {
+        if !known.contains(&ip.to_canonical()) {
+            known.push(ip.to_canonical());
+        }
+    }
+    // localhost is ::1 too in most hosts files, also where IPv6 is switched off and no bind to it can succeed.
+    if known.iter().any(IpAddr::is_ipv4) && !(lookup.local)().iter().any(IpAddr::is_ipv6) {
+        known.retain(IpAddr::is_ipv4);
+    }
+    if known.is_empty() { Err(fault("the answer is empty")) } else { Ok(known) }
+}
+
+/// `ip:port`, with brackets where IPv6 needs them.
+pub(super) fn with_port(ip: IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(ip, port).to_string()
+}
+
+/// Who may connect: an address, a network, or rinetd's text with `*` and `?`.
+pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return Ok(Pattern::Net(ip.to_canonical().into()));
+    }
+    if let Ok(net) = bare.parse::<ipnet::IpNet>() {
+        return Ok(Pattern::Net(net.trunc()));
+    }
+    let known = |b: u8| b.is_ascii_hexdigit() || matches!(b, b'.' | b':' | b'*' | b'?');
+    if !bare.bytes().all(known) || !bare.contains(['*', '?']) || bare.len() > 64 {
+        return Err(found(text, PATTERN));
+    }
+    let lower = bare.to_ascii_lowercase();
+    // Clients are matched in their IPv4 form, so a pattern for mapped ones must be too.
+    let unmapped = lower.strip_prefix("::ffff:").filter(|rest| rest.contains('.'));
+    Ok(Pattern::Text(unmapped.unwrap_or(&lower).to_owned()))
+}
+
+/// TCP services by name, from the text of `/etc/services` (services(5)).
+#[derive(Debug)]
+pub(super) struct Services(HashMap<String, u16>);
+
+impl Services {
+    pub(super) fn parse(text: &str) -> Self {
+        let mut known = HashMap::new();
+        for line in text.lines() {
+            let line = line.split('#').next().unwrap_or_default();
+            let mut words = line.split_ascii_whitespace();
+            let (Some(name), Some(port)) = (words.next(), words.next()) else { continue };
+            let Some(port) = port.strip_suffix("/tcp").and_then(|port| port.parse::<u16>().ok()) else { continue };
+            for name in std::iter::once(name).chain(words) {
+                known.entry(name.to_owned()).or_insert(port);
+            }
+        }
+        Self(known)
+    }
+
+    pub(super) fn port(&self, name: &str) -> Option<u16> {
+        self.0.get(name).copied().filter(|port| *port != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn listens() {
+        let lookup = Lookup::fixed();
+        let one = |address: &str, first, last| Ok(vec![Listen { ip: ip(address), ports: Ports { first, last } }]);
+        assert_eq!(listen("0.0.0.0:9000", &lookup), one("0.0.0.0", 9000, 9000));
+        assert_eq!(listen("[::]:9000", &lookup), one("::", 9000, 9000));
+        assert_eq!(listen("[::1]:9000-9010", &lookup), one("::1", 9000, 9010));
+        assert_eq!(listen("localhost:1-65535", &lookup), one("127.0.0.1", 1, 65535));
+        assert_eq!(listen("[::ffff:10.0.0.1]:80", &lookup), one("10.0.0.1", 80, 80));
+        for (text, part) in [
+            ("9000", "without a port"),
+            ("", "without a port"),
+            (":9000", "0.0.0.0:9000"),
+            ("*:9000", "[::]:9000"),
+            ("10.0.0.1:0", "found port 0;"),
+            ("10.0.0.1:70000", "found port 70000;"),
+            ("10.0.0.1:", "found \"\"; allowed: a port"),
+            ("10.0.0.1:+80", "found \"+80\""),
+            ("10.0.0.1:9010-9000", "last below the first"),
+            ("10.0.0.1:1-2-3", "found \"2-3\""),
+            ("10.0.0.256:80", "is no address"),
+            ("10.0.0:80", "is no address"),
+            ("::1:80", "without brackets"),
+            ("[::1]", "without a port"),
+            ("[::1:80", "allowed"),
+            ("[10.0.0.1]:80", "brackets without an IPv6"),
+            ("[fe80::1%eth0]:80", "zone"),
+            ("unix:/tmp/x", "unix: is not supported by this version"),
+            ("udp:10.0.0.1:53", "udp: is not supported by this version"),
+            ("nowhere.invalid:80", "has no address"),
+            ("a b:80", "is no address"),
+            ("-a:80", "is no address"),
+        ] {
+            let message = listen(text, &lookup).unwrap_err();
+            assert!(message.contains(part) && message.contains("; allowed: "), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn targets_keep_names() {
+        assert_eq!(target("DB.example.:5432"), Ok((Host::Name("db.example.".into()), Ports::one(5432))));
+        assert_eq!(target("[fd00::2]:1"), Ok((Host::Ip(ip("fd00::2")), Ports::one(1))));
+    }
+
+    #[test]
+    fn patterns() {
+        let net = |text: &str| Ok(Pattern::Net(text.parse().unwrap()));
+        let text = |text: &str| Ok(Pattern::Text(text.to_owned()));
+        assert_eq!(pattern("10.0.0.1"), net("10.0.0.1/32"));
+        assert_eq!(pattern("10.1.2.3/8"), net("10.0.0.0/8"));
+        assert_eq!(pattern("[::1]"), net("::1/128"));
+        assert_eq!(pattern("FD00::/8"), net("fd00::/8"));
+        assert_eq!(pattern("192.168.*.1?"), text("192.168.*.1?"));
+        assert_eq!(pattern("2001:618:*:E43F"), text("2001:618:*:e43f"));
+        assert_eq!(pattern("::ffff:10.*"), text("10.*"));
+        assert_eq!(pattern("*"), text("*"));
+        for bad in ["", "10.0.0", "10.0.0.0/33", "host*", "10.0.0.1 ", "localhost", "1[*]"] {
+            assert!(pattern(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn services() {
+        let services = Services::parse("ssh\t22/tcp\nhttp 80/tcp www # web\ntftp 69/udp\nbad x/tcp\n# all 1/tcp\n");
+        assert_eq!(services.port("www"), Some(80));
+        assert_eq!(services.port("ssh"), Some(22));
+        for unknown in ["tftp", "bad", "all", "web", ""] {
+            assert_eq!(services.port(unknown), None, "{unknown}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in any::<String>(), near in "[\\[\\]0-9a-f:.*?/%-]{0,24}") {
+            for text in [text, near] {
+                let _ = (listen(&text, &Lookup::fixed()), target(&text), pattern(&text), ports(&text));
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Checks across values: what no single value shows.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use super::address::Lookup;
+use super::draft::Marks;
+use super::error::{Fault, Mark, quoted};
+use crate::plan::{Forward, Host, Plan};
+
+/// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
+const MOST_PORTS: usize = 65_536;
+/// Most targets one forward may have: together with the ports it bounds the work of looking for loops.
+const MOST_TARGETS: usize = 256;
+/// How long names of targets may be looked up at start, just to find loops; they are found while running as well.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Checks a plan; `marks` has one entry per forward.
+pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(), Fault> {
+    for (forward, marks) in plan.forwards.iter().zip(marks) {
+        ranges(forward, marks)?;
+        source(forward, marks)?;
+    }
+    // Two forwards on one address have one default name too, and the address is what to complain about.
+    let sockets = Sockets::of(plan, marks)?;
+    names(plan, marks)?;
+    metrics(plan, marks, &sockets)?;
+    loops(plan, marks, &sockets, lookup)
+}
+
+fn names(plan: &Plan, marks: &[Marks]) -> Result<(), Fault> {
+    let mut seen = HashSet::new();
+    for (forward, marks) in plan.forwards.iter().zip(marks) {
+        if !seen.insert(forward.name.as_str()) {
+            let name = quoted(&forward.name);
+            let message = format!("found name {name} for a second forward; allowed: a name of its own for each");
+            return Err(Fault::new(marks.name, message));
+        }
+    }
+    Ok(())
+}
+
+/// A range goes to one port, or to a range of the same length.
+fn ranges(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
+    if let Some(mark) = marks.targets.get(MOST_TARGETS) {
+        let message = format!("found more than {MOST_TARGETS} targets in one forward; allowed: at most {MOST_TARGETS}");
+        return Err(Fault::new(*mark, message));
+    }
+    for (target, mark) in forward.targets.iter().zip(&marks.targets) {
+        for listen in &forward.listen {
+            if target.ports.len() != 1 && target.ports.len() != listen.ports.len() {
+                let message = format!(
+                    "found a target of {} ports for the listener {listen} of {}; allowed: one port, or as many as the listener has",
+                    target.ports.len(),
+                    listen.ports.len(),
+                );
+                return Err(Fault::new(*mark, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Connections leave from an address of the target's family.
+fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
+    let Some(source) = forward.source else { return Ok(()) };
+    for (target, mark) in forward.targets.iter().zip(&marks.targets) {
+        if let Host::Ip(ip) = target.host
+            && ip.is_ipv4() != source.is_ipv4()
+        {
+            let message =
+                format!("found target {target} for connections from source {source}; allowed: both IPv4 or both IPv6");
+            return Err(Fault::new(*mark, message));
+        }
+    }
+    Ok(())
+}
+
+/// One listening port.
+#[derive(Debug, Clone, Copy)]
+struct Socket {
+    forward: usize,
+    listen: usize,
+    port: u16,
+}
+
+/// Every listening port of a plan, by address.
+#[derive(Debug)]
+struct Sockets {
+    all: Vec<Socket>,
+    at: HashMap<(IpAddr, u16), usize>,
+}
+
+fn unspecified(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+impl Sockets {
+    /// Collects the ports; a port another forward listens on, also through a wildcard address, is a fault.
+    fn of(plan: &Plan, marks: &[Marks]) -> Result<Self, Fault> {
+        let mut sockets = Self { all: Vec::new(), at: HashMap::new() };
+        // Any one socket of a family and port, for the wildcard that comes after it.
+        let mut of_family: HashMap<(bool, u16), usize> = HashMap::new();
+        for (forward, (planned, marks)) in plan.forwards.iter().zip(marks).enumerate() {
+            for (listen, at) in planned.listen.iter().enumerate() {
+                let mark = marks.listen[listen];
+                if sockets.all.len() + at.ports.len() > MOST_PORTS {
+                    let message =
+                        format!("found more than {MOST_PORTS} listening ports in all; allowed: at most {MOST_PORTS}");
+                    return Err(Fault::new(mark, message));
+                }
+                for port in at.ports.first..=at.ports.last {
+                    let earlier =
+                        sockets.at.get(&(at.ip, port)).or_else(|| sockets.at.get(&(unspecified(at.ip), port)));
+                    let covered = of_family.get(&(at.ip.is_ipv4(), port)).filter(|_| at.ip.is_unspecified());
+                    if let Some(earlier) = earlier.or(covered) {
+                        return Err(sockets.taken(plan, *earlier, at.ip, port, mark));
+                    }
+                    of_family.insert((at.ip.is_ipv4(), port), sockets.all.len());
+                    sockets.at.insert((at.ip, port), sockets.all.len());
+                    sockets.all.push(Socket { forward, listen, port });
+                }
+            }
+        }
+        Ok(sockets)
+    }
+
+    fn taken(&self, plan: &Plan, earlier: usize, ip: IpAddr, port: u16, mark: Mark) -> Fault {
+        let owner = &plan.forwards[self.all[earlier].forward];
+        let other = &owner.listen[self.all[earlier].listen];
+        let address = super::address::with_port(ip, port);
+        let message = format!(
+            "found listener {address}, but forward {} listens on {other} already; allowed: one forward for each address",
+            quoted(&owner.name)
+        );
+        Fault::new(mark, message)
+    }
+
+    /// The socket a connection to this address would reach, if it is one of ours.
+    fn reached(&self, ip: IpAddr, port: u16, local: &[IpAddr]) -> Option<usize> {
+        // Connecting to the wildcard address reaches the loopback one (ip(7), and the same for IPv6).
+        let ip = match ip {
+            IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            _ => ip,
+        };
+        if let Some(exact) = self.at.get(&(ip, port)) {
+            return Some(*exact);
+        }
+        let is_local = ip.is_loopback() || local.contains(&ip);
+        self.at.get(&(unspecified(ip), port)).copied().filter(|_| is_local)
+    }
+}
+
+/// The metrics endpoint is a listener too.
+fn metrics(plan: &Plan, marks: &[Marks], sockets: &Sockets) -> Result<(), Fault> {
+    let Some(metrics) = plan.metrics else { return Ok(()) };
+    let clash = sockets.all.iter().find(|socket| {
+        let ip = plan.forwards[socket.forward].listen[socket.listen].ip;
+        let same_family = ip.is_ipv4() == metrics.is_ipv4();
+        let overlap = ip == metrics.ip() || (same_family && (ip.is_unspecified() || metrics.ip().is_unspecified()));
+        socket.port == metrics.port() && overlap
+    });
+    match clash {
+        None => Ok(()),
+        Some(socket) => Err(Fault::new(
+            marks[socket.forward].listen[socket.listen],
+            format!(
+                "found a listener on {metrics}, which is the address of metrics; allowed: an address of its own for each"
+            ),
+        )),
+    }
+}
+
+/// Follows every target that is one of our own listeners; a way that comes back to where it began is a loop.
+fn loops(plan: &Plan, marks: &[Marks], sockets: &Sockets, lookup: &Lookup) -> Result<(), Fault> {
+    let mut ways = Ways::new(plan, sockets, lookup);
+    let ways: Vec<Vec<(usize, usize)>> = sockets.all.iter().map(|socket| ways.from(*socket)).collect();
+    // Depth first without recursion: a chain may be as long as there are ports.
+    let mut state = vec![Visit::New; sockets.all.len()];
+    for start in 0..sockets.all.len() {
+        let mut path = vec![(start, 0)];
+        while let Some((socket, next)) = path.last_mut() {
+            let (at, way) = (*socket, *next);
+            state[at] = Visit::Open;
+            *next += 1;
+            let Some((target, reached)) = ways[at].get(way) else {
+                state[at] = Visit::Done;
+                path.pop();
+                continue;
+            };
+            match state[*reached] {
+                Visit::Done => {}
+                Visit::New => path.push((*reached, 0)),
+                Visit::Open => {
+                    let mark = marks[sockets.all[at].forward].targets[*target];
+                    return Err(loop_fault(plan, sockets, &path, *reached, mark));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Visit {
+    New,
+    Open,
+    Done,
+}
+
+/// Where sessions go on from a socket, as far as that is one of our own.
+struct Ways<'p> {
+    plan: &'p Plan,
+    sockets: &'p Sockets,
+    ports: HashSet<u16>,
+    local: Vec<IpAddr>,
+    lookup: &'p Lookup,
+    names: HashMap<&'p str, Vec<IpAddr>>,
+    begun: Instant,
+}
+
+impl<'p> Ways<'p> {
+    fn new(plan: &'p Plan, sockets: &'p Sockets, lookup: &'p Lookup) -> Self {
+        let ports = sockets.all.iter().map(|socket| socket.port).collect();
+        let (local, names) = ((lookup.local)(), HashMap::new());
+        Self { plan, sockets, ports, local, lookup, names, begun: Instant::now() }
+    }
+
+    /// The sockets reached from this one, each with the index of the target that leads there.
+    fn from(&mut self, socket: Socket) -> Vec<(usize, usize)> {
+        let plan = self.plan;
+        let forward = &plan.forwards[socket.forward];
+        let nth = socket.port - forward.listen[socket.listen].ports.first;
+        let mut ways = Vec::new();
+        for (index, target) in forward.targets.iter().enumerate() {
+            let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + nth };
+            // A name costs a question to the resolver, so it is asked only where the port makes a loop possible.
+            if !self.ports.contains(&port) {
+                continue;
+            }
+            let reached = |ip: &IpAddr| self.sockets.reached(*ip, port, &self.local).map(|reached| (index, reached));
+            match &target.host {
+                Host::Ip(ip) => ways.extend(reached(ip)),
+                Host::Name(name) => {
+                    let late = self.begun.elapsed() > PATIENCE;
+                    let ask = || if late { Vec::new() } else { (self.lookup.names)(name).unwrap_or_default() };
+                    let known = self.names.entry(name).or_insert_with(ask);
+                    ways.extend(known.iter().filter_map(|ip| reached(&ip.to_canonical())));
+                }
+            }
+        }
+        ways
+    }
+}
+
+fn loop_fault(plan: &Plan, sockets: &Sockets, path: &[(usize, usize)], back_to: usize, mark: Mark) -> Fault {
+    let from = path.iter().position(|(socket, _)| *socket == back_to).unwrap_or(0);
+    let name = |socket: usize| quoted(&plan.forwards[sockets.all[socket].forward].name);
+    let round: Vec<String> = path[from..].iter().map(|(socket, _)| name(*socket)).collect();
+    let listen = &plan.forwards[sockets.all[back_to].forward].listen[sockets.all[back_to].listen];
+    let address = super::address::with_port(listen.ip, sockets.all[back_to].port);
+    let message = if round.len() == 1 {
+        format!("found a loop: forward {} leads back to its own listener {address}", round[0])
+    } else {
+        let shown =
+            if round.len() > 4 { format!("{} … {}", round[0], round[round.len() - 1]) } else { round.join(" → ") };
+        format!("found a loop: {shown} leads back to listener {address}")
+    };
+    Fault::new(mark, format!("{message}; allowed: targets that end outside of this process"))
+}

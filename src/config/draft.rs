@@ -1,0 +1,131 @@
+//! What a file or a command line said, with marks, and how it becomes a [`Plan`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::address::Lookup;
+use super::check;
+use super::error::{Fault, Mark};
+use super::options::{ForwardOptions, Overrides, ProcessOptions};
+use super::value::Maybe;
+use crate::plan::{Access, Forward, Listen, LogPlan, Pattern, Plan, Target, TcpOptions, Timeouts};
+
+/// Everything one file says.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) process: ProcessOptions,
+    /// Options of forwards that do not set them themselves.
+    pub(super) defaults: ForwardOptions,
+    pub(super) allow: Vec<Pattern>,
+    pub(super) deny: Vec<Pattern>,
+    pub(super) forwards: Vec<DraftForward>,
+}
+
+/// One forward as written.
+#[derive(Debug, Default)]
+pub(super) struct DraftForward {
+    pub(super) name: Option<(Mark, String)>,
+    /// Each address as written, with what it stands for.
+    pub(super) listen: Vec<(Mark, Vec<Listen>)>,
+    pub(super) to: Vec<(Mark, Target)>,
+    pub(super) max_connections: Option<Maybe<u64>>,
+    pub(super) options: ForwardOptions,
+    pub(super) allow: Vec<Pattern>,
+    pub(super) deny: Vec<Pattern>,
+}
+
+/// Where the parts of a forward stand, in the order of the plan.
+#[derive(Debug)]
+pub(super) struct Marks {
+    pub(super) name: Mark,
+    pub(super) listen: Vec<Mark>,
+    pub(super) targets: Vec<Mark>,
+}
+
+impl Draft {
+    /// The plan, with every check across values made.
+    pub(super) fn build(self, overrides: &Overrides, lookup: &Lookup) -> Result<Plan, Fault> {
+        let process = overrides.process.clone().or(&self.process);
+        let global_allow: Arc<[Pattern]> = [self.allow, overrides.allow.clone()].concat().into();
+        let global_deny: Arc<[Pattern]> = [self.deny, overrides.deny.clone()].concat().into();
+        let mut forwards = Vec::with_capacity(self.forwards.len());
+        let mut marks = Vec::with_capacity(self.forwards.len());
+        for draft in self.forwards {
+            let options = overrides.forward.clone().or(&draft.options).or(&self.defaults);
+            let access = Access {
+                global_allow: Arc::clone(&global_allow),
+                global_deny: Arc::clone(&global_deny),
+                allow: draft.allow.clone(),
+                deny: draft.deny.clone(),
+            };
+            let (forward, mark) = draft.build(&options, access);
+            forwards.push(forward);
+            marks.push(mark);
+        }
+        let plan = Plan {
+            workers: process.workers.and_then(|n| n.0),
+            pin: process.pin.unwrap_or_default(),
+            max_connections: process.max_connections.and_then(|n| n.0),
+            drain: process.drain_timeout.map_or(Some(Duration::from_secs(30)), |time| time.0),
+            control: process.control,
+            metrics: process.metrics,
+            log: LogPlan { format: process.log_format.unwrap_or_default(), file: process.log_file },
+            pid_file: process.pid_file,
+            forwards,
+        };
+        check::check(&plan, &marks, lookup)?;
+        Ok(plan)
+    }
+}
+
+impl DraftForward {
+    fn build(self, options: &ForwardOptions, access: Access) -> (Forward, Marks) {
+        let (listen_marks, listen): (Vec<Mark>, Vec<Listen>) =
+            self.listen.into_iter().flat_map(|(mark, listens)| listens.into_iter().map(move |at| (mark, at))).unzip();
+        let (target_marks, targets): (Vec<Mark>, Vec<Target>) = self.to.into_iter().unzip();
+        let (name_mark, name) = match self.name {
+            Some(named) => named,
+            None => listen
+                .first()
+                .zip(listen_marks.first())
+                .map(|(listen, mark)| (*mark, listen.to_string()))
+                .expect("every reader refuses a forward without a listener"),
+        };
+        let default = Timeouts::default();
+        let tcp = TcpOptions::default();
+        let forward = Forward {
+            name,
+            listen,
+            targets,
+            engine: options.engine.unwrap_or_default(),
+            copy_buffer: options.copy_buffer.unwrap_or(64 << 10),
+            pipe_size: options.pipe_size.and_then(|size| size.0),
+            max_connections: self.max_connections.and_then(|n| n.0),
+            timeouts: Timeouts {
+                connect: options.connect_timeout.map_or(default.connect, |time| time.0),
+                idle: options.idle_timeout.map_or(default.idle, |time| time.0),
+                half_closed: options.half_closed_timeout.map_or(default.half_closed, |time| time.0),
+            },
+            tcp: TcpOptions {
+                keepalive: options.keepalive.map_or(tcp.keepalive, |time| time.0),
+                user_timeout: options.user_timeout.map_or(tcp.user_timeout, |time| time.0),
+                receive_buffer: options.receive_buffer.map_or(tcp.receive_buffer, |size| size.0),
+                send_buffer: options.send_buffer.map_or(tcp.send_buffer, |size| size.0),
+                backlog: options.backlog.unwrap_or(tcp.backlog),
+            },
+            source: options.source.and_then(|ip| ip.0),
+            access,
+        };
+        (forward, Marks { name: name_mark, listen: listen_marks, targets: target_marks })
+    }
+}
+
+/// The fault of a file without a single forward.
+pub(super) fn nothing_to_forward(at: Mark, how: &str) -> Fault {
+    Fault::new(at, format!("found no forward; allowed: at least one, such as {how}"))
+}
+
+/// Joins access rules in the order they were written into allow and deny lists.
+pub(super) fn push_rule(allow: &mut Vec<Pattern>, deny: &mut Vec<Pattern>, is_allow: bool, pattern: Pattern) {
+    if is_allow { allow.push(pattern) } else { deny.push(pattern) }
+}

@@ -1,0 +1,136 @@
+//! The options: one list that is the command line, the keys of the YAML and the help text at once.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::error::Fault;
+use super::node::{Key, Node};
+use super::value::{self, Maybe};
+use super::{address, node};
+use crate::plan::{Engine, LogFormat, Pattern, Pin};
+
+/// Makes a struct of options that is a part of the command line, and lets YAML set the same fields by name.
+macro_rules! options {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty = $parse:ident, $allowed:ident;)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+        pub struct $name {
+            $($(#[$field_meta])* #[arg(long, value_parser = value::$parse)] pub $field: Option<$type>,)+
+        }
+
+        impl $name {
+            /// The names in YAML, in the order of the help text.
+            pub(super) const KEYS: &'static [&'static str] = &[$(stringify!($field),)+];
+
+            /// Sets the option of that name; `false` when there is none.
+            pub(super) fn set(&mut self, name: &str, key: &Key, node: &Node) -> Result<bool, Fault> {
+                match name {
+                    $(stringify!($field) => node::set_once(&mut self.$field, name, key, node, value::$parse, value::$allowed)?,)+
+                    _ => return Ok(false),
+                }
+                Ok(true)
+            }
+
+            /// These options, and where one is not set, the other's.
+            #[must_use]
+            pub(super) fn or(self, other: &Self) -> Self {
+                Self { $($field: self.$field.or_else(|| other.$field.clone()),)+ }
+            }
+        }
+    };
+}
+
+options! {
+    /// Options of the process.
+    ProcessOptions {
+        /// Event loops: auto is one per CPU this process may use [default: auto]
+        #[arg(value_name = "N", help_heading = "Workers and engine")]
+        workers: Maybe<usize> = workers, WORKERS;
+        /// Bind each worker to a CPU of its own: auto, on, off; auto does so when there is a CPU for each [default: auto]
+        #[arg(value_name = "WHEN", help_heading = "Workers and engine")]
+        pin: Pin = pin, PIN;
+        /// Sessions open at once, of all forwards together: a number or none [default: none]
+        #[arg(value_name = "N", help_heading = "Limits and time")]
+        max_connections: Maybe<u64> = max_connections, MAX_CONNECTIONS;
+        /// After SIGTERM or SIGINT, let sessions finish for so long: a time such as 30s, or none to wait for ever [default: 30s]
+        #[arg(value_name = "TIME", help_heading = "Limits and time")]
+        drain_timeout: Maybe<Duration> = drain, DRAIN;
+        /// Serve metrics and health over HTTP here, such as 127.0.0.1:9464 [default: off]
+        #[arg(value_name = "ADDRESS:PORT", help_heading = "Watching")]
+        metrics: SocketAddr = metrics, METRICS;
+        /// Answer `spliced stats` on this unix socket [default: off]
+        #[arg(value_name = "PATH", help_heading = "Watching")]
+        control: PathBuf = path, PATH;
+        /// Shape of the line each finished session leaves: text, json, rinetd, common [default: text]
+        #[arg(value_name = "FORMAT", help_heading = "Watching")]
+        log_format: LogFormat = log_format, LOG_FORMAT;
+        /// Append session lines to this file [default: standard error]
+        #[arg(value_name = "PATH", help_heading = "Watching")]
+        log_file: PathBuf = path, PATH;
+        /// Write the process id to this file while running [default: off]
+        #[arg(value_name = "PATH", help_heading = "Watching")]
+        pid_file: PathBuf = path, PATH;
+    }
+}
+
+options! {
+    /// Options of a forward. At the top level of a file they are the defaults of all forwards.
+    ForwardOptions {
+        /// How bytes move: auto, splice (through a pipe in the kernel), copy (through memory) [default: auto]
+        #[arg(value_name = "ENGINE", help_heading = "Workers and engine")]
+        engine: Engine = engine, ENGINE;
+        /// Most bytes one read takes with copy: 1KiB to 16MiB [default: 64KiB]
+        #[arg(value_name = "SIZE", help_heading = "Workers and engine")]
+        copy_buffer: usize = copy_buffer, COPY_BUFFER;
+        /// Size of a pipe with splice: 64KiB to 1GiB; auto is 1MiB where the system's limits allow it [default: auto]
+        #[arg(value_name = "SIZE", help_heading = "Workers and engine")]
+        pipe_size: Maybe<usize> = pipe_size, PIPE_SIZE;
+        /// From accepting a client to a connected target, all attempts together: a time such as 250ms, or none [default: 5s]
+        #[arg(value_name = "TIME", help_heading = "Limits and time")]
+        connect_timeout: Maybe<Duration> = timeout, TIMEOUT;
+        /// End sessions without a byte for so long: a time such as 1h, or none [default: none]
+        #[arg(value_name = "TIME", help_heading = "Limits and time")]
+        idle_timeout: Maybe<Duration> = timeout, TIMEOUT;
+        /// The same once one side has closed its half: a time such as 10m, or none [default: 10m]
+        #[arg(value_name = "TIME", help_heading = "Limits and time")]
+        half_closed_timeout: Maybe<Duration> = timeout, TIMEOUT;
+        /// Probe a silent peer after so long: whole seconds such as 30s, or none [default: 2m]
+        #[arg(value_name = "TIME", help_heading = "Sockets")]
+        keepalive: Maybe<Duration> = keepalive, KEEPALIVE;
+        /// End a session whose sent bytes stay unacknowledged for so long: a time such as 30s, or none [default: none]
+        #[arg(value_name = "TIME", help_heading = "Sockets")]
+        user_timeout: Maybe<Duration> = user_timeout, USER_TIMEOUT;
+        /// SO_RCVBUF of both sockets: a size such as 4MiB; auto leaves the kernel's tuning on [default: auto]
+        #[arg(value_name = "SIZE", help_heading = "Sockets")]
+        receive_buffer: Maybe<usize> = socket_buffer, SOCKET_BUFFER;
+        /// SO_SNDBUF of both sockets: a size such as 4MiB; auto leaves the kernel's tuning on [default: auto]
+        #[arg(value_name = "SIZE", help_heading = "Sockets")]
+        send_buffer: Maybe<usize> = socket_buffer, SOCKET_BUFFER;
+        /// Connections the kernel queues before they are accepted, capped by net.core.somaxconn [default: 4096]
+        #[arg(value_name = "N", help_heading = "Sockets")]
+        backlog: u32 = backlog, BACKLOG;
+        /// Local address of the connections to the target [default: none, the kernel chooses]
+        #[arg(value_name = "ADDRESS", help_heading = "Sockets")]
+        source: Maybe<IpAddr> = source, SOURCE;
+    }
+}
+
+/// What a command line says beside its file: it has the last word over the file and over each of its forwards.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct Overrides {
+    /// Options of the process.
+    #[command(flatten)]
+    pub process: ProcessOptions,
+    /// Options of every forward.
+    #[command(flatten)]
+    pub forward: ForwardOptions,
+    /// Let only these clients in: an address, a network, or text with * and ?; may be repeated, adds to the file's
+    #[arg(long, value_name = "PATTERN", value_parser = address::pattern, help_heading = "Who may connect")]
+    pub allow: Vec<Pattern>,
+    /// Keep these clients out, also when allowed; may be repeated, adds to the file's
+    #[arg(long, value_name = "PATTERN", value_parser = address::pattern, help_heading = "Who may connect")]
+    pub deny: Vec<Pattern>,
+}

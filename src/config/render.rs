@@ -1,0 +1,142 @@
+//! A [`Plan`] as our YAML, complete: every value is written, also where it is the default.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::value::{Size, Time};
+use crate::plan::{Forward, LogFormat, Pattern, Pin, Plan};
+
+/// The plan as YAML that reads back to the same plan. What all forwards have in common stands at the top level.
+#[must_use]
+pub fn render(plan: &Plan) -> String {
+    let mut out = String::new();
+    let mut line = |key: &str, value: String| {
+        let _ = writeln!(out, "{key}: {value}");
+    };
+    line("workers", plan.workers.map_or("auto".into(), |n| n.to_string()));
+    let pin = match plan.pin {
+        Pin::Auto => "auto",
+        Pin::On => "on",
+        Pin::Off => "off",
+    };
+    line("pin", pin.to_owned());
+    line("max_connections", plan.max_connections.map_or("none".into(), |n| n.to_string()));
+    line("drain_timeout", time(plan.drain));
+    if let Some(metrics) = plan.metrics {
+        line("metrics", quote(&metrics.to_string()));
+    }
+    let format = match plan.log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+        LogFormat::Rinetd => "rinetd",
+        LogFormat::Common => "common",
+    };
+    line("log_format", format.to_owned());
+    for (key, path) in [("control", &plan.control), ("log_file", &plan.log.file), ("pid_file", &plan.pid_file)] {
+        if let Some(path) = path {
+            line(key, quote(&path.to_string_lossy()));
+        }
+    }
+    let access = plan.forwards.first().map(|forward| &forward.access);
+    for (key, list) in [("allow", access.map(|a| &*a.global_allow)), ("deny", access.map(|a| &*a.global_deny))] {
+        if let Some(list) = list.filter(|list| !list.is_empty()) {
+            line(key, patterns(list));
+        }
+    }
+    let options: Vec<_> = plan.forwards.iter().map(options).collect();
+    let common = |index: usize| options.iter().all(|own| own[index] == options[0][index]);
+    let is_common: Vec<bool> = options.first().map_or_else(Vec::new, |first| (0..first.len()).map(common).collect());
+    for ((key, value), _) in options.first().into_iter().flatten().zip(&is_common).filter(|(_, common)| **common) {
+        line(key, value.clone());
+    }
+    out.push_str("forwards:\n");
+    for (plan, options) in plan.forwards.iter().zip(&options) {
+        forward(&mut out, plan);
+        for ((key, value), _) in options.iter().zip(&is_common).filter(|(_, common)| !**common) {
+            let _ = writeln!(out, "    {key}: {value}");
+        }
+    }
+    out
+}
+
+/// What a forward alone can say.
+fn forward(out: &mut String, forward: &Forward) {
+    let mut line = |start: &str, key: &str, value: String| {
+        let _ = writeln!(out, "{start}{key}: {value}");
+    };
+    line("  - ", "name", quote(&forward.name));
+    line("    ", "listen", list(forward.listen.iter().map(|listen| quote(&listen.to_string()))));
+    let targets = forward.targets.iter().map(|target| match target.weight {
+        1 => quote(&target.to_string()),
+        weight => format!("{{address: {}, weight: {weight}}}", quote(&target.to_string())),
+    });
+    line("    ", "to", list(targets));
+    if let Some(most) = forward.max_connections {
+        line("    ", "max_connections", most.to_string());
+    }
+    for (key, rules) in [("allow", &forward.access.allow), ("deny", &forward.access.deny)] {
+        if !rules.is_empty() {
+            line("    ", key, patterns(rules));
+        }
+    }
+}
+
+/// The options that may stand at the top level or in a forward, always all and in one order.
+fn options(forward: &Forward) -> [(&'static str, String); 12] {
+    let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
+    [
+        ("engine", forward.engine.to_string()),
+        ("copy_buffer", Size(forward.copy_buffer).to_string()),
+        ("pipe_size", size(forward.pipe_size)),
+        ("connect_timeout", time(forward.timeouts.connect)),
+        ("idle_timeout", time(forward.timeouts.idle)),
+        ("half_closed_timeout", time(forward.timeouts.half_closed)),
+        ("keepalive", time(forward.tcp.keepalive)),
+        ("user_timeout", time(forward.tcp.user_timeout)),
+        ("receive_buffer", size(forward.tcp.receive_buffer)),
+        ("send_buffer", size(forward.tcp.send_buffer)),
+        ("backlog", forward.tcp.backlog.to_string()),
+        ("source", forward.source.map_or("none".to_owned(), |ip: IpAddr| quote(&ip.to_string()))),
+    ]
+}
+
+fn time(time: Option<Duration>) -> String {
+    time.map_or("none".to_owned(), |time| Time(time).to_string())
+}
+
+/// One item alone, several as a list.
+fn list(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<String> = items.collect();
+    if let [only] = items.as_slice() { only.clone() } else { format!("[{}]", items.join(", ")) }
+}
+
+fn patterns(patterns: &[Pattern]) -> String {
+    let items = patterns.iter().map(|pattern| match pattern {
+        Pattern::Net(net) if net.prefix_len() == net.max_prefix_len() => quote(&net.addr().to_string()),
+        Pattern::Net(net) => quote(&net.to_string()),
+        Pattern::Text(text) => quote(text),
+    });
+    format!("[{}]", items.collect::<Vec<_>>().join(", "))
+}
+
+/// A double-quoted YAML scalar (YAML 1.2, 7.3.1), with everything escaped that a reader could take for a line break.
+fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => {
+                out.push('\\');
+                out.push(c);
+            }
+            ' '..='~' => out.push(c),
+            _ if c.is_alphanumeric() => out.push(c),
+            _ => {
+                let _ = write!(out, "\\U{:08X}", u32::from(c));
+            }
+        }
+    }
+    out.push('"');
+    out
+}

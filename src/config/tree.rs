@@ -1,0 +1,263 @@
+//! YAML text → [`Node`]s, and back from a node to its line and column.
+//!
+//! serde_yaml keeps positions to itself, but an error raised in a visitor carries the position of the event being
+//! visited. So nodes are numbered in the order of visiting, and [`locate`] visits again and fails at the number.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, Visitor};
+
+use super::error::{Fault, Mark};
+use super::node::{Key, Node, Value};
+
+/// Most nodes a file may have once its aliases are expanded: more than 1 MiB of text can hold without aliases.
+const MOST_NODES: u32 = 1 << 20;
+
+/// Most brackets that may be open at once; serde_yaml stops there too, but only after libyaml, which takes time in
+/// the square of the depth.
+const DEEPEST: usize = 128;
+
+/// The only document of the text.
+pub(super) fn parse(text: &str) -> Result<Node, Fault> {
+    refuse_depth(text)?;
+    let walk = Walk::to(None);
+    let mut documents = serde_yaml::Deserializer::from_str(text);
+    let Some(document) = documents.next() else {
+        return Err(Fault::new(Mark::At(1, 1), "found no YAML document; allowed: one mapping with forwards"));
+    };
+    let node = (&walk).deserialize(document).map_err(|error| walk.fault(&error))?;
+    if let Some(second) = documents.next() {
+        let stop = Walk::to(Some(0));
+        let at = (&stop).deserialize(second).err().and_then(|error| error.location());
+        let (line, column) = at.map_or((1, 1), |at| (at.line(), at.column()));
+        return Err(Fault::new(Mark::At(line, column), "found a second YAML document; allowed: one document"));
+    }
+    Ok(node)
+}
+
+/// Refuses text whose brackets, quoted or not, nest so deep that it cannot be meant.
+fn refuse_depth(text: &str) -> Result<(), Fault> {
+    let mut open = 0_usize;
+    for (offset, byte) in text.bytes().enumerate() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        if open > DEEPEST {
+            return Err(too_deep(Mark::Offset(offset)));
+        }
+    }
+    Ok(())
+}
+
+fn too_deep(at: Mark) -> Fault {
+    Fault::new(at, format!("found more than {DEEPEST} levels of nesting; allowed: at most {DEEPEST}"))
+}
+
+/// Line and column, from 1, of the node with that number.
+pub(super) fn locate(text: &str, ordinal: u32) -> (usize, usize) {
+    let walk = Walk::to(Some(ordinal));
+    let document = serde_yaml::Deserializer::from_str(text).next();
+    let at = document.and_then(|document| (&walk).deserialize(document).err()).and_then(|error| error.location());
+    at.map_or((1, 1), |at| (at.line(), at.column()))
+}
+
+/// One visit of a document.
+struct Walk {
+    /// Nodes visited so far.
+    count: Cell<u32>,
+    /// The node to fail at.
+    stop: Option<u32>,
+    /// What this visitor had against the document, in its own words.
+    complaint: RefCell<Option<String>>,
+}
+
+impl Walk {
+    fn to(stop: Option<u32>) -> Self {
+        Self { count: Cell::new(0), stop, complaint: RefCell::new(None) }
+    }
+
+    /// Numbers the node being visited.
+    fn mark<E: serde::de::Error>(&self) -> Result<Mark, E> {
+        let ordinal = self.count.get();
+        if self.stop == Some(ordinal) {
+            return Err(E::custom("found it"));
+        }
+        if ordinal == MOST_NODES {
+            return self
+                .complain(format!("found aliases that expand to more than {MOST_NODES} values; allowed: fewer"));
+        }
+        self.count.set(ordinal + 1);
+        Ok(Mark::Node(ordinal))
+    }
+
+    fn complain<T, E: serde::de::Error>(&self, message: impl Into<String>) -> Result<T, E> {
+        let message = message.into();
+        let error = E::custom(&message);
+        *self.complaint.borrow_mut() = Some(message);
+        Err(error)
+    }
+
+    fn node<E: serde::de::Error>(&self, value: Value) -> Result<Node, E> {
+        Ok(Node { mark: self.mark()?, value })
+    }
+
+    fn fault(&self, error: &serde_yaml::Error) -> Fault {
+        // Without a position of its own the error is at, or right behind, the last node.
+        let at = error
+            .location()
+            .map_or(Mark::Node(self.count.get().saturating_sub(1)), |at| Mark::At(at.line(), at.column()));
+        if let Some(message) = self.complaint.borrow_mut().take() {
+            return Fault::new(at, message);
+        }
+        let problem = without_position(&error.to_string());
+        let message = match problem.as_str() {
+            "recursion limit exceeded" => return too_deep(at),
+            "repetition limit exceeded" => "found aliases that expand without end; allowed: plain values".to_owned(),
+            _ => format!(
+                "found text that is not YAML: {problem}; allowed: YAML such as `forwards:` with a list under it"
+            ),
+        };
+        Fault::new(at, message)
+    }
+}
+
+/// The library's message without the first ` at line X column Y`, which is said in front already.
+fn without_position(message: &str) -> String {
+    let Some((problem, rest)) = message.split_once(" at line ") else { return super::error::printable(message) };
+    let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+    let rest = rest.strip_prefix(" column ").unwrap_or(rest).trim_start_matches(|c: char| c.is_ascii_digit());
+    super::error::printable(&format!("{problem}{rest}"))
+}
+
+impl<'de> DeserializeSeed<'de> for &Walk {
+    type Value = Node;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &Walk {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value of a configuration")
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Node, E> {
+        self.node(Value::Nothing)
+    }
+
+    fn visit_none<E: serde::de::Error>(self) -> Result<Node, E> {
+        self.node(Value::Nothing)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Node, E> {
+        self.node(Value::Bool(value))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Node, E> {
+        self.node(Value::Number(value.to_string()))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Node, E> {
+        self.node(Value::Number(value.to_string()))
+    }
+
+    fn visit_u128<E: serde::de::Error>(self, value: u128) -> Result<Node, E> {
+        self.node(Value::Number(value.to_string()))
+    }
+
+    fn visit_i128<E: serde::de::Error>(self, value: i128) -> Result<Node, E> {
+        self.node(Value::Number(value.to_string()))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Node, E> {
+        self.node(Value::Number(format!("{value:?}")))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Node, E> {
+        self.node(Value::Text(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Node, A::Error> {
+        let mark = self.mark()?;
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element_seed(self)? {
+            items.push(item);
+        }
+        Ok(Node { mark, value: Value::List(items) })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Node, A::Error> {
+        let mark = self.mark()?;
+        let mut entries = Vec::new();
+        while let Some(key) = access.next_key_seed(KeySeed(self))? {
+            entries.push((key, access.next_value_seed(self)?));
+        }
+        Ok(Node { mark, value: Value::Map(entries) })
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Node, A::Error> {
+        self.mark::<A::Error>()?;
+        self.complain("found a tag (a word that starts with !); allowed: plain values")
+    }
+}
+
+/// Reads a key, which is text or taken as text.
+struct KeySeed<'a>(&'a Walk);
+
+impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
+    type Value = Key;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Key, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for KeySeed<'_> {
+    type Value = Key;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Key, E> {
+        Ok(Key { mark: self.0.mark()?, text: value.to_owned() })
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Key, E> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Key, E> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Key, E> {
+        self.visit_str(&format!("{value:?}"))
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Key, E> {
+        self.visit_str(if value { "true" } else { "false" })
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Key, E> {
+        self.visit_str("")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Key, A::Error> {
+        self.0.complain("found a list as a key; allowed: a word")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Key, A::Error> {
+        self.0.complain("found a mapping as a key; allowed: a word")
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Key, A::Error> {
+        self.0.complain("found a tag on a key (a word that starts with !); allowed: a word")
+    }
+}

@@ -1,0 +1,304 @@
+//! Single values as people write them: sizes, times, numbers, words.
+//!
+//! Every parser takes the text and returns the value or the whole message (`found …; allowed: …`), so that the
+//! command line and every file format say the same thing.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::error::{found, quoted};
+use crate::plan::{Engine, LogFormat, Pin};
+
+/// A value, or the word for "no limit" or "leave it to the system" (`none`, `auto`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Maybe<T>(pub Option<T>);
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+
+pub(super) const ENGINE: &str = "auto, splice, copy";
+pub(super) const PIN: &str = "auto, on, off";
+pub(super) const LOG_FORMAT: &str = "text, json, rinetd, common";
+pub(super) const WORKERS: &str = "auto, or a number from 1 to 1024";
+pub(super) const MAX_CONNECTIONS: &str = "none, or a number from 1 to 1000000000";
+pub(super) const BACKLOG: &str = "a number from 1 to 1000000";
+pub(super) const WEIGHT: &str = "a number from 1 to 256";
+pub(super) const COPY_BUFFER: &str = "a size from 1KiB to 16MiB, such as 65536, 64KiB or 1MiB";
+pub(super) const PIPE_SIZE: &str = "auto, or a size from 64KiB to 1GiB, such as 256KiB or 1MiB";
+pub(super) const SOCKET_BUFFER: &str = "auto, or a size from 1KiB to 1GiB, such as 256KiB or 4MiB";
+pub(super) const TIMEOUT: &str = "none, or a time from 1ms to 365d, such as 250ms, 5s, 10m or 1h";
+pub(super) const DRAIN: &str = "none, or a time from 0s to 365d, such as 30s or 10m";
+pub(super) const KEEPALIVE: &str = "none, or whole seconds from 1s to 32767s, such as 30s or 2m";
+pub(super) const USER_TIMEOUT: &str = "none, or a time from 1ms to 24d, such as 30s or 2m";
+pub(super) const SOURCE: &str = "none, or an address of this host such as 10.0.0.1 or fd00::1";
+pub(super) const METRICS: &str = "ADDRESS:PORT with a port from 1 to 65535, such as 127.0.0.1:9464";
+pub(super) const PATH: &str = "a path";
+pub(super) const NAME: &str = "1 to 128 visible characters";
+
+type Parsed<T> = Result<T, String>;
+
+/// One of a few words.
+fn word<T: Copy>(text: &str, words: &[(&str, T)], allowed: &str) -> Parsed<T> {
+    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| found(text, allowed))
+}
+
+pub(super) fn engine(text: &str) -> Parsed<Engine> {
+    if text == "ab" || text.starts_with("ab:") {
+        return Err(format!("found {}, which this version does not have; allowed: {ENGINE}", quoted(text)));
+    }
+    word(text, &[("auto", Engine::Auto), ("splice", Engine::Splice), ("copy", Engine::Copy)], ENGINE)
+}
+
+pub(super) fn pin(text: &str) -> Parsed<Pin> {
+    word(text, &[("auto", Pin::Auto), ("on", Pin::On), ("off", Pin::Off)], PIN)
+}
+
+pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
+    use LogFormat::{Common, Json, Rinetd, Text};
+    word(text, &[("text", Text), ("json", Json), ("rinetd", Rinetd), ("common", Common)], LOG_FORMAT)
+}
+
+/// A whole number of decimal digits only: no sign, no blank.
+fn number(text: &str, least: u64, most: u64, allowed: &str) -> Parsed<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let value = if digits { text.parse().ok() } else { None };
+    value.filter(|value| (least..=most).contains(value)).ok_or_else(|| found(text, allowed))
+}
+
+/// The parser's result, unless the text is the word for "nothing set".
+fn unless<T>(none: &str, text: &str, parse: impl FnOnce(&str) -> Parsed<T>) -> Parsed<Maybe<T>> {
+    if text == none { Ok(Maybe(None)) } else { parse(text).map(|value| Maybe(Some(value))) }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the limits of each value fit its type")]
+pub(super) fn workers(text: &str) -> Parsed<Maybe<usize>> {
+    unless("auto", text, |text| number(text, 1, 1024, WORKERS).map(|n| n as usize))
+}
+
+pub(super) fn max_connections(text: &str) -> Parsed<Maybe<u64>> {
+    unless("none", text, |text| number(text, 1, 1_000_000_000, MAX_CONNECTIONS))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the limits of each value fit its type")]
+pub(super) fn backlog(text: &str) -> Parsed<u32> {
+    number(text, 1, 1_000_000, BACKLOG).map(|n| n as u32)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the limits of each value fit its type")]
+pub(super) fn weight(text: &str) -> Parsed<u16> {
+    number(text, 1, 256, WEIGHT).map(|n| n as u16)
+}
+
+/// Splits `64KiB` into its number and its unit.
+fn number_and_unit(text: &str) -> Option<(u64, &str)> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    Some((text[..unit_at].parse().ok()?, &text[unit_at..]))
+}
+
+/// Bytes: a bare number, or one with B, K, KiB, M, MiB, G or GiB in any case, all powers of 1024.
+fn size(text: &str, least: u64, most: u64, allowed: &str) -> Parsed<usize> {
+    let Some((value, unit)) = number_and_unit(text) else { return Err(found(text, allowed)) };
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => KIB,
+        "m" | "mib" => MIB,
+        "g" | "gib" => GIB,
+        "kb" | "mb" | "gb" => {
+            let clear = &unit[..1];
+            return Err(format!(
+                "found {}, which is 1000 to some and 1024 to others (write {value}{}iB); allowed: {allowed}",
+                quoted(text),
+                clear.to_ascii_uppercase()
+            ));
+        }
+        _ => return Err(found(text, allowed)),
+    };
+    let bytes = value.checked_mul(factor).filter(|bytes| (least..=most).contains(bytes));
+    bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| found(text, allowed))
+}
+
+pub(super) fn copy_buffer(text: &str) -> Parsed<usize> {
+    size(text, KIB, 16 * MIB, COPY_BUFFER)
+}
+
+pub(super) fn pipe_size(text: &str) -> Parsed<Maybe<usize>> {
+    unless("auto", text, |text| size(text, 64 * KIB, GIB, PIPE_SIZE))
+}
+
+pub(super) fn socket_buffer(text: &str) -> Parsed<Maybe<usize>> {
+    unless("auto", text, |text| size(text, KIB, GIB, SOCKET_BUFFER))
+}
+
+/// A time with its unit: ms, s, m, h or d. Whole milliseconds within the limits.
+fn time(text: &str, least_ms: u64, most_ms: u64, allowed: &str) -> Parsed<Duration> {
+    let Some((value, unit)) = number_and_unit(text) else { return Err(found(text, allowed)) };
+    let factor = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 24 * 3_600_000,
+        "" => return Err(format!("found {}, a time without a unit; allowed: {allowed}", quoted(text))),
+        _ => return Err(found(text, allowed)),
+    };
+    let ms = value.checked_mul(factor).filter(|ms| (least_ms..=most_ms).contains(ms));
+    ms.map(Duration::from_millis).ok_or_else(|| found(text, allowed))
+}
+
+pub(super) fn timeout(text: &str) -> Parsed<Maybe<Duration>> {
+    unless("none", text, |text| time(text, 1, YEAR_MS, TIMEOUT))
+}
+
+pub(super) fn drain(text: &str) -> Parsed<Maybe<Duration>> {
+    unless("none", text, |text| time(text, 0, YEAR_MS, DRAIN))
+}
+
+/// `TCP_KEEPIDLE` takes whole seconds up to 32767 (`MAX_TCP_KEEPIDLE`, include/net/tcp.h).
+pub(super) fn keepalive(text: &str) -> Parsed<Maybe<Duration>> {
+    unless("none", text, |text| {
+        let time = time(text, 1_000, 32_767_000, KEEPALIVE)?;
+        if time.subsec_nanos() == 0 { Ok(time) } else { Err(found(text, KEEPALIVE)) }
+    })
+}
+
+/// `TCP_USER_TIMEOUT` is an int of milliseconds: a little over 24 days.
+pub(super) fn user_timeout(text: &str) -> Parsed<Maybe<Duration>> {
+    unless("none", text, |text| time(text, 1, 24 * 24 * 3_600_000, USER_TIMEOUT))
+}
+
+pub(super) fn source(text: &str) -> Parsed<Maybe<IpAddr>> {
+    unless("none", text, |text| {
+        let ip = text.parse::<IpAddr>().map(|ip| ip.to_canonical()).map_err(|_| found(text, SOURCE))?;
+        if ip.is_unspecified() || ip.is_multicast() { Err(found(text, SOURCE)) } else { Ok(ip) }
+    })
+}
+
+pub(super) fn metrics(text: &str) -> Parsed<SocketAddr> {
+    text.parse().ok().filter(|at: &SocketAddr| at.port() != 0).ok_or_else(|| found(text, METRICS))
+}
+
+pub(super) fn path(text: &str) -> Parsed<PathBuf> {
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(found(text, "a path without control characters"));
+    }
+    Ok(PathBuf::from(text))
+}
+
+pub(super) fn name(text: &str) -> Parsed<String> {
+    let fits = (1..=128).contains(&text.chars().count());
+    let visible = !text.chars().any(char::is_control) && text.trim() == text;
+    if fits && visible { Ok(text.to_owned()) } else { Err(found(text, NAME)) }
+}
+
+/// Writes bytes so that [`size`] reads the same number.
+pub(super) struct Size(pub(super) usize);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0 as u64;
+        for (unit, name) in [(GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")] {
+            if bytes != 0 && bytes.is_multiple_of(unit) {
+                return write!(f, "{}{name}", bytes / unit);
+            }
+        }
+        write!(f, "{bytes}")
+    }
+}
+
+/// Writes a time so that [`time`] reads the same number; below a millisecond is not kept.
+pub(super) struct Time(pub(super) Duration);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0.as_millis();
+        for (unit, name) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
+            if ms != 0 && ms.is_multiple_of(unit) {
+                return write!(f, "{}{name}", ms / unit);
+            }
+        }
+        if ms == 0 { f.write_str("0s") } else { write!(f, "{ms}ms") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("1024", 1024), ("64KiB", 65536), ("64K", 65536), ("64k", 65536), ("1mib", 1 << 20), ("2048B", 2048)]
+        {
+            assert_eq!(copy_buffer(text), Ok(bytes), "{text}");
+        }
+        for text in
+            ["", "K", "1023", "17MiB", "64KB", "64 KiB", "-1", "+5000", "1.5MiB", "99999999999999999999G", "1e6"]
+        {
+            assert!(copy_buffer(text).is_err(), "{text}");
+        }
+        assert!(copy_buffer("64kb").unwrap_err().contains("write 64KiB"));
+        assert_eq!(pipe_size("auto"), Ok(Maybe(None)));
+        assert!(pipe_size("63KiB").is_err());
+        assert_eq!(pipe_size("1GiB"), Ok(Maybe(Some(1 << 30))));
+    }
+
+    #[test]
+    fn times() {
+        let ms = |ms| Ok(Maybe(Some(Duration::from_millis(ms))));
+        for (text, expected) in
+            [("250ms", 250), ("5s", 5000), ("10m", 600_000), ("1h", 3_600_000), ("365d", 31_536_000_000)]
+        {
+            assert_eq!(timeout(text), ms(expected), "{text}");
+        }
+        assert_eq!(timeout("none"), Ok(Maybe(None)));
+        assert_eq!(drain("0s"), ms(0));
+        for text in ["", "0s", "5", "5 s", "-5s", "1.5s", "366d", "5S", "off", "18446744073709551616ms"] {
+            assert!(timeout(text).is_err(), "{text}");
+        }
+        assert!(timeout("5").unwrap_err().contains("without a unit"));
+        assert!(keepalive("1500ms").is_err());
+        assert!(keepalive("32768s").is_err());
+    }
+
+    #[test]
+    fn words_and_numbers() {
+        assert_eq!(engine("splice"), Ok(Engine::Splice));
+        let message = engine("ab:copy=1").unwrap_err();
+        assert!(message.contains("allowed: auto, splice, copy"), "{message}");
+        assert!(engine("Splice").is_err());
+        assert_eq!(workers("auto"), Ok(Maybe(None)));
+        assert_eq!(workers("1024"), Ok(Maybe(Some(1024))));
+        for bad in ["0", "1025", "", "two", "+1"] {
+            assert!(workers(bad).is_err(), "{bad}");
+        }
+        assert!(weight("0").is_err() && weight("257").is_err());
+        assert!(metrics("127.0.0.1:0").is_err());
+        assert!(metrics("9464").is_err());
+        assert!(source("0.0.0.0").is_err());
+        assert!(name("").is_err() && name("a\tb").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn every_size_is_read_back(bytes in 1usize << 10..=16 << 20) {
+            prop_assert_eq!(copy_buffer(&Size(bytes).to_string()), Ok(bytes));
+        }
+
+        #[test]
+        fn every_time_is_read_back(ms in 0u64..=YEAR_MS) {
+            let time = Duration::from_millis(ms);
+            prop_assert_eq!(drain(&Time(time).to_string()), Ok(Maybe(Some(time))));
+        }
+
+        #[test]
+        fn no_text_panics(text in any::<String>()) {
+            let _ = (copy_buffer(&text), timeout(&text), workers(&text), engine(&text), metrics(&text));
+        }
+    }
+}
