@@ -308,7 +308,8 @@ impl Paths {
 fn reserve_port() -> io::Result<Socket> {
     let reserve = || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        // Not SO_REUSEADDR: that would let any other socket with it bind here too.
+        // The forwarder binds with both, and first with SO_REUSEADDR alone to see that nobody listens.
+        socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
         Ok(socket)
@@ -381,7 +382,8 @@ mod tests {
         let held = reserve_port().expect("a port");
         let address = held.local_addr().expect("an address").as_socket().expect("inet");
         assert_ne!(address.port(), 0);
-        assert!(std::net::TcpListener::bind(address).is_err(), "without SO_REUSEPORT nobody else gets it");
+        let other = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        assert!(other.bind(&address.into()).is_err(), "without both options nobody else gets it");
         assert!(TcpStream::connect_timeout(&address, PATIENCE).is_err(), "and nobody listens");
     }
 

@@ -184,6 +184,11 @@ impl Measured {
 }
 
 impl Lane {
+    /// An arm of which nothing has been measured yet.
+    pub(super) fn new(arm: Arm, forwarder: Option<Forwarder>) -> Self {
+        Self { arm, bulk: Vec::new(), ping: Vec::new(), forwarder }
+    }
+
     /// The error of a window; the forwarder's end, if it has ended, explains all others.
     fn blame(&mut self, when: &str, error: &io::Error) -> io::Error {
         let end = self.forwarder.as_mut().and_then(Forwarder::exited);
@@ -239,7 +244,7 @@ impl<'a> Bench<'a> {
         {
             return Ok(Err(self.no_splice()));
         }
-        Ok(Ok(Lane { arm, bulk: Vec::new(), ping: Vec::new(), forwarder }))
+        Ok(Ok(Lane::new(arm, forwarder)))
     }
 
     fn no_splice(&self) -> String {

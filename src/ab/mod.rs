@@ -77,10 +77,17 @@ pub fn run(args: &AbArgs) -> io::Result<()> {
     let measured = measure::compare(&program, &settings, &mut |what| progress.show(what));
     progress.clear();
     let report = report::Report::new(settings, measured?);
+    match print(&report, args.json) {
+        // `spliced ab | head` has seen what it wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
+fn print(report: &report::Report, json: bool) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer(&mut stdout, &report)?;
-        writeln!(stdout)?;
+    if json {
+        writeln!(stdout, "{}", serde_json::to_string(report)?)?;
     } else {
         write!(stdout, "{report}")?;
     }

@@ -235,39 +235,43 @@ fn notes(host: &Host, arms: &[ArmReport], busy: Option<Spread>) -> Vec<String> {
 }
 
 fn verdict(arms: &[ArmReport], settings: &Settings) -> Vec<String> {
-    let mut sentences = Vec::new();
-    let bulk = compared(arms, ArmReport::bulk_cpu);
-    if !bulk.is_empty() {
-        sentences.push(format!("CPU per byte: {}.", bulk.join("; ")));
-    }
-    let ping = compared(arms, ArmReport::ping_cpu);
-    if !ping.is_empty() {
-        let size = format_size(settings.exchange_bytes as usize);
-        let size = if size.ends_with('B') { size } else { format!("{size}-byte") };
-        sentences.push(format!("CPU per {size} exchange: {}.", ping.join("; ")));
-    }
-    sentences
+    let size = format_size(settings.exchange_bytes as usize);
+    let size = if size.ends_with('B') { size } else { format!("{size}-byte") };
+    let bulk = compared(arms, "CPU per byte", |arm| arm.bulk.cpu_seconds_per_gb);
+    let ping = compared(arms, &format!("CPU per {size} exchange"), |arm| arm.exchanges.cpu_us_per_exchange);
+    [("Bulk", bulk), ("Ping-pong", ping)]
+        .into_iter()
+        .filter(|(_, said)| !said.is_empty())
+        .map(|(what, said)| format!("{what}: {}.", said.join("; ")))
+        .collect()
 }
 
-/// Splice against copy 64 KiB, and `auto` against the better of all others, by one cost.
-fn compared(arms: &[ArmReport], cost: fn(&ArmReport) -> Option<f64>) -> Vec<String> {
+/// Splice against copy 64 KiB, and `auto`, which chooses between these two, against the better of them.
+fn compared(arms: &[ArmReport], what: &str, cost: fn(&ArmReport) -> Option<Spread>) -> Vec<String> {
     let of = |kind: Arm| arms.iter().find(|arm| arm.kind == kind).and_then(cost);
     let mut said = Vec::new();
     if let (Some(splice), Some(base)) = (of(Arm::Splice), of(BASE)) {
-        said.push(format!("splice needs {} of {BASE}'s", ratio(splice, base)));
+        said.push(format!("splice needs {:.2} × the {what} of {BASE}", splice.median / base.median));
     }
-    let others = arms.iter().filter(|arm| arm.kind != Arm::Auto);
-    let best = others.filter_map(|arm| Some((arm, cost(arm)?))).min_by(|a, b| a.1.total_cmp(&b.1));
+    let fixed = [Arm::Splice, BASE].into_iter().filter_map(|arm| Some((arm, of(arm)?)));
+    let best = fixed.min_by(|a, b| a.1.median.total_cmp(&b.1.median));
     if let (Some(auto), Some((arm, best))) = (of(Arm::Auto), best) {
-        let percent = (auto / best - 1.0) * 100.0;
-        said.push(match percent {
-            p if p.abs() < 0.5 => format!("auto is level with the best fixed engine ({})", arm.arm),
-            p if p < 0.0 => format!("auto is {:.0} % below the best fixed engine ({})", -p, arm.arm),
-            p if p <= 5.0 => format!("auto is within {:.0} % of the best fixed engine ({})", p.ceil(), arm.arm),
-            p => format!("auto needs {p:.0} % more than the best fixed engine ({})", arm.arm),
-        });
+        said.push(auto_against(auto, arm, best));
     }
     said
+}
+
+fn auto_against(auto: Spread, arm: Arm, best: Spread) -> String {
+    let percent = (auto.median / best.median - 1.0) * 100.0;
+    // One round has no spread to judge a difference by.
+    let overlap = best.min < best.max && auto.min <= best.max && best.min <= auto.max;
+    let doubt = if overlap { ", which is within the spread of the rounds" } else { "" };
+    match percent {
+        p if p.abs() < 0.5 => format!("auto is level with {arm}, the better one"),
+        p if p < 0.0 => format!("auto needs {:.0} % less than {arm}, the better one{doubt}", -p),
+        p if p <= 5.0 => format!("auto is within {:.0} % of {arm}, the better one", p.ceil()),
+        p => format!("auto needs {p:.0} % more than {arm}, the better one{doubt}"),
+    }
 }
 
 fn ratio(value: f64, base: f64) -> String {
@@ -359,5 +363,135 @@ impl fmt::Display for Report {
             writeln!(f, "{sentence}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pinger::Latency;
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            rounds: 3,
+            seconds: 0.5,
+            warm_up_seconds: 0.1,
+            streams: 4,
+            message_bytes: 128 << 10,
+            connections: 16,
+            exchange_bytes: 64,
+            arms: Vec::new(),
+        }
+    }
+
+    /// A lane of three rounds around the given costs; `splice` is the share of spliced bytes in percent.
+    fn lane(arm: Arm, cpu: Option<(f64, f64)>, splice: u64) -> Lane {
+        let mut lane = Lane::new(arm, None);
+        for (round, spread) in [1.0, 0.98, 1.02].into_iter().enumerate() {
+            let usage = |cpu_seconds| Usage {
+                cpu_seconds,
+                cpu_source: "getrusage",
+                bytes: Paths { splice: splice * 1_000_000, copy: (100 - splice) * 1_000_000 },
+                bytes_to_backend: 100_000_000,
+                fallbacks: if splice == 50 {
+                    BTreeMap::from([("budget_exhausted".into(), 2)])
+                } else {
+                    BTreeMap::new()
+                },
+            };
+            lane.bulk.push(BulkRound {
+                seconds: 0.5,
+                bytes: 100_000_000,
+                gbit_per_second: 8.0 + round as f64,
+                cpu_seconds_per_gb: cpu.map(|(bulk, _)| bulk * spread),
+                forwarder: cpu.map(|_| usage(0.05)),
+                host_busy: Some(0.97),
+                verified_bytes: 500_000_000,
+            });
+            lane.ping.push(PingRound {
+                seconds: 0.5,
+                exchanges: 10_000,
+                exchanges_per_second: 20_000.0,
+                cpu_us_per_exchange: cpu.map(|(_, ping)| ping * spread),
+                latency: Latency { count: 10_000, p50_us: 100.0, p99_us: 900.0, max_us: 1000.0 },
+                forwarder: cpu.map(|_| usage(0.01)),
+                host_busy: None,
+                verified_exchanges: 12_000,
+            });
+        }
+        lane
+    }
+
+    fn report(lanes: Vec<Lane>, skipped: Vec<(Arm, String)>) -> Report {
+        Report::new(settings(), Measured { lanes, skipped })
+    }
+
+    #[test]
+    fn medians_of_odd_and_even_numbers() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(Spread::of([4.0, 1.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
+        assert_eq!(Spread::of([]), None);
+        assert_eq!(Spread { median: 2.0, min: 1.0, max: 3.0 }.show(1), "2.0 (1.0–3.0)");
+        assert_eq!(Spread { median: 2.0, min: 2.0, max: 2.0 }.show(0), "2");
+    }
+
+    #[test]
+    fn the_table_has_ratios_to_copy_64_kib() {
+        let lanes = vec![
+            lane(Arm::Direct, None, 0),
+            lane(Arm::Splice, Some((0.62, 33.0)), 100),
+            lane(BASE, Some((1.0, 30.0)), 0),
+            lane(Arm::Auto, Some((0.635, 30.0)), 100),
+        ];
+        let report = report(lanes, Vec::new());
+        let text = report.to_string();
+        let line = |arm: &str| -> Vec<&str> {
+            text.lines().filter(|line| line.split_whitespace().next() == Some(arm)).collect()
+        };
+        assert!(line("splice")[0].contains("0.620 (0.608–0.632)  0.62×  100.0 %    0.0 %"), "{text}");
+        assert!(line("copy-64KiB")[0].contains("1.00×") && line("splice")[1].contains("1.10×"), "{text}");
+        assert!(line("direct")[0].contains("9.00 (8.00–10.00)  1.00×"), "{text}");
+        assert!(text.contains("Verified: 6.0 GB and 144000 exchanges"), "{text}");
+        assert!(text.contains("97 % busy"), "{text}");
+        assert_eq!(
+            report.verdict,
+            [
+                "Bulk: splice needs 0.62 × the CPU per byte of copy-64KiB; auto is within 3 % of splice, the better one.",
+                "Ping-pong: splice needs 1.10 × the CPU per 64-byte exchange of copy-64KiB; \
+                 auto is level with copy-64KiB, the better one.",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_worse_auto_is_called_worse() {
+        let spread = |median: f64| Spread { median, min: median * 0.99, max: median * 1.01 };
+        let said = |auto: f64| auto_against(spread(auto), Arm::Splice, spread(1.0));
+        assert_eq!(said(1.3), "auto needs 30 % more than splice, the better one");
+        assert_eq!(said(0.8), "auto needs 20 % less than splice, the better one");
+        let wide = Spread { median: 1.1, min: 0.9, max: 1.3 };
+        let said = auto_against(wide, Arm::Splice, spread(1.0));
+        assert_eq!(said, "auto needs 10 % more than splice, the better one, which is within the spread of the rounds");
+    }
+
+    #[test]
+    fn splice_that_was_not_splice_is_told() {
+        let report = report(vec![lane(Arm::Splice, Some((0.8, 30.0)), 50)], vec![(Arm::Auto, "why".into())]);
+        let told = "splice moved only 50.0 % of the bulk bytes by splice (budget_exhausted 12).";
+        assert!(report.notes.iter().any(|note| note == told), "{:?}", report.notes);
+        assert!(report.to_string().contains("Skipped: auto, why."));
+        assert!(report.verdict.is_empty(), "nothing to compare with: {:?}", report.verdict);
+    }
+
+    #[test]
+    fn json_has_every_round() {
+        let report = report(vec![lane(Arm::Direct, None, 0), lane(BASE, Some((1.0, 30.0)), 0)], Vec::new());
+        let json = serde_json::to_value(&report).expect("serializes");
+        assert_eq!(json["arms"][1]["arm"], "copy-64KiB");
+        assert_eq!(json["arms"][1]["bulk"]["rounds"].as_array().map(Vec::len), Some(3));
+        assert_eq!(json["arms"][1]["bulk"]["cpu_seconds_per_gb"]["median"], 1.0);
+        assert!(json["arms"][0]["bulk"]["cpu_seconds_per_gb"].is_null());
+        assert_eq!(json["settings"]["streams"], 4);
+        assert!(json["host"]["cpus"].as_u64() > Some(0));
     }
 }
