@@ -130,6 +130,8 @@ pub struct Total {
     pub bytes: Directions,
     /// Fallbacks by reason.
     pub fallbacks: BTreeMap<String, u64>,
+    /// Ends of sessions by reason.
+    pub ends: BTreeMap<String, u64>,
 }
 
 /// Bytes of both directions.
@@ -260,6 +262,18 @@ impl Reading {
     #[must_use]
     pub fn splice_available(&self) -> bool {
         self.stats.engine_available.splice
+    }
+
+    /// Sessions that ended otherwise than whole, by reason, as the tail of a message; empty when there are none.
+    #[must_use]
+    pub fn broken_sessions(&self) -> String {
+        let broken = self.stats.total.ends.iter().filter(|(reason, n)| **n > 0 && *reason != "done");
+        let broken: Vec<String> = broken.map(|(reason, n)| format!("{reason} {n}")).collect();
+        if broken.is_empty() {
+            String::new()
+        } else {
+            format!("; ends of the forwarder's sessions: {}", broken.join(", "))
+        }
     }
 
     /// What happened since `earlier`.
@@ -410,10 +424,13 @@ mod tests {
                         backend_to_client: Paths { splice: 0, copy: splice / 2 },
                     },
                     fallbacks: BTreeMap::from([("urgent".into(), 3), ("splice_refused".into(), refused)]),
+                    ends: BTreeMap::from([("done".into(), 9), ("idle".into(), 0), ("refused".into(), refused)]),
                 },
             },
             threads: None,
         };
+        assert_eq!(reading(1.0, 0, 0).broken_sessions(), "");
+        assert_eq!(reading(1.0, 0, 2).broken_sessions(), "; ends of the forwarder's sessions: refused 2");
         let usage = reading(2.0, 1000, 1).since(&reading(1.5, 400, 0));
         assert!((usage.cpu_seconds - 1.5).abs() < 1e-9);
         assert_eq!(usage.cpu_source, "getrusage");

@@ -191,12 +191,14 @@ impl Lane {
 
     /// The error of a window; the forwarder's end, if it has ended, explains all others.
     fn blame(&mut self, when: &str, error: &io::Error) -> io::Error {
-        let end = self.forwarder.as_mut().and_then(Forwarder::exited);
         let at = format!("arm {}, {when}", self.arm);
-        match end {
-            Some(end) => wrap(&at, &io::Error::new(io::ErrorKind::BrokenPipe, end)),
-            None => wrap(&at, error),
-        }
+        let Some(forwarder) = &mut self.forwarder else { return wrap(&at, error) };
+        let what = match (forwarder.exited(), forwarder.read()) {
+            (Some(end), _) => end,
+            (None, Ok(reading)) => format!("{error}{}", reading.broken_sessions()),
+            (None, Err(_)) => error.to_string(),
+        };
+        io::Error::new(error.kind(), format!("{at}: {what}"))
     }
 }
 
