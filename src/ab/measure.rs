@@ -1,0 +1,471 @@
+//! Takes the rounds: every arm once in each, bulk first, then small exchanges.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::child::Child;
+use super::forwarder::{Arm, Forwarder, Reading, SocketDir, Usage};
+use super::host::CpuTicks;
+use super::pinger::{Latency, PingReport};
+use super::role::Count;
+use super::sink::StreamEnd;
+use super::source::StreamSent;
+use super::{AbArgs, format_size};
+
+/// How long an end may take to answer a command.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A stream without progress for so long is broken.
+const STALL: Duration = Duration::from_secs(10);
+/// Longest time an end may take to finish: it may stall while sending and again while waiting for the last answer.
+const FINISH: Duration = Duration::from_secs(25);
+/// Ends that are listed in a message; the others are only counted.
+const LISTED: usize = 3;
+/// Whether this build has the splice engine at all.
+const HAS_SPLICE: bool = cfg!(all(target_os = "linux", not(spliced_portable)));
+
+/// What is measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Settings {
+    /// How often each arm is measured.
+    pub rounds: u32,
+    /// Measured time of each window.
+    pub seconds: f64,
+    /// Time before each window that is not counted.
+    pub warm_up_seconds: f64,
+    /// Bulk streams.
+    pub streams: u32,
+    /// Bytes of one bulk write.
+    pub message_bytes: usize,
+    /// Connections of the small exchanges.
+    pub connections: u32,
+    /// Bytes of one small message.
+    pub exchange_bytes: u32,
+    /// What is compared.
+    #[serde(skip)]
+    pub arms: Vec<Arm>,
+}
+
+/// All rounds of all arms.
+#[derive(Debug)]
+pub struct Measured {
+    /// Arms that were measured, in the order asked for.
+    pub lanes: Vec<Lane>,
+    /// Arms that could not be, and why.
+    pub skipped: Vec<(Arm, String)>,
+}
+
+/// One arm and what was measured of it.
+#[derive(Debug)]
+pub struct Lane {
+    /// Which.
+    pub arm: Arm,
+    /// Bulk, one entry a round.
+    pub bulk: Vec<BulkRound>,
+    /// Small exchanges, one entry a round.
+    pub ping: Vec<PingRound>,
+    forwarder: Option<Forwarder>,
+}
+
+/// One window of bulk streams.
+#[derive(Debug, Clone, Serialize)]
+pub struct BulkRound {
+    /// Length of the window.
+    pub seconds: f64,
+    /// Bytes that reached the sink within the window.
+    pub bytes: u64,
+    /// The same as a rate.
+    pub gbit_per_second: f64,
+    /// User and system time of the forwarder for each 10⁹ bytes it passed on.
+    pub cpu_seconds_per_gb: Option<f64>,
+    /// What the forwarder did in the window; none for `direct`.
+    pub forwarder: Option<Usage>,
+    /// Share of all CPUs of the host that was busy, 0 to 1, where the system tells.
+    pub host_busy: Option<f64>,
+    /// Bytes of whole streams, sent and found right at the sink.
+    pub verified_bytes: u64,
+}
+
+/// One window of small exchanges.
+#[derive(Debug, Clone, Serialize)]
+pub struct PingRound {
+    /// Length of the window.
+    pub seconds: f64,
+    /// Exchanges completed within the window.
+    pub exchanges: u64,
+    /// The same as a rate.
+    pub exchanges_per_second: f64,
+    /// User and system time of the forwarder for each exchange, in µs.
+    pub cpu_us_per_exchange: Option<f64>,
+    /// Round trips.
+    pub latency: Latency,
+    /// What the forwarder did in the window; none for `direct`.
+    pub forwarder: Option<Usage>,
+    /// Share of all CPUs of the host that was busy, 0 to 1, where the system tells.
+    pub host_busy: Option<f64>,
+    /// Exchanges of the whole run, each answer compared.
+    pub verified_exchanges: u64,
+}
+
+impl From<&AbArgs> for Settings {
+    fn from(args: &AbArgs) -> Self {
+        let mut arms = Vec::new();
+        for arm in &args.arms {
+            if !arms.contains(arm) {
+                arms.push(*arm);
+            }
+        }
+        let seconds = args.seconds.as_secs_f64();
+        Self {
+            rounds: args.rounds,
+            seconds,
+            // Slow start and the kernel's buffer tuning are over within some 50 ms on one host.
+            warm_up_seconds: (seconds / 5.0).clamp(0.05, 1.0),
+            streams: args.streams,
+            message_bytes: args.message,
+            connections: args.connections,
+            exchange_bytes: args.exchange,
+            arms,
+        }
+    }
+}
+
+/// Starts everything, takes all rounds and ends everything. `progress` is told what is going on.
+///
+/// Call it from a thread that can wait: it takes rounds × arms × 2 windows.
+///
+/// # Errors
+/// Names the arm, the round and what was seen.
+pub fn compare(program: &Path, settings: &Settings, progress: &mut dyn FnMut(&str)) -> io::Result<Measured> {
+    let directory = SocketDir::create()?;
+    let mut bench = Bench::start(program, settings)?;
+    let mut measured = Measured { lanes: Vec::new(), skipped: Vec::new() };
+    for &arm in &settings.arms {
+        progress(&format!("starting {arm}"));
+        match bench.open(arm, &directory).map_err(|error| wrap(&format!("arm {arm}"), &error))? {
+            Ok(lane) => measured.lanes.push(lane),
+            Err(reason) => measured.skipped.push((arm, reason)),
+        }
+    }
+    for round in 1..=settings.rounds {
+        for kind in ["bulk", "exchanges"] {
+            for lane in &mut measured.lanes {
+                progress(&format!("round {round} of {}: {kind}, {}", settings.rounds, lane.arm));
+                let done = if kind == "bulk" { bench.bulk(lane) } else { bench.ping(lane) };
+                done.map_err(|error| lane.blame(&format!("round {round}, {kind}"), &error))?;
+            }
+            measured.drop_refused(&mut bench)?;
+        }
+    }
+    if measured.lanes.is_empty() {
+        let reasons: Vec<String> = measured.skipped.iter().map(|(arm, why)| format!("{arm}: {why}")).collect();
+        return Err(io::Error::other(format!("nothing could be measured: {}", reasons.join("; "))));
+    }
+    Ok(measured)
+}
+
+impl Measured {
+    /// Takes out the splice arm once the kernel has refused splice: what it measured was copied.
+    fn drop_refused(&mut self, bench: &mut Bench<'_>) -> io::Result<()> {
+        for index in (0..self.lanes.len()).rev() {
+            let lane = &mut self.lanes[index];
+            let Some(forwarder) = lane.forwarder.as_mut().filter(|_| lane.arm == Arm::Splice) else { continue };
+            let reading = forwarder.read().map_err(|error| wrap("arm splice", &error))?;
+            if !reading.splice_available() {
+                let lane = self.lanes.remove(index);
+                self.skipped.push((lane.arm, bench.no_splice()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Lane {
+    /// An arm of which nothing has been measured yet.
+    pub(super) fn new(arm: Arm, forwarder: Option<Forwarder>) -> Self {
+        Self { arm, bulk: Vec::new(), ping: Vec::new(), forwarder }
+    }
+
+    /// The error of a window; the forwarder's end, if it has ended, explains all others.
+    fn blame(&mut self, when: &str, error: &io::Error) -> io::Error {
+        let at = format!("arm {}, {when}", self.arm);
+        let Some(forwarder) = &mut self.forwarder else { return wrap(&at, error) };
+        let what = match (forwarder.exited(), forwarder.read()) {
+            (Some(end), _) => end,
+            (None, Ok(reading)) => format!("{error}{}", reading.broken_sessions()),
+            (None, Err(_)) => error.to_string(),
+        };
+        io::Error::new(error.kind(), format!("{at}: {what}"))
+    }
+}
+
+/// What all arms share.
+struct Bench<'a> {
+    program: &'a Path,
+    settings: &'a Settings,
+    backend: Child,
+    address: SocketAddr,
+    run: u64,
+}
+
+/// Where a window begins or ends.
+struct Edge {
+    count: Count,
+    reading: Option<Reading>,
+    host: Option<CpuTicks>,
+}
+
+/// What happened between two edges.
+struct Window {
+    seconds: f64,
+    n: u64,
+    usage: Option<Usage>,
+    host_busy: Option<f64>,
+}
+
+impl<'a> Bench<'a> {
+    fn start(program: &'a Path, settings: &'a Settings) -> io::Result<Self> {
+        let mut backend = Child::spawn("the sink", program, ["ab-role", "backend"])?;
+        let ready = backend.line(PATIENCE)?;
+        let address = ready.strip_prefix("ready ").and_then(|address| address.parse().ok());
+        let address = address.ok_or_else(|| io::Error::other(format!("the sink said {ready:?} instead of ready")))?;
+        Ok(Self { program, settings, backend, address, run: 0 })
+    }
+
+    /// Starts an arm's forwarder; the inner error says why the arm cannot be measured here.
+    fn open(&mut self, arm: Arm, directory: &SocketDir) -> io::Result<Result<Lane, String>> {
+        if arm == Arm::Splice && !HAS_SPLICE {
+            return Ok(Err(self.no_splice()));
+        }
+        let mut forwarder = Forwarder::start(self.program, arm, self.address, directory.path())?;
+        if let (Arm::Splice, Some(forwarder)) = (arm, &mut forwarder)
+            && !forwarder.read()?.splice_available()
+        {
+            return Ok(Err(self.no_splice()));
+        }
+        Ok(Ok(Lane::new(arm, forwarder)))
+    }
+
+    fn no_splice(&self) -> String {
+        if HAS_SPLICE {
+            "the kernel refused splice(2) (not built in, or forbidden by a filter)".into()
+        } else {
+            "this build has no splice engine (it needs Linux and a build without --cfg spliced_portable)".into()
+        }
+    }
+
+    fn bulk(&mut self, lane: &mut Lane) -> io::Result<()> {
+        let settings = self.settings;
+        let (streams, message) = (settings.streams.to_string(), settings.message_bytes.to_string());
+        let mut source = self.end(lane, "the source", "source", &["--streams", &streams, "--message", &message])?;
+        std::thread::sleep(Duration::from_secs_f64(settings.warm_up_seconds));
+        let before = Edge::take(lane, &mut self.backend, "count")?;
+        std::thread::sleep(Duration::from_secs_f64(settings.seconds));
+        let window = Edge::take(lane, &mut self.backend, "count")?.since(&before)?;
+        let sent: Vec<StreamSent> = source.ask("stop", FINISH)?;
+        let ends: Vec<StreamEnd> = self.backend.ask("ends", PATIENCE)?;
+        let verified_bytes = check_bulk(self.run, &sent, &ends)?;
+        let per_gb = |usage: &Usage| usage.cpu_seconds / (usage.bytes.total() as f64 / 1e9);
+        lane.bulk.push(BulkRound {
+            seconds: window.seconds,
+            bytes: window.n,
+            gbit_per_second: window.n as f64 * 8.0 / 1e9 / window.seconds,
+            cpu_seconds_per_gb: window.usage.as_ref().map(per_gb),
+            forwarder: window.usage,
+            host_busy: window.host_busy,
+            verified_bytes,
+        });
+        Ok(())
+    }
+
+    fn ping(&mut self, lane: &mut Lane) -> io::Result<()> {
+        let settings = self.settings;
+        let (connections, size) = (settings.connections.to_string(), settings.exchange_bytes.to_string());
+        let mut pinger = self.end(lane, "the pinger", "ping", &["--connections", &connections, "--size", &size])?;
+        std::thread::sleep(Duration::from_secs_f64(settings.warm_up_seconds));
+        let before = Edge::take(lane, &mut pinger, "mark")?;
+        std::thread::sleep(Duration::from_secs_f64(settings.seconds));
+        let window = Edge::take(lane, &mut pinger, "count")?.since(&before)?;
+        let report: PingReport = pinger.ask("stop", FINISH)?;
+        let ends: Vec<StreamEnd> = self.backend.ask("ends", PATIENCE)?;
+        check_ping(&report, &ends, settings)?;
+        // The forwarder's bytes are read together with its CPU time; the pinger's count a moment later.
+        let each = f64::from(settings.exchange_bytes);
+        let per_exchange = |usage: &Usage| usage.cpu_seconds * 1e6 / (usage.bytes_to_backend as f64 / each);
+        lane.ping.push(PingRound {
+            seconds: window.seconds,
+            exchanges: window.n,
+            exchanges_per_second: window.n as f64 / window.seconds,
+            cpu_us_per_exchange: window.usage.as_ref().map(per_exchange),
+            latency: report.times,
+            forwarder: window.usage,
+            host_busy: window.host_busy,
+            verified_exchanges: report.exchanges,
+        });
+        Ok(())
+    }
+
+    /// Starts a source or pinger through the arm and waits until it has connected.
+    fn end(&mut self, lane: &Lane, name: &str, role: &str, options: &[&str]) -> io::Result<Child> {
+        self.run += 1;
+        let target = lane.forwarder.as_ref().map_or(self.address, Forwarder::address).to_string();
+        let (run, stall) = (self.run.to_string(), STALL.as_secs().to_string());
+        // Only a bound for the case that nobody says stop.
+        let seconds = (self.settings.seconds + 60.0).min(3600.0).to_string();
+        let mut args = vec!["ab-role", role, &target, "--run", &run, "--stall", &stall, "--seconds", &seconds];
+        args.extend(options);
+        let mut child = Child::spawn(name, self.program, args)?;
+        match child.line(PATIENCE + STALL)?.as_str() {
+            "ready" => Ok(child),
+            other => Err(io::Error::other(format!("{name} said {other:?} instead of ready"))),
+        }
+    }
+}
+
+impl Edge {
+    /// Reads the forwarder first and the counting end right after it, at both edges of a window.
+    fn take(lane: &mut Lane, counter: &mut Child, command: &str) -> io::Result<Self> {
+        let reading = lane.forwarder.as_mut().map(Forwarder::read).transpose()?;
+        let count = counter.ask(command, PATIENCE)?;
+        Ok(Self { count, reading, host: CpuTicks::now() })
+    }
+
+    fn since(&self, earlier: &Self) -> io::Result<Window> {
+        let usage = self.reading.as_ref().zip(earlier.reading.as_ref()).map(|(now, then)| now.since(then));
+        let n = self.count.n.saturating_sub(earlier.count.n);
+        let ns = self.count.at_ns.saturating_sub(earlier.count.at_ns);
+        if n == 0 || ns == 0 || usage.as_ref().is_some_and(|usage| usage.bytes_to_backend == 0) {
+            let what = "nothing came through in the measured time; is the machine overloaded, or --seconds too short?";
+            return Err(io::Error::other(what));
+        }
+        let host_busy = self.host.zip(earlier.host).and_then(|(now, then)| now.busy_since(then));
+        Ok(Window { seconds: ns as f64 / 1e9, n, usage, host_busy })
+    }
+}
+
+/// Compares what was sent with what arrived, stream by stream. The bytes of all of them when nothing differs.
+///
+/// # Errors
+/// Names the streams and what was seen.
+pub fn check_bulk(run: u64, sent: &[StreamSent], ends: &[StreamEnd]) -> io::Result<u64> {
+    let mut problems = broken_ends(ends);
+    let mut bytes = 0;
+    for StreamSent { stream, bytes: sent, error } in sent {
+        bytes += sent;
+        let end = ends.iter().find(|end| end.bulk && end.run == run && end.stream == *stream);
+        match (end, error) {
+            (Some(end), _) if end.mismatch.is_some() || end.error.is_some() => {}
+            (Some(end), _) if end.bytes != *sent => {
+                problems.push(format!("stream {stream}: {sent} bytes were sent, {} arrived", end.bytes));
+            }
+            (_, Some(error)) => problems.push(format!("stream {stream}: {error}")),
+            (None, None) => problems.push(format!("stream {stream}: the sink never saw its end")),
+            (Some(_), None) => {}
+        }
+    }
+    verdict(problems).map(|()| bytes)
+}
+
+fn check_ping(report: &PingReport, ends: &[StreamEnd], settings: &Settings) -> io::Result<()> {
+    let mut problems = broken_ends(ends);
+    problems.extend(report.errors.iter().cloned());
+    let echoed: u64 = ends.iter().filter(|end| !end.bulk).map(|end| end.bytes).sum();
+    let received = report.exchanges * u64::from(settings.exchange_bytes);
+    if problems.is_empty() && echoed != received {
+        problems.push(format!("{echoed} bytes were sent back, {received} arrived"));
+    }
+    if problems.is_empty() && report.times.count == 0 {
+        let size = format_size(settings.exchange_bytes as usize);
+        problems.push(format!("no exchange of {size} was completed in the measured time"));
+    }
+    verdict(problems)
+}
+
+/// Every connection whose end the sink found wrong.
+fn broken_ends(ends: &[StreamEnd]) -> Vec<String> {
+    let problem = |end: &StreamEnd| {
+        let name = if end.run == 0 { "a connection".to_owned() } else { format!("stream {}", end.stream) };
+        match (&end.mismatch, &end.error) {
+            (Some(mismatch), _) => Some(format!("{name}: {mismatch}")),
+            (None, Some(error)) => Some(format!("{name}: at the sink, after {} bytes: {error}", end.bytes)),
+            (None, None) => None,
+        }
+    };
+    ends.iter().filter_map(problem).collect()
+}
+
+fn verdict(problems: Vec<String>) -> io::Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let mut what = problems[..problems.len().min(LISTED)].join("; ");
+    if problems.len() > LISTED {
+        what.push_str(&format!("; and {} more", problems.len() - LISTED));
+    }
+    Err(io::Error::other(what))
+}
+
+fn wrap(at: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{at}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pattern::Mismatch;
+    use super::*;
+
+    fn sent(stream: u32, bytes: u64) -> StreamSent {
+        StreamSent { stream, bytes, error: None }
+    }
+
+    fn end(stream: u32, bytes: u64) -> StreamEnd {
+        StreamEnd { run: 5, stream, bulk: true, bytes, mismatch: None, error: None }
+    }
+
+    fn problem(sent: &[StreamSent], ends: &[StreamEnd]) -> String {
+        check_bulk(5, sent, ends).expect_err("something is wrong").to_string()
+    }
+
+    #[test]
+    fn equal_accounts_are_right() {
+        let sum = check_bulk(5, &[sent(0, 10), sent(1, 20)], &[end(1, 20), end(0, 10)]).expect("all is right");
+        assert_eq!(sum, 30);
+    }
+
+    #[test]
+    fn every_difference_names_its_stream() {
+        assert_eq!(problem(&[sent(2, 10)], &[end(2, 9)]), "stream 2: 10 bytes were sent, 9 arrived");
+        assert_eq!(problem(&[sent(2, 10)], &[]), "stream 2: the sink never saw its end");
+        let stale = StreamEnd { run: 4, ..end(2, 10) };
+        assert_eq!(problem(&[sent(2, 10)], &[stale]), "stream 2: the sink never saw its end");
+        let wrong = StreamEnd { mismatch: Some(Mismatch { offset: 7, expected: 1, found: 2 }), ..end(1, 10) };
+        let also = StreamSent { error: Some("the sink saw a wrong byte at offset 7".into()), ..sent(1, 10) };
+        assert_eq!(problem(&[also], &[wrong]), "stream 1: wrong byte at offset 7: expected 0x01, found 0x02");
+        let unknown = StreamEnd { run: 0, bulk: false, error: Some("no greeting".into()), ..end(0, 0) };
+        assert!(problem(&[], &[unknown]).starts_with("a connection: "));
+    }
+
+    #[test]
+    fn a_flood_of_problems_is_counted() {
+        let all: Vec<StreamSent> = (0..10).map(|stream| sent(stream, 1)).collect();
+        assert!(problem(&all, &[]).ends_with("; and 7 more"));
+    }
+
+    #[test]
+    fn an_arm_named_twice_is_measured_once() {
+        let args = AbArgs {
+            json: false,
+            seconds: Duration::from_millis(300),
+            rounds: 1,
+            streams: 1,
+            message: 1,
+            connections: 1,
+            exchange: 1,
+            arms: vec![Arm::Auto, Arm::Direct, Arm::Auto],
+        };
+        assert_eq!(Settings::from(&args).arms, [Arm::Auto, Arm::Direct]);
+    }
+}
