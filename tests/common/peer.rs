@@ -58,7 +58,7 @@ pub(crate) fn backend_with_small_buffers() -> TcpListener {
 #[derive(Debug)]
 pub(crate) struct FullBackend {
     listener: TcpListener,
-    fillers: Vec<TcpStream>,
+    filler: TcpStream,
 }
 
 impl FullBackend {
@@ -69,20 +69,17 @@ impl FullBackend {
         listener.listen(0).expect("a queue of no length");
         let listener = TcpListener::from(listener);
         let filler = TcpStream::connect(listener.local_addr().expect("bound")).expect("the one place in the queue");
-        Self { listener, fillers: vec![filler] }
+        Self { listener, filler }
     }
 
-    /// Where it would listen.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.listener.local_addr().expect("bound")
+    /// Another handle of the listener.
+    pub(crate) fn try_clone(&self) -> TcpListener {
+        self.listener.try_clone().expect("a descriptor")
     }
 
-    /// Takes the filling connections out of the queue; SYNs that are sent again now succeed.
-    pub(crate) fn open(self) -> TcpListener {
-        for _ in &self.fillers {
-            drop(accept(&self.listener));
-        }
-        self.listener
+    /// Takes the filling connection out of the queue; SYNs that are sent again now succeed.
+    pub(crate) fn open(self) {
+        drop((accept(&self.listener), self.filler));
     }
 }
 
