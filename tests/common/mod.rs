@@ -1,6 +1,11 @@
 //! What the tests of all promises share: the program under test, peers, patterns, deadlines, namespaces.
 
-#![allow(dead_code, reason = "every test file is a program of its own and uses its part of this module")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "every test file is a program of its own and uses its part of this module"
+)]
 
 pub(crate) mod deadline;
 pub(crate) mod netns;
