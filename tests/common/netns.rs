@@ -147,13 +147,13 @@ impl Chain {
     pub(crate) fn new(offloads: bool) -> Self {
         let chain = Self { client: Netns::new(), forwarder: Netns::new(), server: Netns::new() };
         let ip = |last_two: [u8; 2]| IpAddr::from([10, 0, last_two[0], last_two[1]]);
-        link((&chain.client, "up", ip([1, 2]), 24), (&chain.forwarder, "to_client", ip([1, 1]), 24));
-        link((&chain.server, "up", ip([0, 2]), 24), (&chain.forwarder, "to_server", ip([0, 1]), 24));
+        link((&chain.client, "eth0", ip([1, 2]), 24), (&chain.forwarder, "to_client", ip([1, 1]), 24));
+        link((&chain.server, "eth0", ip([0, 2]), 24), (&chain.forwarder, "to_server", ip([0, 1]), 24));
         if !offloads {
-            offloads_off(&chain.client, "up");
+            offloads_off(&chain.client, "eth0");
             offloads_off(&chain.forwarder, "to_client");
             offloads_off(&chain.forwarder, "to_server");
-            offloads_off(&chain.server, "up");
+            offloads_off(&chain.server, "eth0");
         }
         chain
     }

@@ -1,9 +1,12 @@
 //! Clients and backends: plain blocking sockets with deadlines.
 
 use std::fmt::Debug;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -128,7 +131,7 @@ pub(crate) fn pending_error(stream: &TcpStream) -> ErrorKind {
 /// Waits for the FIN or the reset that ends a stream without a byte before.
 pub(crate) fn end_of(mut stream: &TcpStream) -> Result<(), ErrorKind> {
     let mut byte = [0];
-    match std::io::Read::read(&mut stream, &mut byte) {
+    match stream.read(&mut byte) {
         Ok(0) => Ok(()),
         Ok(_) => panic!("byte {:#04x} where the stream should have ended", byte[0]),
         Err(e) => Err(e.kind()),
@@ -142,4 +145,65 @@ pub(crate) fn timed<T: Debug>(what: &str, within: Duration, step: impl FnOnce() 
     let took = start.elapsed();
     assert!(took <= within, "{what}: took {took:?}, allowed are {within:?}; it gave {value:?}");
     value
+}
+
+/// A backend that sends everything back, each connection on a thread of its own.
+#[derive(Debug)]
+pub(crate) struct Echo {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Echo {
+    /// Starts it.
+    pub(crate) fn start(listener: TcpListener) -> Self {
+        let address = listener.local_addr().expect("bound");
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                listener.set_nonblocking(true).expect("non-blocking");
+                while !stop.load(Ordering::Relaxed) {
+                    match listener.accept() {
+                        Ok((stream, _)) => drop(thread::spawn(move || echo(&stream))),
+                        Err(_) => thread::park_timeout(Duration::from_millis(2)),
+                    }
+                }
+            }
+        });
+        Self { address, stop, thread: Some(thread) }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Sends back what comes until the end, or until the peer is gone.
+fn echo(mut stream: &TcpStream) {
+    let mut buffer = [0; 4096];
+    stream.set_nonblocking(false).expect("blocking");
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..n]).is_err() {
+            return;
+        }
+    }
+}
+
+/// Whether a byte comes back within a time.
+pub(crate) fn echoes(mut stream: &TcpStream, byte: u8, within: Duration) -> bool {
+    stream.set_read_timeout(Some(within)).expect("a read deadline");
+    let mut back = [0];
+    stream.write_all(&[byte]).is_ok() && stream.read_exact(&mut back).is_ok() && back == [byte]
 }

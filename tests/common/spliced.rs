@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -16,13 +17,34 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::cannot_run;
 use super::deadline::{LONG, eventually};
 use super::netns::Netns;
 use super::process::{CLOSE_WAIT, Descriptors, Process};
 use super::stats::Stats;
 
-/// An ordinary user of every Linux system: nobody.
-pub(crate) const NOBODY: u32 = 65534;
+/// A user without rights that no other test uses: some limits are counted per user.
+pub(crate) fn ordinary_user() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    100_000 + std::process::id() % 50_000 * 64 + NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Whether strace may follow a process here; says why when not.
+pub(crate) fn can_inject() -> bool {
+    let trial = ["-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=splice", "true"];
+    match Command::new("strace").args(trial).output() {
+        Ok(output) if output.status.success() => true,
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+            cannot_run(&format!("strace cannot follow a process here: {text}"));
+            false
+        }
+        Err(e) => {
+            cannot_run(&format!("strace is needed to make system calls fail: {e}"));
+            false
+        }
+    }
+}
 
 /// Everything about a start.
 #[derive(Debug)]
