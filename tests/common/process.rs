@@ -1,0 +1,80 @@
+//! What the kernel says of another process.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::time::Duration;
+
+/// State CLOSE_WAIT in `/proc/net/tcp`: the peer has closed and the program has not.
+pub(crate) const CLOSE_WAIT: u8 = 8;
+
+/// A process by its number.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Process(pub(crate) u32);
+
+/// Open descriptors of a process.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Descriptors {
+    /// All of them.
+    pub(crate) all: usize,
+    /// Ends of pipes, standard streams not included.
+    pub(crate) pipe_ends: usize,
+    /// Inodes of sockets.
+    pub(crate) sockets: HashSet<u64>,
+}
+
+impl Process {
+    /// Its open descriptors now.
+    pub(crate) fn descriptors(self) -> Descriptors {
+        let mut found = Descriptors::default();
+        let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", self.0)) else { return found };
+        for entry in entries.flatten() {
+            // One that was closed between listing and reading is not open.
+            let Ok(link) = fs::read_link(entry.path()) else { continue };
+            let link = link.to_string_lossy().into_owned();
+            found.all += 1;
+            let standard = matches!(entry.file_name().to_str(), Some("0" | "1" | "2"));
+            if link.starts_with("pipe:") && !standard {
+                found.pipe_ends += 1;
+            }
+            if let Some(inode) = link.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) {
+                found.sockets.insert(inode.parse().expect("an inode number"));
+            }
+        }
+        found
+    }
+
+    /// Its TCP sockets by state, as numbered in `include/net/tcp_states.h`.
+    pub(crate) fn tcp_states(self) -> BTreeMap<u8, usize> {
+        let own = self.descriptors().sockets;
+        let mut states = BTreeMap::new();
+        for table in ["tcp", "tcp6"] {
+            let text = fs::read_to_string(format!("/proc/{}/net/{table}", self.0)).unwrap_or_default();
+            for line in text.lines().skip(1) {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                let (Some(state), Some(inode)) = (fields.get(3), fields.get(9)) else { continue };
+                if inode.parse().is_ok_and(|inode: u64| own.contains(&inode)) {
+                    let state = u8::from_str_radix(state, 16).expect("a state in hexadecimal");
+                    *states.entry(state).or_default() += 1;
+                }
+            }
+        }
+        states
+    }
+
+    /// CPU time of all its threads so far, in the kernel's ticks of 10 ms.
+    pub(crate) fn cpu(self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).expect("the process runs");
+        let after_name = stat.rsplit_once(") ").expect("the name is in brackets").1;
+        let fields: Vec<u64> = after_name.split(' ').map(|field| field.parse().unwrap_or(0)).collect();
+        // Fields 14 and 15 of proc(5), user and system; the state, field 3, is the first here.
+        Duration::from_millis((fields[11] + fields[12]) * 10)
+    }
+
+    /// Memory of its own that is resident, in bytes: neither files nor shared.
+    pub(crate) fn anonymous_memory(self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the kernel counts RssAnon");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+        kib * 1024
+    }
+}

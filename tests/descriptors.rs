@@ -1,0 +1,128 @@
+//! Out of descriptors: no spin, one line, and service resumes by itself, queued connections included.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use common::deadline::{LONG, throughout, until};
+use common::peer::{Echo, Reserved, backend, connect, echoes};
+use common::spliced::{Launcher, Spliced, can_inject};
+
+/// The soft and hard limit of a running process.
+fn limits(spliced: &Spliced) -> (String, String) {
+    let text = fs::read_to_string(format!("/proc/{}/limits", spliced.process().0)).expect("the process runs");
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files")).expect("the kernel's limits");
+    let mut words = line.split_whitespace().map(str::to_owned);
+    (words.next().expect("the soft limit"), words.next().expect("the hard limit"))
+}
+
+#[test]
+fn the_soft_limit_is_raised_at_the_start() {
+    let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
+    let spliced = Launcher::forward(port.address(), echo.address())
+        .through(["sh", "-c", "ulimit -S -n 64 && exec \"$0\" \"$@\""])
+        .start();
+    let (soft, hard) = limits(&spliced);
+    assert_eq!(soft, hard, "soft and hard limit");
+    assert_ne!(soft, "64");
+    spliced.finish();
+}
+
+#[test]
+fn service_survives_and_resumes() {
+    let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
+    let spliced = Launcher::forward(port.address(), echo.address()).descriptors(64).start();
+    let clients: Vec<_> = (0..60).map(|_| connect(port.address())).collect();
+    // As many as fit are served, the others wait; nobody is turned away.
+    let (mut served, mut waiting) = (Vec::new(), Vec::new());
+    for client in clients {
+        let within = if waiting.is_empty() { Duration::from_secs(1) } else { Duration::from_millis(10) };
+        if echoes(&client, 1, within) { served.push(client) } else { waiting.push(client) }
+    }
+    assert!(served.len() >= 10, "{} sessions are few for 64 descriptors", served.len());
+    assert!(waiting.len() >= 10, "{} sessions are more than 64 descriptors allow", served.len());
+    let process = spliced.process();
+    let before = process.cpu();
+    throughout("no spin without descriptors", Duration::from_secs(1), || {
+        let used = process.cpu() - before;
+        if used <= Duration::from_millis(50) { Ok(()) } else { Err(format!("{used:?} of CPU time")) }
+    });
+    assert!(served.iter().all(|client| echoes(client, 2, LONG)), "open sessions go on");
+    assert_eq!(spliced.logged("descriptors are allowed").len(), 1, "one line, not one for each try");
+    // Room for the rest, one at a time.
+    until("every queued connection is served", LONG, || {
+        served.pop();
+        waiting.iter().all(answered)
+    });
+    drop(waiting);
+    spliced.finish();
+}
+
+/// The byte sent while waiting has come back; it stays to be seen again.
+fn answered(client: &TcpStream) -> bool {
+    client.set_read_timeout(Some(Duration::from_millis(1))).expect("a short deadline");
+    client.peek(&mut [0]).is_ok_and(|n| n == 1)
+}
+
+#[test]
+fn a_queued_connection_is_served_soon_after_descriptors_come_back() {
+    let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
+    let spliced = Launcher::forward(port.address(), echo.address()).descriptors(64).start();
+    let mut clients: Vec<TcpStream> = Vec::new();
+    let late = loop {
+        let client = connect(port.address());
+        if !echoes(&client, 1, Duration::from_secs(1)) {
+            break client;
+        }
+        clients.push(client);
+        assert!(clients.len() < 60, "64 descriptors were never used up");
+    };
+    let freed = Instant::now();
+    clients.truncate(clients.len() - 4);
+    until("the queued connection is served", Duration::from_secs(1), || answered(&late));
+    // The promise is 100 ms; the rest is for a busy machine.
+    assert!(freed.elapsed() < Duration::from_millis(400), "it waited {:?}", freed.elapsed());
+    drop((late, clients));
+    spliced.finish();
+}
+
+/// What the kernel says when the whole system is out of descriptors or memory, which a test must not bring about.
+#[test]
+fn other_shortages_are_waited_out() {
+    if !can_inject() {
+        return;
+    }
+    for errno in ["ENFILE", "ENOBUFS", "ENOMEM"] {
+        let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
+        let spliced = Launcher::forward(port.address(), echo.address())
+            .inject(&[&format!("accept4:error={errno}:when=1..4")])
+            .start();
+        let client = connect(port.address());
+        assert!(echoes(&client, 3, LONG), "served after {errno} is over");
+        assert_eq!(spliced.logged("cannot accept connections").len(), 1, "{errno}: one line");
+        until("the trace is written", LONG, || spliced.trace().matches("INJECTED").count() == 4);
+        drop(client);
+        spliced.finish();
+    }
+}
+
+#[test]
+fn a_lasting_shortage_is_not_tried_in_a_spin() {
+    if !can_inject() {
+        return;
+    }
+    let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
+    let spliced = Launcher::forward(port.address(), echo.address()).inject(&["accept4:error=ENFILE"]).start();
+    let client = connect(port.address());
+    until("the first try", LONG, || spliced.trace().contains("ENFILE"));
+    throughout("few tries", Duration::from_secs(1), || {
+        let tries = spliced.trace().matches("INJECTED").count();
+        if tries <= 120 { Ok(()) } else { Err(format!("{tries} tries")) }
+    });
+    assert_eq!(spliced.logged("cannot accept connections").len(), 1, "one line");
+    drop(client);
+}

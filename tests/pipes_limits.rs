@@ -1,0 +1,212 @@
+//! No pipe to be had: sessions live and copy, the reason is counted, and pipes are tried again later.
+
+#![cfg(all(target_os = "linux", not(spliced_portable)))]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use common::cannot_run;
+use common::deadline::{LONG, until};
+use common::path::Via;
+use common::pattern::Pattern;
+use common::peer::{Reserved, accept, backend, backend_with_small_buffers, connect};
+use common::spliced::{Launcher, Spliced, can_inject, ordinary_user};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::unistd::{Uid, pipe};
+use std::net::TcpListener;
+
+const MIB: u64 = 1 << 20;
+
+common::scenarios!(
+    also_direct: [],
+    engines: [more_stalled_sessions_than_pipes],
+);
+
+/// As a user to whom the kernel's limits apply: another one where the test is root, the test's own else.
+fn as_ordinary_user<'a>(launcher: Launcher<'a>, port: &Reserved, uid: u32) -> Launcher<'a> {
+    if !Uid::effective().is_root() {
+        return launcher;
+    }
+    port.give_to(uid);
+    launcher.user(uid)
+}
+
+/// Sends a stream through and checks it whole.
+fn transfer(port: &Reserved, backend: &TcpListener, len: u64) {
+    let client = connect(port.address());
+    let server = accept(backend);
+    let pattern = Pattern::new(len);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            pattern.send(&client, 0, len).expect("send");
+            client.shutdown(Shutdown::Write).expect("half-close");
+        });
+        pattern.expect_whole(&server, 0, len);
+    });
+}
+
+/// Pipes are in use again: transfers until one has gone through a pipe.
+fn spliced_again(spliced: &Spliced, port: &Reserved, backend: &TcpListener) {
+    let before = spliced.stats().up().splice;
+    until("pipes are tried again", LONG, || {
+        transfer(port, backend, 2 * MIB);
+        spliced.stats().up().splice > before
+    });
+}
+
+/// Every direction that stalls with a pipe holds it; past the budget the others copy.
+fn more_stalled_sessions_than_pipes(via: Via) {
+    let Via::Engine(engine) = via else { return };
+    let (port, backend) = (Reserved::loopback(), backend_with_small_buffers());
+    let target = backend.local_addr().expect("bound");
+    let launcher = Launcher::forward(port.address(), target).option("--engine", engine).option("--pipe-size", "1MiB");
+    let spliced = as_ordinary_user(launcher, &port, ordinary_user()).start();
+    let budget = spliced.stats().number("/pipes/budget");
+    let count = budget + 40;
+    assert!(count <= 1000, "a budget of {budget} pipes of 1 MiB is more than an ordinary user may have");
+    let len = 3 * MIB;
+    let pattern = Pattern::new(1);
+    thread::scope(|scope| {
+        let servers: Vec<TcpStream> = (0..count)
+            .map(|_| {
+                let client = connect(port.address());
+                let pattern = &pattern;
+                scope.spawn(move || {
+                    pattern.send(&client, 0, len).expect("send");
+                    client.shutdown(Shutdown::Write).expect("half-close");
+                    pattern.expect_whole(&client, 0, 0);
+                });
+                accept(&backend)
+            })
+            .collect();
+        if via.splices() {
+            let stats = spliced.stats_until("the budget is used up and counted", |stats| {
+                assert!(stats.pipes_in_use() <= budget, "{} pipes of {budget}", stats.pipes_in_use());
+                stats.fallbacks("budget_exhausted") > 0
+            });
+            assert!(stats.pipes_in_use() > 0);
+        }
+        for server in servers {
+            let pattern = &pattern;
+            scope.spawn(move || pattern.expect_whole(&server, 0, len));
+        }
+    });
+    spliced.ended("done", count);
+    let stats = spliced.stats();
+    assert_eq!(stats.up().all(), count * len);
+    assert!(via.splices() || stats.up().splice == 0);
+    if via.splices() {
+        spliced_again(&spliced, &port, &backend);
+    }
+    spliced.finish();
+}
+
+/// The variable that turns `holder` from nothing into a process that holds pipe pages.
+const HOLDER: &str = "SPLICED_TEST_HOLDS_PIPES";
+
+/// No test of its own: started as another user by the next one, it takes all pipe pages that user may have, says so
+/// and holds them until its standard input ends.
+#[test]
+fn holder() {
+    if std::env::var_os(HOLDER).is_none() {
+        return;
+    }
+    let mut pipes: Vec<(OwnedFd, OwnedFd)> = Vec::new();
+    loop {
+        let pair = pipe().expect("descriptors for pipes");
+        let grown = fcntl(&pair.0, FcntlArg::F_SETPIPE_SZ(1 << 20));
+        let size = fcntl(&pair.0, FcntlArg::F_GETPIPE_SZ).expect("a size");
+        pipes.push(pair);
+        if grown.is_err() && size < 65_536 {
+            break;
+        }
+    }
+    println!("\nholding");
+    std::io::stdin().read_to_end(&mut Vec::new()).expect("standard input ends");
+}
+
+/// Starts [`holder`] as a user and waits until that user has no pipe page left.
+fn hold_all_pages(uid: u32) -> Child {
+    // As the test's own program may lie where another user cannot read, it gets a copy.
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let copy = directory.path().join("holder");
+    std::fs::copy(std::env::current_exe().expect("the test's own program"), &copy).expect("room for a copy");
+    std::os::unix::fs::chown(directory.path(), Some(uid), Some(uid)).expect("root gives its directory away");
+    let mut child = Command::new(&copy)
+        .args(["--exact", "holder", "--nocapture"])
+        .env(HOLDER, "1")
+        .uid(uid)
+        .gid(uid)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the test's own program starts");
+    let output = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut lines = output.lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.ends_with("holding")), "the holder ended");
+    child
+}
+
+/// `fs.pipe-user-pages-soft` is reached by other processes of the user: new pipes have two slots.
+#[test]
+fn shrunken_pipes_are_not_used() {
+    if !Uid::effective().is_root() {
+        return cannot_run("only root can start two programs as another user");
+    }
+    let uid = ordinary_user();
+    let (port, backend) = (Reserved::loopback(), backend());
+    let launcher = Launcher::forward(port.address(), backend.local_addr().expect("bound"))
+        .option("--engine", "splice")
+        .option("--pipe-size", "1MiB");
+    let mut holder = hold_all_pages(uid);
+    let spliced = as_ordinary_user(launcher, &port, uid).start();
+    transfer(&port, &backend, 8 * MIB);
+    let stats = spliced.stats_until("the session has ended", |stats| stats.open() == 0);
+    assert_eq!((stats.up().splice, stats.up().copy), (0, 8 * MIB), "bytes by path without a usable pipe");
+    assert!(stats.fallbacks("budget_exhausted") > 0, "the reason is counted: {}", stats.0);
+    drop(holder.stdin.take());
+    assert!(holder.wait().expect("our own child").success());
+    spliced_again(&spliced, &port, &backend);
+    spliced.finish();
+}
+
+/// pipe2 never succeeds: everything is copied, and counted as what it is.
+#[test]
+fn no_descriptors_for_pipes() {
+    if !can_inject() {
+        return;
+    }
+    for errno in ["EMFILE", "ENFILE"] {
+        let (port, backend) = (Reserved::loopback(), backend());
+        let spliced = Launcher::forward(port.address(), backend.local_addr().expect("bound"))
+            .option("--engine", "splice")
+            .inject(&[&format!("pipe2:error={errno}")])
+            .start();
+        transfer(&port, &backend, 8 * MIB);
+        let stats = spliced.stats_until("the session has ended", |stats| stats.open() == 0);
+        assert_eq!((stats.up().splice, stats.up().copy), (0, 8 * MIB), "{errno}: bytes by path");
+        assert!(stats.fallbacks("no_descriptors") > 0, "{errno}: the reason is counted: {}", stats.0);
+        spliced.finish();
+    }
+}
+
+/// pipe2 fails for a while only.
+#[test]
+fn pipes_are_tried_again() {
+    if !can_inject() {
+        return;
+    }
+    let (port, backend) = (Reserved::loopback(), backend());
+    let spliced = Launcher::forward(port.address(), backend.local_addr().expect("bound"))
+        .option("--engine", "splice")
+        .inject(&["pipe2:error=EMFILE:when=1..3"])
+        .start();
+    spliced_again(&spliced, &port, &backend);
+    spliced.finish();
+}
