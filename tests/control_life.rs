@@ -346,11 +346,11 @@ fn standard_error_that_nobody_reads_holds_up_nothing() {
         let child = command.arg(&control).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut child = Ended(child);
         eventually("the control socket answers", LONG, || Stats::ask(&control).map_err(|e| e.to_string()));
-        for _ in 0..1000 {
+        for _ in 0..500 {
             drop((connect(port.address()), accept(&backend)));
         }
         let ended = || Stats::ask(&control).map(|stats| stats.ends("done")).unwrap_or(0);
-        until("1000 sessions have ended", LONG, || ended() == 1000);
+        until("500 sessions have ended", LONG, || ended() == 500);
         child.term();
         assert_eq!(child.code(), Some(0), "{format}");
     }

@@ -16,7 +16,7 @@ mod socket;
 use std::fmt;
 use std::sync::Arc;
 
-use log::{error, info};
+use log::info;
 
 pub use client::{DEFAULT_CONTROL, stats_command};
 
@@ -77,9 +77,8 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
     // Sockets and files go before the last words, so that a successor started on seeing them finds the place free.
     drop(event_loop);
     drop(pid_file);
-    match &result {
-        Ok(()) => info!("stopped"),
-        Err(error) => error!("{error}"),
+    if result.is_ok() {
+        info!("stopped");
     }
     result
 }

@@ -5,6 +5,7 @@
 
 mod format;
 mod sink;
+mod stderr;
 mod throttle;
 
 use std::fs::File;
@@ -22,6 +23,7 @@ use crate::plan::{LogFormat, Plan};
 use crate::stats::SessionRecord;
 use format::Formatter;
 use sink::Sink;
+pub use stderr::Stderr;
 use throttle::{Throttle, Verdict};
 
 /// Batches that may wait for the log thread.
@@ -60,7 +62,7 @@ impl SessionLog {
         let file = plan.log.file.clone();
         let sink = match &file {
             Some(path) => Sink::file(path.clone(), sink::open(path)?),
-            None if !log::log_enabled!(log::Level::Info) => {
+            None if !log::log_enabled!(target: sink::TARGET, log::Level::Info) => {
                 return Ok(Self { sender: None, finished: None, file, shared });
             }
             None if plan.log.format == LogFormat::Text => Sink::logger(),

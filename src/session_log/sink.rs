@@ -8,6 +8,11 @@ use std::path::{Path, PathBuf};
 use log::{info, warn};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::stderr;
+
+/// The target of session lines in the program's own log, for filters such as `RUST_LOG=spliced::session=off`.
+pub(super) const TARGET: &str = "spliced::session";
+
 /// Opens a log file for appending.
 ///
 /// # Errors
@@ -81,10 +86,13 @@ impl Sink {
         let result = match &mut self.output {
             Output::File { file, .. } => append(file, &mut self.torn, lines.as_bytes()),
             Output::Logger => {
-                lines.lines().for_each(|line| info!("{line}"));
+                for line in lines.lines() {
+                    stderr::wait();
+                    info!(target: TARGET, "{line}");
+                }
                 return 0;
             }
-            Output::StandardError => append(&mut io::stderr().lock(), &mut self.torn, lines.as_bytes()),
+            Output::StandardError => append(&mut PatientStderr, &mut self.torn, lines.as_bytes()),
         };
         self.report(result)
     }
@@ -108,6 +116,20 @@ impl Sink {
                 lost
             }
         }
+    }
+}
+
+/// Standard error for a thread that may wait, but not while it holds the lock that everybody else needs.
+struct PatientStderr;
+
+impl Write for PatientStderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        stderr::wait();
+        io::stderr().lock().write(stderr::piece(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
