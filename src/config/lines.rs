@@ -228,7 +228,10 @@ impl Reader<'_> {
                     return Ok(());
                 }
                 _ => {
-                    return Err(Fault::new(cursor.mark(), source::no_rule(cursor.rest, "a comma or ] after an option")));
+                    return Err(Fault::new(
+                        cursor.mark(),
+                        source::no_rule(cursor.rest, "a comma or ] after an option"),
+                    ));
                 }
             }
         }
