@@ -162,7 +162,8 @@ impl Session {
                     connecting.wait = Wait::Backend;
                     connecting.set_next(candidates.saturating_sub(connecting.attempts), by.now_us / 1000);
                     by.trace.forget(self.trace);
-                    self.trace = local.map_or(0, |l| by.trace.remember(l, connecting.hop, self.origin.forward));
+                    self.trace =
+                        local.map_or(0, |l| by.trace.remember(l, address, connecting.hop, self.origin.forward));
                     self.target = Some(address);
                     (self.backend_ready, self.backend_failed) = (Ready::default(), false);
                     self.backend = Some(socket);

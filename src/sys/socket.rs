@@ -82,3 +82,19 @@ pub fn bind_source(socket: &Socket, source: IpAddr) -> io::Result<()> {
     nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
     socket.bind(&SocketAddr::new(source, 0).into())
 }
+
+/// The addresses an accepted connection may have been made to: the one it arrived at, and, where the packet filter
+/// has redirected it (iptables REDIRECT, nft dnat), the one before that.
+#[must_use]
+pub fn meant_for(socket: &Socket) -> [Option<SocketAddr>; 2] {
+    let local = socket.local_addr().ok().and_then(|address| address.as_socket());
+    #[cfg(target_os = "linux")]
+    let original = if local.is_some_and(|address| address.is_ipv6()) {
+        socket.original_dst_v6().ok().and_then(|address| address.as_socket())
+    } else {
+        socket.original_dst_v4().ok().and_then(|address| address.as_socket())
+    };
+    #[cfg(not(target_os = "linux"))]
+    let original = None;
+    [local, original]
+}

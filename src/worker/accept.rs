@@ -46,7 +46,7 @@ impl Worker {
             Ok((socket, client)) => {
                 let (listener, port_offset) = (listener.index, listener.port_offset);
                 self.exhausted = false;
-                let hop = self.parts.shared.trace.look_up(client);
+                let hop = self.parts.shared.trace.look_up(client, || sys::meant_for(&socket));
                 self.hand_on(Accepted { socket, client, forward, listener, port_offset, hop });
             }
             Err(e) => {
