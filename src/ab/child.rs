@@ -152,7 +152,7 @@ impl Child {
             what = self.exited();
         }
         let what = what.unwrap_or_else(|| format!("{} closed its output{}", self.name, self.said()));
-        io::Error::new(io::ErrorKind::BrokenPipe, what)
+        io::Error::other(what)
     }
 }
 

@@ -63,7 +63,7 @@ impl Forwarder {
     pub fn read(&mut self) -> io::Result<Reading> {
         let stats = self.stats();
         if let Some(end) = self.child.exited() {
-            return Err(io::Error::new(io::ErrorKind::BrokenPipe, end));
+            return Err(io::Error::other(end));
         }
         Ok(Reading::new(stats?, self.child.pid()))
     }
@@ -100,7 +100,7 @@ impl Forwarder {
                 Err(error) => error,
             };
             if let Some(end) = self.child.exited() {
-                return Err(io::Error::new(io::ErrorKind::BrokenPipe, end));
+                return Err(io::Error::other(end));
             }
             if begun.elapsed() > PATIENCE {
                 let what = format!("it was not ready within {} s: {failed}{}", PATIENCE.as_secs(), self.child.said());

@@ -83,12 +83,11 @@ pub fn run(args: &AbArgs) -> io::Result<()> {
     let mut progress = Progress::new();
     let measured = measure::compare(&program, &settings, &mut |what| progress.show(what));
     progress.clear();
-    let report = report::Report::new(settings, measured?);
-    match print(&report, args.json) {
-        // `spliced ab | head` has seen what it wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        done => done,
-    }
+    // Whatever kind it was in a stream or a child: here it means that the comparison failed. A broken pipe in
+    // particular must not pass for a reader of our own output that has left.
+    let measured = measured.map_err(|error| io::Error::other(error.to_string()))?;
+    let report = report::Report::new(settings, measured);
+    print(&report, args.json)
 }
 
 fn print(report: &report::Report, json: bool) -> io::Result<()> {
