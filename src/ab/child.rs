@@ -5,6 +5,7 @@
 //! follow in that way.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -12,7 +13,7 @@ use std::path::Path;
 use std::process::{self, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
@@ -20,6 +21,8 @@ use super::spawn_small;
 
 /// Lines of a child's standard error that are kept for a message.
 const LAST_WORDS: usize = 8;
+/// How long to wait for them once the child has ended.
+const LAST_WORDS_WAIT: Duration = Duration::from_millis(500);
 /// Longest line kept, in bytes.
 const LONGEST_WORDS: usize = 400;
 
@@ -31,6 +34,8 @@ pub struct Child {
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     last_words: Arc<Mutex<VecDeque<String>>>,
+    /// Closed once standard error has been read to its end.
+    all_said: Receiver<Infallible>,
 }
 
 impl Child {
@@ -54,8 +59,10 @@ impl Child {
         let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
         let (send, lines) = sync_channel(16);
         let last_words = Arc::default();
+        let (saying, all_said) = sync_channel(0);
         // From here on dropping `child` ends the process.
-        let child = Self { name: name.to_owned(), process, stdin, lines, last_words: Arc::clone(&last_words) };
+        let child =
+            Self { name: name.to_owned(), process, stdin, lines, last_words: Arc::clone(&last_words), all_said };
         if let Some(stdout) = stdout {
             spawn_small("child stdout", move || {
                 for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -66,7 +73,10 @@ impl Child {
             })?;
         }
         if let Some(stderr) = stderr {
-            spawn_small("child stderr", move || keep_last_words(BufReader::new(stderr), &last_words))?;
+            spawn_small("child stderr", move || {
+                keep_last_words(BufReader::new(stderr), &last_words);
+                drop(saying);
+            })?;
         }
         Ok(child)
     }
@@ -84,7 +94,7 @@ impl Child {
     pub fn line(&mut self, patience: Duration) -> io::Result<String> {
         match self.lines.recv_timeout(patience) {
             Ok(line) => Ok(line),
-            Err(RecvTimeoutError::Disconnected) => Err(self.died(patience)),
+            Err(RecvTimeoutError::Disconnected) => Err(self.died()),
             Err(RecvTimeoutError::Timeout) => {
                 let what =
                     format!("{} did not answer within {:.1} s{}", self.name, patience.as_secs_f64(), self.said());
@@ -101,7 +111,7 @@ impl Child {
         if let Some(stdin) = &mut self.stdin
             && writeln!(stdin, "{command}").and_then(|()| stdin.flush()).is_err()
         {
-            return Err(self.died(patience));
+            return Err(self.died());
         }
         let line = self.line(patience)?;
         serde_json::from_str(&line)
@@ -112,7 +122,11 @@ impl Child {
     pub fn exited(&mut self) -> Option<String> {
         match self.process.try_wait() {
             Ok(None) => None,
-            Ok(Some(status)) => Some(format!("{} ended ({status}){}", self.name, self.said())),
+            Ok(Some(status)) => {
+                // What it wrote last may still be on its way; this returns as soon as all has been read.
+                let _ = self.all_said.recv_timeout(LAST_WORDS_WAIT);
+                Some(format!("{} ended ({status}){}", self.name, self.said()))
+            }
             Err(error) => Some(format!("{} cannot be waited for: {error}", self.name)),
         }
     }
@@ -128,20 +142,17 @@ impl Child {
         }
     }
 
-    /// The error for a closed pipe. Output is closed a moment before the status can be had, so wait for that.
-    fn died(&mut self, patience: Duration) -> io::Error {
+    /// The error for a closed pipe. Pipes are closed a moment before the status can be had, so wait for that.
+    fn died(&mut self) -> io::Error {
         self.stdin = None;
-        let _ = self.lines.recv_timeout(Duration::from_millis(200).min(patience));
+        let begun = Instant::now();
         let mut what = self.exited();
-        for _ in 0..50 {
-            if what.is_some() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        while what.is_none() && begun.elapsed() < LAST_WORDS_WAIT {
+            std::thread::sleep(Duration::from_millis(5));
             what = self.exited();
         }
         let what = what.unwrap_or_else(|| format!("{} closed its output{}", self.name, self.said()));
-        io::Error::new(io::ErrorKind::BrokenPipe, what)
+        io::Error::other(what)
     }
 }
 

@@ -27,6 +27,7 @@ pub use options::{ForwardOptions, Overrides, ProcessOptions};
 pub use render::render;
 pub use source::MOST_BYTES;
 pub use value::Maybe;
+pub(crate) use value::{Size, size};
 
 use crate::plan::{Plan, Target};
 use draft::{Draft, DraftForward};

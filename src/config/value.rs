@@ -100,7 +100,7 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
 }
 
 /// Bytes: a bare number, or one with B, K, KiB, M, MiB, G or GiB in any case, all powers of 1024.
-fn size(text: &str, least: u64, most: u64, allowed: &str) -> Parsed<usize> {
+pub(crate) fn size(text: &str, least: u64, most: u64, allowed: &str) -> Parsed<usize> {
     let Some((value, unit)) = number_and_unit(text) else { return Err(found(text, allowed)) };
     let factor = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1,
@@ -195,7 +195,7 @@ pub(super) fn name(text: &str) -> Parsed<String> {
 }
 
 /// Writes bytes so that [`size`] reads the same number.
-pub(super) struct Size(pub(super) usize);
+pub(crate) struct Size(pub(crate) usize);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
