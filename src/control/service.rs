@@ -47,6 +47,9 @@ pub(super) trait Acceptor: Source + fmt::Debug {
 
 /// A connection of either family.
 pub(super) trait Channel: Source + Read + Write + fmt::Debug {
+    /// Whether bytes that arrive after a close could cost the client its answer. On TCP they cause a reset; on a unix
+    /// socket the answer is in the client's queue already.
+    const LINGERS: bool;
     /// Tells the client that nothing more comes.
     fn finish_writing(&self) -> io::Result<()>;
 }
@@ -66,12 +69,14 @@ impl Acceptor for TcpListener {
 }
 
 impl Channel for UnixStream {
+    const LINGERS: bool = false;
     fn finish_writing(&self) -> io::Result<()> {
         self.shutdown(Shutdown::Write)
     }
 }
 
 impl Channel for TcpStream {
+    const LINGERS: bool = true;
     fn finish_writing(&self) -> io::Result<()> {
         self.shutdown(Shutdown::Write)
     }
@@ -101,8 +106,8 @@ enum Step {
     Reading(Vec<u8>),
     /// The answer and how much of it is written.
     Writing(Vec<u8>, usize),
-    /// Answered. Closing with unread bytes would reset the connection and could lose the answer, so what the client
-    /// still sends is thrown away until it closes.
+    /// Answered. Closing with unread bytes would reset the connection and could lose the answer, so they are thrown
+    /// away, and where it lingers also what the client sends until it closes.
     Closing(usize),
 }
 
@@ -251,11 +256,16 @@ impl<S: Channel> Connection<S> {
                     }
                 }
                 Step::Writing(..) => {
-                    self.stream.finish_writing()?;
+                    if S::LINGERS {
+                        self.stream.finish_writing()?;
+                    }
                     self.step = Step::Closing(0);
                 }
                 Step::Closing(discarded) => {
-                    let n = read(&mut self.stream, &mut chunk)?;
+                    let n = match read(&mut self.stream, &mut chunk) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock && !S::LINGERS => return Ok(()),
+                        result => result?,
+                    };
                     *discarded += n;
                     if n == 0 || *discarded > MAX_DISCARD {
                         return Ok(());
