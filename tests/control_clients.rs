@@ -1,6 +1,9 @@
 //! The control socket and the metrics endpoint from the outside: right answers, and no harm from clients that are
 //! slow, hostile or too many.
 
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a failing step fails the test, in its helpers as well")]
+
 mod common;
 
 use std::io::{Read, Write};
@@ -15,6 +18,7 @@ use std::time::{Duration, Instant};
 use common::deadline::{LONG, eventually};
 use common::peer::{Reserved, accept, backend, connect};
 use common::spliced::{Launcher, Spliced};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Well above the 5 s a client may take, well below what a client that is never cut off would.
@@ -160,6 +164,25 @@ fn metrics_show_what_was_forwarded() {
     assert!(http(metrics, "DELETE /metrics HTTP/1.1\r\n\r\n").0.starts_with("HTTP/1.1 405"));
     assert!(http(metrics, "\x16\x03\x01\x02\r\n\r\n").0.starts_with("HTTP/1.1 400"));
     spliced.finish();
+}
+
+#[test]
+fn readiness_ends_with_the_drain_and_health_does_not() {
+    let (port, backend, metrics) = (Reserved::loopback(), backend(), metrics_address());
+    let launcher = Launcher::forward(port.address(), backend.local_addr().unwrap());
+    let mut spliced = launcher.option("--metrics", metrics.to_string()).start();
+    let client = connect(port.address());
+    let server = accept(&backend);
+    spliced.stats_until("the session is open", |stats| stats.open() == 1);
+    spliced.signal(Signal::SIGTERM);
+    eventually("it is not ready any more", LONG, || {
+        let (head, body) = get(metrics, "/readyz");
+        if head.starts_with("HTTP/1.1 503") { Ok(()) } else { Err(format!("{head} {body}")) }
+    });
+    assert!(get(metrics, "/healthz").0.starts_with("HTTP/1.1 200"));
+    assert_eq!(sample(&get(metrics, "/metrics").1, "spliced_draining"), 1.0);
+    drop((client, server));
+    assert_eq!(spliced.wait(LONG).code(), Some(0));
 }
 
 /// Reads to the end that the other side makes, by a close or a reset.

@@ -206,15 +206,15 @@ impl EventLoop {
             Phase::Serving => {
                 let until = self.process.plan.drain.and_then(|time| now.checked_add(time));
                 let open = self.process.fleet.open_sessions();
-                let limit = until.map_or_else(|| "until the last one ends".to_owned(), |at| up_to(at, now));
-                info!("draining: {open} sessions open, {limit}; the same signal again ends them now");
+                let limit = limit(until, now);
+                info!("draining: {} open, {limit}; a second signal cuts it short", sessions(open));
                 self.process.draining = true;
                 self.process.fleet.drain();
                 self.phase = Phase::Draining { until, next_line: now + PROGRESS };
             }
             Phase::Draining { .. } => {
                 let open = self.process.fleet.open_sessions();
-                warn!("second signal: ending {open} sessions now");
+                warn!("second signal: ending {} now", sessions(open));
                 self.stop(now);
             }
             Phase::Stopping { .. } | Phase::Leaving => self.phase = Phase::Leaving,
@@ -260,11 +260,11 @@ impl EventLoop {
     fn drain_on(&mut self, until: Option<Instant>, next_line: Instant, now: Instant) {
         let open = self.process.fleet.open_sessions();
         if until.is_some_and(|at| at <= now) {
-            warn!("drain time is over: ending {open} sessions");
+            warn!("drain time is over: ending {} now", sessions(open));
             self.stop(now);
         } else if next_line <= now {
-            let limit = until.map_or_else(|| "until the last one ends".to_owned(), |at| up_to(at, now));
-            info!("draining: {open} sessions open, {limit}");
+            let limit = limit(until, now);
+            info!("draining: {} open, {limit}", sessions(open));
             self.phase = Phase::Draining { until, next_line: now + PROGRESS };
         }
     }
@@ -282,8 +282,16 @@ impl EventLoop {
     }
 }
 
-fn up_to(at: Instant, now: Instant) -> String {
-    format!("up to {:.0}s", at.saturating_duration_since(now).as_secs_f64())
+/// `1 session`, `2 sessions`.
+fn sessions(n: u64) -> String {
+    format!("{n} session{}", if n == 1 { "" } else { "s" })
+}
+
+fn limit(until: Option<Instant>, now: Instant) -> String {
+    match until {
+        Some(at) => format!("up to {}s", at.saturating_duration_since(now).as_secs_f64().ceil()),
+        None => "until the last one ends".to_owned(),
+    }
 }
 
 fn bind_metrics(address: SocketAddr) -> Result<TcpListener, RunError> {
