@@ -1,14 +1,15 @@
 //! The program: a command line becomes one command.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use env_logger::Env;
+use env_logger::{Env, Target, WriteStyle};
 use spliced::cli::{Cli, Command, one_line};
 use spliced::config::{self, ConfigError};
 use spliced::plan::Plan;
+use spliced::session_log::Stderr;
 use spliced::{ab, control};
 
 /// Something failed while running.
@@ -59,6 +60,13 @@ fn start_log(cli: &Cli) {
         (_, _) => "error",
     };
     let mut builder = env_logger::Builder::from_env(Env::default().default_filter_or(level));
+    let style = if io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        WriteStyle::Always
+    } else {
+        WriteStyle::Never
+    };
+    // Nothing may ever wait for whoever reads standard error, or does not.
+    builder.write_style(style).target(Target::Pipe(Box::new(Stderr)));
     builder.format_target(cli.verbose > 0).format_timestamp_millis().init();
 }
 

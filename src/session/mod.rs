@@ -399,3 +399,26 @@ fn blame(side: Side, error: &io::Error) -> EndReason {
 pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 4).clamp(1, u64::MAX / 4)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_session_is_small() {
+        // Two sockets, two flows and what a log line needs; with its timer it stays well below 512 bytes.
+        assert!(size_of::<Session>() <= 336, "{}", size_of::<Session>());
+    }
+
+    #[test]
+    fn tokens_tell_sockets_attempts_and_keys_apart() {
+        for key in [0, 1, 7999] {
+            let mut tokens = vec![client_token(key)];
+            tokens.extend((0..8).map(|attempt| backend_token(key, attempt)));
+            assert!(tokens.iter().all(|token| key_of(*token) == key));
+            tokens.sort_unstable_by_key(|t| t.0);
+            tokens.dedup();
+            assert_eq!(tokens.len(), 9);
+        }
+    }
+}
