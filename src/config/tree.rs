@@ -36,20 +36,79 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
     Ok(node)
 }
 
-/// Refuses text whose brackets, quoted or not, nest so deep that it cannot be meant.
+/// Refuses text whose brackets nest so deep that it cannot be meant.
 fn refuse_depth(text: &str) -> Result<(), Fault> {
-    let mut open = 0_usize;
+    let mut depth = Depth::default();
     for (offset, byte) in text.bytes().enumerate() {
-        match byte {
-            b'[' | b'{' => open += 1,
-            b']' | b'}' => open = open.saturating_sub(1),
-            _ => {}
-        }
-        if open > DEEPEST {
+        depth.step(byte);
+        if depth.open > DEEPEST {
             return Err(too_deep(Mark::Offset(offset)));
         }
     }
     Ok(())
+}
+
+/// Follows brackets through YAML as libyaml's scanner does, but knows no quotes and block texts over several lines
+/// outside of brackets; there it may take text for brackets, and then a strange file is refused.
+#[derive(Default)]
+struct Depth {
+    open: usize,
+    within: Within,
+    /// The byte before, 0 at the start.
+    before: u8,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Within {
+    /// Where a value may begin.
+    #[default]
+    Gap,
+    /// Behind `-`, `?` or `:`, which is an indicator only before a blank.
+    Indicator,
+    /// A tag, an anchor or an alias.
+    Property,
+    Plain,
+    Single,
+    Double,
+    /// Behind a backslash in double quotes.
+    Escape,
+    Comment,
+}
+
+impl Depth {
+    fn step(&mut self, byte: u8) {
+        let blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+        let blank_before = matches!(self.before, 0 | b' ' | b'\t' | b'\r' | b'\n');
+        let in_flow = self.open > 0;
+        let colon_before = std::mem::replace(&mut self.before, byte) == b':';
+        self.within = match (self.within, byte) {
+            (Within::Escape, _) => Within::Double,
+            (Within::Double, b'\\') => Within::Escape,
+            (Within::Double, b'"') | (Within::Single, b'\'') | (Within::Comment, b'\n') => Within::Gap,
+            (_, b'\n') if !in_flow => Within::Gap,
+            (quoted @ (Within::Double | Within::Single | Within::Comment), _) => quoted,
+            (_, b'#') if blank_before => Within::Comment,
+            (_, b'[' | b'{') => {
+                self.open += 1;
+                Within::Gap
+            }
+            (_, b']' | b'}') => {
+                self.open = self.open.saturating_sub(1);
+                Within::Gap
+            }
+            (_, b',') if in_flow => Within::Gap,
+            (Within::Indicator | Within::Property, _) if blank => Within::Gap,
+            (Within::Plain, _) if blank && colon_before => Within::Gap,
+            (Within::Gap, _) if blank => Within::Gap,
+            (Within::Gap, b'"') => Within::Double,
+            (Within::Gap, b'\'') => Within::Single,
+            (Within::Gap, b'!' | b'&' | b'*') => Within::Property,
+            (Within::Gap, b'?' | b':') if in_flow => Within::Gap,
+            (Within::Gap, b'-' | b'?' | b':') => Within::Indicator,
+            (Within::Property, _) => Within::Property,
+            _ => Within::Plain,
+        };
+    }
 }
 
 fn too_deep(at: Mark) -> Fault {
@@ -259,5 +318,98 @@ impl<'de> Visitor<'de> for KeySeed<'_> {
 
     fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Key, A::Error> {
         self.0.complain("found a tag on a key (a word that starts with !); allowed: a word")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn depth(text: &str) -> usize {
+        let mut depth = Depth::default();
+        text.bytes().for_each(|byte| depth.step(byte));
+        depth.open
+    }
+
+    #[test]
+    fn brackets_in_quotes_and_comments_do_not_count() {
+        for text in [
+            "a: [1, \"[::]:9000\"]",
+            "a: ['[', \"[\\\"[\", b] # [[",
+            "# [\n- x\n",
+            "a: {b: [c], \"d\":\"[\", 'e': 'it''s ['}",
+            "- \"[\"\n- '['\n",
+            "a: [!t \"[\", &b \"[\", *c]",
+        ] {
+            assert_eq!(depth(text), 0, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_quote_hides_a_bracket_that_opens() {
+        for text in [
+            "[a \"b, [",
+            "[\"]\", [",
+            "[']', [",
+            "[!t \"]\", [",
+            "[a - \"b, [",
+            "[-\", [",
+            "[{\"a\":\"]\"",
+            "[it's, [",
+            "a \"b: [[",
+            "- - \"x\": [[",
+            "--- [[",
+            "? [[",
+        ] {
+            assert_eq!(depth(text), 2, "{text}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_in_little_time() {
+        for text in ["[".repeat(1 << 20), "[']',".repeat(200_000), "[!t \"]\",".repeat(100_000), "{a: ".repeat(200_000)]
+        {
+            let fault = parse(&text).unwrap_err();
+            assert!(fault.message.contains("nesting"), "{}", fault.message);
+        }
+        assert!(parse(&"- ".repeat(500_000)).unwrap_err().message.contains("nesting"));
+    }
+
+    #[test]
+    fn alias_bombs_are_refused() {
+        let wide = format!("a: &a [{}1]\nb: [{}1]\n", "1,".repeat(10_000), "*a,".repeat(100_000));
+        let mut doubled = "a0: &a0 [x, x]\n".to_owned();
+        for i in 1..60 {
+            doubled.push_str(&format!("a{i}: &a{i} [*a{}, *a{}]\n", i - 1, i - 1));
+        }
+        for text in [wide, doubled, "a: &a [*a]".to_owned()] {
+            let fault = parse(&text).unwrap_err();
+            assert!(fault.message.contains("alias") || fault.message.contains("nesting"), "{}", fault.message);
+        }
+    }
+
+    #[test]
+    fn every_node_is_found_again() {
+        let text = "a: 1\nb:\n  - {c: d, e: [f]}\n  - g\n";
+        let root = parse(text).unwrap();
+        let mut places = Vec::new();
+        collect(&root, &mut places);
+        let found: Vec<_> = places.into_iter().map(|ordinal| locate(text, ordinal)).collect();
+        let expected =
+            [(1, 1), (1, 1), (1, 4), (2, 1), (3, 3), (3, 5), (3, 6), (3, 9), (3, 12), (3, 15), (3, 16), (4, 5)];
+        assert_eq!(found, expected);
+    }
+
+    fn collect(node: &Node, places: &mut Vec<u32>) {
+        let ordinal = |mark: Mark| if let Mark::Node(ordinal) = mark { ordinal } else { panic!("{mark:?}") };
+        places.push(ordinal(node.mark));
+        match &node.value {
+            Value::List(items) => items.iter().for_each(|item| collect(item, places)),
+            Value::Map(entries) => entries.iter().for_each(|(key, value)| {
+                places.push(ordinal(key.mark));
+                collect(value, places);
+            }),
+            _ => {}
+        }
     }
 }
