@@ -8,19 +8,16 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, Visitor};
 
+use super::depth;
 use super::error::{Fault, Mark};
 use super::node::{Key, Node, Value};
 
 /// Most nodes a file may have once its aliases are expanded: more than 1 MiB of text can hold without aliases.
 const MOST_NODES: u32 = 1 << 20;
 
-/// Most brackets that may be open at once; serde_yaml stops there too, but only after libyaml, which takes time in
-/// the square of the depth.
-const DEEPEST: usize = 128;
-
 /// The only document of the text.
 pub(super) fn parse(text: &str) -> Result<Node, Fault> {
-    refuse_depth(text)?;
+    depth::refuse_deep(text)?;
     let walk = Walk::to(None);
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let Some(document) = documents.next() else {
@@ -34,85 +31,6 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
         return Err(Fault::new(Mark::At(line, column), "found a second YAML document; allowed: one document"));
     }
     Ok(node)
-}
-
-/// Refuses text whose brackets nest so deep that it cannot be meant.
-fn refuse_depth(text: &str) -> Result<(), Fault> {
-    let mut depth = Depth::default();
-    for (offset, byte) in text.bytes().enumerate() {
-        depth.step(byte);
-        if depth.open > DEEPEST {
-            return Err(too_deep(Mark::Offset(offset)));
-        }
-    }
-    Ok(())
-}
-
-/// Follows brackets through YAML as libyaml's scanner does, but knows no quotes and block texts over several lines
-/// outside of brackets; there it may take text for brackets, and then a strange file is refused.
-#[derive(Default)]
-struct Depth {
-    open: usize,
-    within: Within,
-    /// The byte before, 0 at the start.
-    before: u8,
-}
-
-#[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Within {
-    /// Where a value may begin.
-    #[default]
-    Gap,
-    /// Behind `-`, `?` or `:`, which is an indicator only before a blank.
-    Indicator,
-    /// A tag, an anchor or an alias.
-    Property,
-    Plain,
-    Single,
-    Double,
-    /// Behind a backslash in double quotes.
-    Escape,
-    Comment,
-}
-
-impl Depth {
-    fn step(&mut self, byte: u8) {
-        let blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
-        let blank_before = matches!(self.before, 0 | b' ' | b'\t' | b'\r' | b'\n');
-        let in_flow = self.open > 0;
-        let colon_before = std::mem::replace(&mut self.before, byte) == b':';
-        self.within = match (self.within, byte) {
-            (Within::Escape, _) => Within::Double,
-            (Within::Double, b'\\') => Within::Escape,
-            (Within::Double, b'"') | (Within::Single, b'\'') | (Within::Comment, b'\n') => Within::Gap,
-            (_, b'\n') if !in_flow => Within::Gap,
-            (quoted @ (Within::Double | Within::Single | Within::Comment), _) => quoted,
-            (_, b'#') if blank_before => Within::Comment,
-            (_, b'[' | b'{') => {
-                self.open += 1;
-                Within::Gap
-            }
-            (_, b']' | b'}') => {
-                self.open = self.open.saturating_sub(1);
-                Within::Gap
-            }
-            (_, b',') if in_flow => Within::Gap,
-            (Within::Indicator | Within::Property, _) if blank => Within::Gap,
-            (Within::Plain, _) if blank && colon_before => Within::Gap,
-            (Within::Gap, _) if blank => Within::Gap,
-            (Within::Gap, b'"') => Within::Double,
-            (Within::Gap, b'\'') => Within::Single,
-            (Within::Gap, b'!' | b'&' | b'*') => Within::Property,
-            (Within::Gap, b'?' | b':') if in_flow => Within::Gap,
-            (Within::Gap, b'-' | b'?' | b':') => Within::Indicator,
-            (Within::Property, _) => Within::Property,
-            _ => Within::Plain,
-        };
-    }
-}
-
-fn too_deep(at: Mark) -> Fault {
-    Fault::new(at, format!("found more than {DEEPEST} levels of nesting; allowed: at most {DEEPEST}"))
 }
 
 /// Line and column, from 1, of the node with that number.
@@ -173,7 +91,7 @@ impl Walk {
         }
         let problem = without_position(&error.to_string());
         let message = match problem.as_str() {
-            "recursion limit exceeded" => return too_deep(at),
+            "recursion limit exceeded" => return depth::too_deep(at),
             "repetition limit exceeded" => "found aliases that expand without end; allowed: plain values".to_owned(),
             _ => format!(
                 "found text that is not YAML: {problem}; allowed: YAML such as `forwards:` with a list under it"
@@ -324,46 +242,6 @@ impl<'de> Visitor<'de> for KeySeed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn depth(text: &str) -> usize {
-        let mut depth = Depth::default();
-        text.bytes().for_each(|byte| depth.step(byte));
-        depth.open
-    }
-
-    #[test]
-    fn brackets_in_quotes_and_comments_do_not_count() {
-        for text in [
-            "a: [1, \"[::]:9000\"]",
-            "a: ['[', \"[\\\"[\", b] # [[",
-            "# [\n- x\n",
-            "a: {b: [c], \"d\":\"[\", 'e': 'it''s ['}",
-            "- \"[\"\n- '['\n",
-            "a: [!t \"[\", &b \"[\", *c]",
-        ] {
-            assert_eq!(depth(text), 0, "{text}");
-        }
-    }
-
-    #[test]
-    fn no_quote_hides_a_bracket_that_opens() {
-        for text in [
-            "[a \"b, [",
-            "[\"]\", [",
-            "[']', [",
-            "[!t \"]\", [",
-            "[a - \"b, [",
-            "[-\", [",
-            "[{\"a\":\"]\"",
-            "[it's, [",
-            "a \"b: [[",
-            "- - \"x\": [[",
-            "--- [[",
-            "? [[",
-        ] {
-            assert_eq!(depth(text), 2, "{text}");
-        }
-    }
 
     #[test]
     fn deep_nesting_is_refused_in_little_time() {
