@@ -138,7 +138,7 @@ impl Sockets {
     }
 
     /// The socket a connection to this address would reach, if it is one of ours.
-    fn reached(&self, ip: IpAddr, port: u16, local: &[IpAddr]) -> Option<usize> {
+    fn reached(&self, ip: IpAddr, port: u16, local: &HashSet<IpAddr>) -> Option<usize> {
         // Connecting to the wildcard address reaches the loopback one (ip(7), and the same for IPv6).
         let ip = match ip {
             IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -180,7 +180,7 @@ fn loops(plan: &Plan, marks: &[Marks], sockets: &Sockets, lookup: &Lookup) -> Re
     // Depth first without recursion: a chain may be as long as there are ports.
     let mut state = vec![Visit::New; sockets.all.len()];
     for start in 0..sockets.all.len() {
-        let mut path = vec![(start, 0)];
+        let mut path = if state[start] == Visit::New { vec![(start, 0)] } else { Vec::new() };
         while let Some((socket, next)) = path.last_mut() {
             let (at, way) = (*socket, *next);
             state[at] = Visit::Open;
@@ -215,7 +215,7 @@ struct Ways<'p> {
     plan: &'p Plan,
     sockets: &'p Sockets,
     ports: HashSet<u16>,
-    local: Vec<IpAddr>,
+    local: HashSet<IpAddr>,
     lookup: &'p Lookup,
     names: HashMap<&'p str, Vec<IpAddr>>,
     begun: Instant,
@@ -224,7 +224,7 @@ struct Ways<'p> {
 impl<'p> Ways<'p> {
     fn new(plan: &'p Plan, sockets: &'p Sockets, lookup: &'p Lookup) -> Self {
         let ports = sockets.all.iter().map(|socket| socket.port).collect();
-        let (local, names) = ((lookup.local)(), HashMap::new());
+        let (local, names) = ((lookup.local)().into_iter().collect(), HashMap::new());
         Self { plan, sockets, ports, local, lookup, names, begun: Instant::now() }
     }
 

@@ -7,6 +7,7 @@
 
 mod address;
 mod check;
+mod depth;
 mod draft;
 mod error;
 mod lines;

@@ -8,19 +8,16 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, Visitor};
 
+use super::depth;
 use super::error::{Fault, Mark};
 use super::node::{Key, Node, Value};
 
 /// Most nodes a file may have once its aliases are expanded: more than 1 MiB of text can hold without aliases.
 const MOST_NODES: u32 = 1 << 20;
 
-/// Most brackets that may be open at once; serde_yaml stops there too, but only after libyaml, which takes time in
-/// the square of the depth.
-const DEEPEST: usize = 128;
-
 /// The only document of the text.
 pub(super) fn parse(text: &str) -> Result<Node, Fault> {
-    refuse_depth(text)?;
+    depth::refuse_deep(text)?;
     let walk = Walk::to(None);
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let Some(document) = documents.next() else {
@@ -34,26 +31,6 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
         return Err(Fault::new(Mark::At(line, column), "found a second YAML document; allowed: one document"));
     }
     Ok(node)
-}
-
-/// Refuses text whose brackets, quoted or not, nest so deep that it cannot be meant.
-fn refuse_depth(text: &str) -> Result<(), Fault> {
-    let mut open = 0_usize;
-    for (offset, byte) in text.bytes().enumerate() {
-        match byte {
-            b'[' | b'{' => open += 1,
-            b']' | b'}' => open = open.saturating_sub(1),
-            _ => {}
-        }
-        if open > DEEPEST {
-            return Err(too_deep(Mark::Offset(offset)));
-        }
-    }
-    Ok(())
-}
-
-fn too_deep(at: Mark) -> Fault {
-    Fault::new(at, format!("found more than {DEEPEST} levels of nesting; allowed: at most {DEEPEST}"))
 }
 
 /// Line and column, from 1, of the node with that number.
@@ -114,7 +91,7 @@ impl Walk {
         }
         let problem = without_position(&error.to_string());
         let message = match problem.as_str() {
-            "recursion limit exceeded" => return too_deep(at),
+            "recursion limit exceeded" => return depth::too_deep(at),
             "repetition limit exceeded" => "found aliases that expand without end; allowed: plain values".to_owned(),
             _ => format!(
                 "found text that is not YAML: {problem}; allowed: YAML such as `forwards:` with a list under it"
@@ -259,5 +236,58 @@ impl<'de> Visitor<'de> for KeySeed<'_> {
 
     fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Key, A::Error> {
         self.0.complain("found a tag on a key (a word that starts with !); allowed: a word")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deep_nesting_is_refused_in_little_time() {
+        for text in ["[".repeat(1 << 20), "[']',".repeat(200_000), "[!t \"]\",".repeat(100_000), "{a: ".repeat(200_000)]
+        {
+            let fault = parse(&text).unwrap_err();
+            assert!(fault.message.contains("nesting"), "{}", fault.message);
+        }
+        assert!(parse(&"- ".repeat(500_000)).unwrap_err().message.contains("nesting"));
+    }
+
+    #[test]
+    fn alias_bombs_are_refused() {
+        let wide = format!("a: &a [{}1]\nb: [{}1]\n", "1,".repeat(10_000), "*a,".repeat(100_000));
+        let mut doubled = "a0: &a0 [x, x]\n".to_owned();
+        for i in 1..60 {
+            doubled.push_str(&format!("a{i}: &a{i} [*a{}, *a{}]\n", i - 1, i - 1));
+        }
+        for text in [wide, doubled, "a: &a [*a]".to_owned()] {
+            let fault = parse(&text).unwrap_err();
+            assert!(fault.message.contains("alias") || fault.message.contains("nesting"), "{}", fault.message);
+        }
+    }
+
+    #[test]
+    fn every_node_is_found_again() {
+        let text = "a: 1\nb:\n  - {c: d, e: [f]}\n  - g\n";
+        let root = parse(text).unwrap();
+        let mut places = Vec::new();
+        collect(&root, &mut places);
+        let found: Vec<_> = places.into_iter().map(|ordinal| locate(text, ordinal)).collect();
+        let expected =
+            [(1, 1), (1, 1), (1, 4), (2, 1), (3, 3), (3, 5), (3, 6), (3, 9), (3, 12), (3, 15), (3, 16), (4, 5)];
+        assert_eq!(found, expected);
+    }
+
+    fn collect(node: &Node, places: &mut Vec<u32>) {
+        let ordinal = |mark: Mark| if let Mark::Node(ordinal) = mark { ordinal } else { panic!("{mark:?}") };
+        places.push(ordinal(node.mark));
+        match &node.value {
+            Value::List(items) => items.iter().for_each(|item| collect(item, places)),
+            Value::Map(entries) => entries.iter().for_each(|(key, value)| {
+                places.push(ordinal(key.mark));
+                collect(value, places);
+            }),
+            _ => {}
+        }
     }
 }

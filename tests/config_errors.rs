@@ -1,0 +1,321 @@
+//! What a wrong configuration gets: one line with the place, what was found and what is allowed.
+
+use spliced::config::{Lookup, Overrides, parse};
+
+/// Checks the place and a part of the message of each text's error.
+fn check(table: &[(&str, (usize, usize), &str)]) {
+    for (text, place, part) in table {
+        let error = parse("FILE", text, &Overrides::default(), &Lookup::fixed())
+            .expect_err(&format!("must be refused:\n{text}"));
+        let line = error.to_string();
+        assert_eq!(error.place, Some(("FILE".to_owned(), place.0, place.1)), "{line}\n{text}");
+        assert!(line.contains(part), "{line:?} lacks {part:?}\n{text}");
+        assert!(line.contains("; allowed: "), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.starts_with(&format!("FILE:{}:{}: found ", place.0, place.1)), "{line}");
+    }
+}
+
+/// A good forward, for texts whose fault is elsewhere.
+const GOOD: &str = "forwards: [{listen: \"127.0.0.1:9000\", to: \"10.0.0.2:9001\"}]\n";
+
+fn yaml_with(line: &str) -> String {
+    format!("{GOOD}{line}\n")
+}
+
+#[test]
+fn yaml_shape() {
+    check(&[
+        ("", (1, 1), "empty"),
+        ("# nothing\n\n", (1, 1), "empty"),
+        ("- 1\n- 2\n", (1, 1), "found a list"),
+        ("workers: 2\n", (1, 1), "no key \"forwards\""),
+        ("forwards: []\n", (1, 11), "found no forward"),
+        ("forwards:\n", (1, 10), "found nothing"),
+        ("forwards: 3\n", (1, 11), "found 3"),
+        ("forwards:\n  - 127.0.0.1:9000\n", (2, 5), "found \"127.0.0.1:9000\""),
+        ("forwards:\n  listen: x\n", (2, 3), "found a mapping"),
+        ("forwards:\n  - to: 10.0.0.2:1\n", (2, 5), "without listen"),
+        ("forwards:\n  - listen: 127.0.0.1:1\n", (2, 5), "without to"),
+        ("forwards:\n  - listen: []\n    to: 10.0.0.2:1\n", (2, 5), "without listen"),
+        ("forwards:\n- {listen: [], to: []}\n", (2, 3), "without listen"),
+        ("engine: [copy]\nforwards: []\n", (1, 9), "found a list; allowed: auto, splice, copy"),
+        ("engine:\nforwards: []\n", (1, 8), "found nothing; allowed: auto, splice, copy"),
+        ("forwards: [\n", (2, 1), "not YAML"),
+        ("a: b: c\n", (1, 5), "not YAML"),
+        ("a: *nobody\n", (1, 4), "unknown anchor"),
+        ("a: \"open\n", (2, 1), "not YAML"),
+        ("a: !tag b\n", (1, 4), "tag"),
+        ("? [a]\n: b\n", (1, 3), "list as a key"),
+        ("{? {a: b} : b}\n", (1, 4), "mapping as a key"),
+        ("\tforwards: []\n", (1, 1), "not YAML"),
+        ("forwards: []\n---\nforwards: []\n", (3, 1), "second YAML document"),
+        ("a: \u{1}\n", (1, 4), "U+0001"),
+        ("ü: \u{0}\n", (1, 4), "U+0000"),
+        ("a:\n  b: \u{9b}\n", (2, 6), "U+009B"),
+    ]);
+}
+
+#[test]
+fn yaml_keys() {
+    check(&[
+        ("forward: []\n", (1, 1), "found unknown key \"forward\" (did you mean \"forwards\"?); allowed: workers, pin"),
+        (&yaml_with("engin: copy"), (2, 1), "did you mean \"engine\""),
+        (&yaml_with("zzz: copy"), (2, 1), "unknown key \"zzz\"; allowed"),
+        (&yaml_with("forwards: []"), (2, 1), "key \"forwards\" a second time"),
+        (&yaml_with("3: 4"), (2, 1), "unknown key \"3\""),
+        (&yaml_with("<<: {engine: copy}"), (2, 1), "unknown key \"<<\""),
+        (&yaml_with("timeouts: {conect: 5s}"), (2, 12), "did you mean \"connect\"?); allowed: connect, idle"),
+        (&yaml_with("timeouts: [5s]"), (2, 11), "found a list"),
+        (&yaml_with("timeouts: {idle: 5s, idle: 6s}"), (2, 22), "second time"),
+        (&yaml_with("connect_timeout: 5s\ntimeouts: {connect: 6s}"), (3, 12), "connect_timeout set a second time"),
+        ("forwards:\n  - listen: 127.0.0.1:1\n    to: a:1\n    workers: 2\n", (4, 5), "belongs to the top level"),
+        ("forwards:\n  - listen: 127.0.0.1:1\n    to: a:1\n    lisen: x\n", (4, 5), "did you mean \"listen\""),
+        ("forwards:\n  - listen: 127.0.0.1:1\n    to: a:1\n    timeouts: {drain: 5s}\n", (4, 16), "\"drain\""),
+        ("forwards:\n  - listen: 127.0.0.1:1\n    to: {adress: \"a:1\"}\n", (3, 10), "did you mean \"address\""),
+        ("forwards:\n  - listen: 127.0.0.1:1\n    to: {weight: 2}\n", (3, 9), "without address"),
+    ]);
+}
+
+#[test]
+fn yaml_values() {
+    for (line, column, part) in [
+        ("engine: turbo", 9, "\"turbo\"; allowed: auto, splice, copy"),
+        ("engine: \"ab:splice=1\"", 9, "which this version does not have; allowed: auto, splice, copy"),
+        ("engine: 5", 9, "\"5\"; allowed: auto, splice, copy"),
+        ("engine: true", 9, "found true"),
+        ("pin: true", 6, "found true; allowed: auto, on, off"),
+        ("workers: 0", 10, "1 to 1024"),
+        ("workers: 1025", 10, "1 to 1024"),
+        ("workers: -1", 10, "1 to 1024"),
+        ("workers: 1.0", 10, "1 to 1024"),
+        ("workers: 99999999999999999999999999999", 10, "1 to 1024"),
+        ("copy_buffer: 512", 14, "1KiB to 16MiB"),
+        ("copy_buffer: 64KB", 14, "write 64KiB"),
+        ("copy_buffer: {a: b}", 14, "found a mapping; allowed: a size"),
+        ("pipe_size: 4KiB", 12, "64KiB to 1GiB"),
+        ("connect_timeout: 5", 18, "without a unit"),
+        ("timeouts: { idle: 5, drain: none }", 19, "without a unit"),
+        ("timeouts: { drain: forever }", 20, "allowed: none, or a time"),
+        ("keepalive: 100ms", 12, "whole seconds"),
+        ("max_connections: 0", 18, "1 to 1000000000"),
+        ("backlog: 0", 10, "1 to 1000000"),
+        ("metrics: 9464", 10, "ADDRESS:PORT"),
+        ("metrics: 127.0.0.1:0", 10, "ADDRESS:PORT"),
+        ("control: [5]", 10, "found a list; allowed: a path"),
+        ("source: host", 9, "address of this host"),
+        ("log_format: xml", 13, "text, json, rinetd, common"),
+        ("allow: [10.0.0.0/33]", 9, "a network"),
+        ("allow: {}", 8, "found a mapping"),
+        ("deny: [10.*, localhost]", 14, "found \"localhost\""),
+        ("pid_file: \"\"", 11, "found \"\""),
+    ] {
+        check(&[(&yaml_with(line), (2, column), part)]);
+    }
+}
+
+#[test]
+fn yaml_addresses() {
+    let forward = |listen: &str, to: &str| format!("forwards:\n  - name: web\n    listen: {listen}\n    to: {to}\n");
+    for (listen, to, place, part) in [
+        ("127.0.0.1:0", "a:1", (3, 13), "found port 0; allowed: a port from 1 to 65535"),
+        ("127.0.0.1:70000", "a:1", (3, 13), "found port 70000"),
+        ("[\"0.0.0.0:1\", \"[::]:0\"]", "a:1", (3, 27), "found port 0"),
+        ("127.0.0.1", "a:1", (3, 13), "without a port"),
+        ("9000", "a:1", (3, 13), "without a port"),
+        ("127.0.0.256:1", "a:1", (3, 13), "no address"),
+        ("\":9000\"", "a:1", (3, 13), "write 0.0.0.0:9000"),
+        ("\"*:9000\"", "a:1", (3, 13), "write 0.0.0.0:9000"),
+        ("::1:9000", "a:1", (3, 13), "without brackets"),
+        ("unix:/run/x", "a:1", (3, 13), "unix: is not supported by this version"),
+        ("udp:127.0.0.1:53", "a:1", (3, 13), "udp: is not supported by this version"),
+        ("nowhere.example:1", "a:1", (3, 13), "has no address"),
+        ("127.0.0.1:1", "10.0.0.2:0", (4, 9), "found port 0"),
+        ("127.0.0.1:1", "10.0.0.2:65536", (4, 9), "found port 65536"),
+        ("127.0.0.1:1", "unix:/run/x", (4, 9), "unix: is not supported"),
+        ("127.0.0.1:1", "[a:1, \"b c:2\"]", (4, 15), "no address"),
+        ("127.0.0.1:1", "[a:1, {address: b, weight: 1}]", (4, 25), "without a port"),
+        ("127.0.0.1:1", "[a:1, {address: \"b:1\", weight: 257}]", (4, 40), "1 to 256"),
+        ("127.0.0.1:1", "[a:1, {address: \"b:1\", weight: 0}]", (4, 40), "1 to 256"),
+        ("127.0.0.1:1", "[[a:1]]", (4, 10), "found a list"),
+        ("127.0.0.1:1-10", "a:1-9", (4, 9), "a target of 9 ports"),
+        ("127.0.0.1:1", "[b:1, a:1-9]", (4, 15), "a target of 9 ports"),
+        ("127.0.0.1:10-1", "a:1", (3, 13), "last below the first"),
+    ] {
+        check(&[(&forward(listen, to), place, part)]);
+    }
+    check(&[
+        ("forwards: [{listen: \"127.0.0.1:1\", to: \"a:1\", name: \"a\\tb\"}]\n", (1, 53), "visible characters"),
+        ("forwards: [{listen: \"127.0.0.1:1\", to: \"a:1\", name: 7}]\n", (1, 53), "found 7"),
+    ]);
+}
+
+#[test]
+fn one_listener_twice() {
+    let two = |first: &str, second: &str| {
+        format!(
+            "forwards:\n- {{name: a, listen: \"{first}\", to: \"x:1\"}}\n- {{name: b, listen: \"{second}\", to: \"x:1\"}}\n"
+        )
+    };
+    for (first, second) in [
+        ("127.0.0.1:9000", "127.0.0.1:9000"),
+        ("0.0.0.0:9000", "127.0.0.1:9000"),
+        ("127.0.0.1:9000", "0.0.0.0:9000"),
+        ("127.0.0.1:9000", "localhost:9000"),
+        ("127.0.0.1:9000", "[::ffff:127.0.0.1]:9000"),
+        ("[::]:9000", "[::1]:9000"),
+        ("[fd00::1]:9000", "[::]:8000-9000"),
+        ("10.0.0.1:9000-9010", "10.0.0.1:9010-9020"),
+        ("10.0.0.1:9005", "0.0.0.0:9000-9010"),
+    ] {
+        check(&[(&two(first, second), (3, 21), "but forward \"a\" listens on")]);
+    }
+    for (first, second) in [
+        ("127.0.0.1:9000", "127.0.0.2:9000"),
+        ("0.0.0.0:9000", "[::]:9000"),
+        ("0.0.0.0:9000", "127.0.0.1:9001"),
+        ("10.0.0.1:9000-9010", "10.0.0.1:9011-9020"),
+    ] {
+        parse("FILE", &two(first, second), &Overrides::default(), &Lookup::fixed()).expect("no overlap");
+    }
+    check(&[
+        (
+            "forwards:\n- listen: [\"127.0.0.1:1\", \"127.0.0.1:1\"]\n  to: x:1\n",
+            (2, 27),
+            "listens on 127.0.0.1:1 already",
+        ),
+        ("metrics: 127.0.0.1:1\nforwards:\n- {listen: \"0.0.0.0:1\", to: \"x:1\"}\n", (3, 12), "address of metrics"),
+        (
+            "forwards:\n- {name: a, listen: \"127.0.0.1:1\", to: \"x:1\"}\n- {name: a, listen: \"127.0.0.1:2\", to: \"x:1\"}\n",
+            (3, 10),
+            "name \"a\" for a second forward",
+        ),
+        (
+            "forwards:\n- {listen: \"127.0.0.1:1-65535\", to: \"x:1\"}\n- {listen: \"127.0.0.2:1-2\", to: \"x:1\"}\n",
+            (3, 12),
+            "more than 65536 listening ports",
+        ),
+        (
+            "forwards:\n- {listen: \"127.0.0.1:1\", to: [\"x:1\", \"[::1]:1\"], source: 127.0.0.1}\n",
+            (2, 39),
+            "both IPv4 or both IPv6",
+        ),
+    ]);
+    let many = format!("forwards:\n- listen: 127.0.0.1:1\n  to:\n{}", "  - x:1\n".repeat(257));
+    check(&[(&many, (260, 5), "more than 256 targets")]);
+}
+
+#[test]
+fn loops() {
+    let one = |listen: &str, to: &str| format!("forwards:\n- {{listen: \"{listen}\", to: [\"x:1\", \"{to}\"]}}\n");
+    for (listen, to) in [
+        ("127.0.0.1:9000", "127.0.0.1:9000"),
+        ("127.0.0.1:9000", "0.0.0.0:9000"),
+        ("0.0.0.0:9000", "127.0.0.1:9000"),
+        ("0.0.0.0:9000", "127.8.9.1:9000"),
+        ("0.0.0.0:9000", "10.0.1.1:9000"),
+        ("0.0.0.0:9000", "localhost:9000"),
+        ("[::]:9000", "[::1]:9000"),
+        ("127.0.0.1:9000-9010", "127.0.0.1:9005"),
+        ("127.0.0.1:9000-9010", "127.0.0.1:9000-9010"),
+    ] {
+        let text = one(listen, to);
+        check(&[(&text, (2, text.lines().nth(1).unwrap().rfind(&format!("\"{to}")).unwrap() + 1), "found a loop")]);
+    }
+    for (listen, to) in [
+        ("127.0.0.1:9000", "127.0.0.2:9000"),
+        ("127.0.0.1:9000", "127.0.0.1:9001"),
+        ("0.0.0.0:9000", "10.0.0.2:9000"),
+        ("0.0.0.0:9000", "other.example:9000"),
+        ("[::]:9000", "127.0.0.1:9000"),
+        // Each port leads one further, and the last one out of the range.
+        ("127.0.0.1:9000-9010", "127.0.0.1:9001-9011"),
+    ] {
+        parse("FILE", &one(listen, to), &Overrides::default(), &Lookup::fixed()).expect("no loop");
+    }
+}
+
+#[test]
+fn loops_through_several_forwards() {
+    let chain = |last: &str| {
+        format!(
+            "forwards:\n- {{name: a, listen: \"0.0.0.0:1\", to: \"127.0.0.1:2\"}}\n\
+             - {{name: b, listen: \"127.0.0.1:2\", to: \"localhost:3\"}}\n- {{name: c, listen: \"127.0.0.1:3\", to: \"{last}\"}}\n"
+        )
+    };
+    check(&[
+        (&chain("10.0.1.1:1"), (4, 40), "\"a\" → \"b\" → \"c\" leads back to listener 0.0.0.0:1"),
+        (&chain("127.0.0.1:2"), (4, 40), "\"b\" → \"c\" leads back to listener 127.0.0.1:2"),
+    ]);
+    parse("FILE", &chain("10.0.0.2:1"), &Overrides::default(), &Lookup::fixed()).expect("the chain ends outside");
+}
+
+#[test]
+fn lines() {
+    check(&[
+        ("10.0.1.1 9000 10.0.0.2\n", (1, 1), "BIND PORT HOST PORT"),
+        ("# c\n\n  nonsense\n", (3, 3), "found \"nonsense\""),
+        ("10.0.1.1 9000 10.0.0.2 9001\nfoo\n", (2, 1), "found \"foo\""),
+        ("10.0.1.1 0 10.0.0.2 9001\n", (1, 10), "found port 0"),
+        ("10.0.1.1 9000 10.0.0.2 70000\n", (1, 24), "found port 70000"),
+        ("10.0.1.1 9000 10.0.0.2 9001 extra\n", (1, 29), "found \"extra\"; allowed: nothing more"),
+        ("10.0.1.300 9000 10.0.0.2 9001\n", (1, 1), "no address"),
+        ("10.0.1.1 9000 10.0.0 9001\n", (1, 15), "no address"),
+        ("10.0.1.1 9000-9001 10.0.0.2 9001\n", (1, 10), "one port"),
+        ("10.0.1.1 9000/udp 10.0.0.2 9001\n", (1, 10), "a UDP rule, which this version does not support; allowed: TCP"),
+        ("0 1 10.0.0.2 1\n10.0.1.1 53 10.0.0.2 53/udp\n", (2, 22), "a UDP rule"),
+        ("10.0.1.1 9000/sctp 10.0.0.2 9001\n", (1, 10), "PORT/tcp"),
+        ("10.0.1.1 nosuch 10.0.0.2 9001\n", (1, 10), "no TCP service"),
+        ("10.0.1.1 tftp 10.0.0.2 9001\n", (1, 10), "no TCP service"),
+        ("nowhere.example 80 10.0.0.2 80\n", (1, 1), "has no address"),
+        ("10.0.1.1 80 10.0.0.2 80 [timeout=x]\n", (1, 34), "whole seconds"),
+        ("10.0.1.1 80 10.0.0.2 80 [speed=1]\n", (1, 26), "timeout=SECONDS, src=ADDRESS"),
+        ("10.0.1.1 80 10.0.0.2 80 [timeout=1\n", (1, 35), "a comma or ]"),
+        ("10.0.1.1 80 10.0.0.2 80 [src=10.0.0]\n", (1, 30), "no address"),
+        ("allow\n", (1, 6), "a network"),
+        ("allow 10.0.0\n", (1, 7), "found \"10.0.0\""),
+        ("deny 10.* 11.*\n", (1, 11), "nothing more after a pattern"),
+        ("logfile\n", (1, 8), "logfile PATH"),
+        ("logfile \"open\n", (1, 9), "a closing quote"),
+        ("logcommon yes\n", (1, 11), "nothing more"),
+        ("allow 10.*\n", (1, 1), "found no forward"),
+        ("10.0.1.1 80 10.0.0.2 80\n10.0.1.1 80 10.0.0.3 80\n", (2, 1), "listens on 10.0.1.1:80 already"),
+        ("0 80 127.0.0.1 80\n", (1, 6), "found a loop"),
+    ]);
+}
+
+#[test]
+fn toml() {
+    let rule = "[[forwarding_rules]]\nbind_address = \"127.0.0.1\"\nbind_port = 1\nconnect_address = \"10.0.0.2\"\n";
+    let good = format!("{rule}connect_port = 2\n");
+    let with = |line: &str| format!("{good}{line}\n");
+    check(&[
+        ("log_file = \"x\"\n", (1, 1), "no forwarding_rules"),
+        ("forwarding_rules = []\n", (1, 20), "found no forward"),
+        ("forwarding_rules = 3\n", (1, 20), "found 3; allowed: a list of tables"),
+        ("forwarding_rules = [3]\n", (1, 21), "found 3; allowed: a table"),
+        ("a = \n", (1, 5), "not TOML"),
+        ("a = 1\na = 2\n", (2, 1), "not TOML"),
+        ("log_fil = \"x\"\n", (1, 1), "did you mean \"log_file\""),
+        ("log_format = \"json\"\n", (1, 14), "rinetd, common"),
+        ("log_file = 1979-05-27\n", (1, 12), "found a date"),
+        (rule, (1, 1), "without connect_port"),
+        (&with("connect_prot = 3"), (6, 1), "did you mean \"connect_port\""),
+        (&with("protocol = \"udp\""), (6, 12), "protocol \"udp\", which this version does not support; allowed: tcp"),
+        (&with("protocol = \"sctp\""), (6, 12), "allowed: tcp"),
+        (&with("timeout = \"x\""), (6, 11), "whole seconds"),
+        (&with("source_address = 3"), (6, 18), "found 3"),
+        (&with("rules = [{ type = \"permit\", pattern = \"*\" }]"), (6, 19), "allow, deny"),
+        (&with("rules = [{ type = \"allow\", pattern = \"x\" }]"), (6, 38), "a network"),
+        (&with("rules = [{ type = \"allow\" }]"), (6, 10), "without type and pattern"),
+        (&good.replace("= 1", "= 0"), (3, 13), "found port 0"),
+        (&good.replace("= 1", "= 70000"), (3, 13), "found port 70000"),
+        (&good.replace("= 1", "= 0x10"), (3, 13), "found \"0x10\""),
+        (&good.replace("= 1", "= -1"), (3, 13), "one port"),
+        (&good.replace("= 1", "= 1.5"), (3, 13), "found \"1.5\""),
+        (&good.replace("= 1", "= true"), (3, 13), "found true"),
+        (&good.replace("\"10.0.0.2\"", "10"), (4, 19), "found 10"),
+        (&good.replace("10.0.0.2", "10.0.0"), (4, 19), "no address"),
+        (&format!("{good}{good}"), (7, 16), "listens on 127.0.0.1:1 already"),
+    ]);
+}
