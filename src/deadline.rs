@@ -32,7 +32,7 @@ const UNLINKED: Link = Link { previous: NONE, next: NONE, slot: NONE, at_ms: 0 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { heads: vec![NONE; SLOTS].into(), occupied: [0; SLOTS / 64], links: Vec::new(), tick: 0 }
+        Self { heads: vec![NONE; SLOTS].into(), occupied: [0; SLOTS / 64], links: Vec::with_capacity(8192), tick: 0 }
     }
 }
 

@@ -188,7 +188,8 @@ impl Worker {
         }
         Ok(Self {
             parts,
-            sessions: Slab::new(),
+            // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
+            sessions: Slab::with_capacity(4096),
             deadlines: Deadlines::default(),
             ready: Vec::new(),
             again: Vec::new(),
