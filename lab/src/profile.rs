@@ -1,0 +1,1 @@
+//! What one engine spends its time on.

@@ -1,0 +1,1 @@
+//! What a forwarder and the machine spend.
