@@ -34,6 +34,7 @@ pub(super) fn section(results: &Results, slots: &Slots) -> Option<Section> {
             }
         }
         section.blocks.push(Block::Heading(format!("{}, by {}", name(load), name(x))));
+        section.text("The slope is what one more on the axis adds, fitted by least squares over all its points.");
         let (mut charts, mut tables) = (Vec::new(), Vec::new());
         for sample in samples {
             let arms = points(&of, sample);
@@ -97,7 +98,7 @@ fn table(results: &Results, (x, sample): (&str, &str), arms: &[(String, Points)]
     for place in &places {
         table = table.numbers(number(*place));
     }
-    table = table.numbers(format!("per one more of {}", name(x)));
+    table = table.numbers("Slope");
     let write = |value: f64| if unit == "bytes" { with_unit(value, unit) } else { number(value) };
     for (arm, points) in arms {
         let by_x: BTreeMap<u64, f64> = points.iter().map(|(x, value)| (x.to_bits(), *value)).collect();
