@@ -61,12 +61,8 @@ impl Bars {
             words.push_str(&words_of(&row.name, row.mark, &self.value(row), y));
             y += ROW;
         }
-        let reference = self.reference.as_ref().map(|(_, value)| {
-            let x = percent(scale.place(*value));
-            format!("<line class=\"reference\" x1=\"{x}\" x2=\"{x}\" y1=\"{HEADING}\" y2=\"{y}\"/>\n")
-        });
         let grid = axis(&scale, y, self.unit);
-        (y + AXIS, grid + &marks + &reference.unwrap_or_default() + &words)
+        (y + AXIS, grid + &marks + &words)
     }
 
     fn value(&self, row: &Bar) -> String {
@@ -91,6 +87,12 @@ impl Bars {
             ] {
                 out.push_str(&format!("<line class=\"whisker\" x1=\"{x1}\" x2=\"{x2}\" y1=\"{y1}\" y2=\"{y2}\"/>"));
             }
+        }
+        if let Some((_, value)) = &self.reference {
+            // Only beside the bar: a line through the words above it could not be read.
+            let x = percent(scale.place(*value));
+            let (from, to) = (y + TEXT + 4, y + ROW + 1);
+            out.push_str(&format!("<line class=\"reference\" x1=\"{x}\" x2=\"{x}\" y1=\"{from}\" y2=\"{to}\"/>"));
         }
         out + "</g>\n"
     }
