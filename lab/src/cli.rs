@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::load::RoleArgs;
 use crate::peers::Given;
 use crate::topology::links::{self, Links, Loss, Rate};
 
@@ -52,6 +53,9 @@ pub enum Command {
     Run(RunArgs),
     /// Write the reports of a directory of results again
     Report(ReportArgs),
+    /// One end of a load, as a process of its own.
+    #[command(hide = true)]
+    Role(RoleArgs),
 }
 
 /// What the links are like.

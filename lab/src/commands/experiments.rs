@@ -10,8 +10,8 @@ use super::Error;
 use super::prepare::Prepared;
 use crate::cli::{AbArgs, Common, CrrArgs, RrArgs, RunArgs, StreamArgs};
 use crate::experiment::arm::{self, Arm};
-use crate::experiment::load::{Bulk, Connect, Exchange, Load, Stream, Way};
-use crate::experiment::{Experiment, Finished, file, table};
+use crate::experiment::{Experiment, Finished, file, load, table};
+use crate::load::{Load, iperf3, netperf};
 use crate::plan::runner::Step;
 use crate::plan::{about, stop};
 use crate::report;
@@ -24,10 +24,9 @@ const PLAN_FILE: &str = "plan.yaml";
 
 /// `lab ab`.
 pub(super) fn ab(args: &AbArgs) -> Result<ExitCode, Error> {
-    let way = Way::parse(&args.way).unwrap_or(Way::Forward);
-    let bulk = Bulk { streams: args.streams, way, offered: None, seconds: args.common.seconds };
-    let mut loads = vec![Load::Bulk(bulk.clone())];
-    loads.extend(args.offered.map(|rate| Load::Bulk(Bulk { offered: Some(rate), ..bulk })));
+    let way = load::direction(&args.way).unwrap_or(iperf3::Direction::Up);
+    let bulk = |offered| load::bulk(args.streams, way, offered, args.common.seconds);
+    let loads = std::iter::once(bulk(None)).chain(args.offered.map(|rate| bulk(Some(rate)))).collect();
     let title = format!("Bulk transfer, {} streams, {}", args.streams, args.way);
     compare("ab", title, &args.common, loads)
 }
@@ -35,11 +34,10 @@ pub(super) fn ab(args: &AbArgs) -> Result<ExitCode, Error> {
 /// `lab rr`.
 pub(super) fn rr(args: &RrArgs) -> Result<ExitCode, Error> {
     let (size, seconds) = (args.size, args.common.seconds);
-    let own =
-        args.streams.iter().map(|connections| Exchange { connections: *connections, size, seconds, netperf: false });
-    let mut loads: Vec<Load> = own.map(Load::Exchange).collect();
+    let own = args.streams.iter().map(|connections| load::exchanges(false, *connections, size, seconds));
+    let mut loads: Vec<Load> = own.collect();
     if !args.no_netperf && tools::NETPERF.find().is_ok() {
-        loads.push(Load::Exchange(Exchange { connections: 1, size: 32, seconds, netperf: true }));
+        loads.push(load::netperf(netperf::Test::Rr, 32, seconds));
     }
     compare("rr", format!("Exchanges of {size} bytes on open connections"), &args.common, loads)
 }
@@ -47,9 +45,9 @@ pub(super) fn rr(args: &RrArgs) -> Result<ExitCode, Error> {
 /// `lab crr`.
 pub(super) fn crr(args: &CrrArgs) -> Result<ExitCode, Error> {
     let (size, seconds) = (args.size, args.common.seconds);
-    let mut loads = vec![Load::Connect(Connect { clients: args.streams, size, seconds, netperf: false })];
+    let mut loads = vec![load::exchanges(true, args.streams, size, seconds)];
     if !args.no_netperf && tools::NETPERF.find().is_ok() {
-        loads.push(Load::Connect(Connect { clients: 1, size, seconds, netperf: true }));
+        loads.push(load::netperf(netperf::Test::Crr, size, seconds));
     }
     compare("crr", "Connect, request, response, close".to_owned(), &args.common, loads)
 }
@@ -57,9 +55,9 @@ pub(super) fn crr(args: &CrrArgs) -> Result<ExitCode, Error> {
 /// `lab stream`.
 pub(super) fn stream(args: &StreamArgs) -> Result<ExitCode, Error> {
     let StreamArgs { streams, chunks, size, common } = args;
-    let load = Stream { streams: *streams, chunks: *chunks, size: *size, seconds: common.seconds };
+    let load = load::streams(*streams, *chunks, *size, common.seconds);
     let title = format!("{streams} streams of {chunks} chunks of {size} bytes a second");
-    compare("stream", title, common, vec![Load::Stream(load)])
+    compare("stream", title, common, vec![load])
 }
 
 fn compare(name: &str, title: String, common: &Common, loads: Vec<Load>) -> Result<ExitCode, Error> {

@@ -12,6 +12,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::cli::{Cli, Command};
+use crate::load;
 use crate::plan::runner::Failed;
 use crate::report;
 
@@ -85,6 +86,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
             report::rewrite(&args.dir)?;
             println!("written again: {}", args.dir.display());
         }
+        Command::Role(args) => load::run_role(args)?,
         Command::Capacity(_) | Command::Profile(_) => return Err(Error::Failed("not yet".into())),
     }
     Ok(ExitCode::SUCCESS)

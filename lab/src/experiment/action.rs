@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use super::arm::{Arm, Started};
 use super::engine::Counters;
-use super::load::{Done, Load, Server};
+use super::load;
+use crate::load::{self as loads, Load, Ready, Server};
 use crate::place::Wiring;
-use crate::plan::CommandStep;
 use crate::plan::runner::{Outcome, Step, StepError};
+use crate::plan::{CommandStep, about};
 use crate::results::{Round, Samples};
 use crate::sample::{self, Meter, Tree};
 
@@ -25,10 +26,12 @@ pub struct Bench {
     pub server: Option<Server>,
     /// The arm that is up.
     pub started: Option<Started>,
+    /// The load that is connected.
+    pub ready: Option<Ready>,
     /// The window that is open.
     pub window: Option<Window>,
     /// What the last load did.
-    pub done: Option<Done>,
+    pub done: Option<loads::Outcome>,
     /// The round being measured.
     pub round: Round,
 }
@@ -49,10 +52,12 @@ pub enum Action {
     Serve(Load),
     /// The forwarder of an arm is started, and is ready when the step is done.
     Start(Arm),
+    /// The load gets ready: its connections are made where they stay.
+    Connect(Arm, Load),
     /// Meters are started.
     Meter(Arm),
     /// Load is made until it ends.
-    Load(Arm, Load),
+    Load(Load),
     /// Meters are read.
     Sample(Load),
     /// Memory and descriptors are looked at.
@@ -69,9 +74,10 @@ impl Step for Action {
             Self::Command(step) => step.name.clone(),
             Self::Start(arm) => format!("start {}", arm.name),
             Self::Meter(arm) => format!("start the meters of {}", arm.name),
-            Self::Load(arm, load) => format!("load {} with {}", arm.name, load.name()),
-            Self::Sample(load) => format!("read the meters of {}", load.name()),
-            Self::Serve(load) => format!("start the server of {}", load.name()),
+            Self::Connect(arm, load) => format!("connect {} through {}", load::name(load), arm.name),
+            Self::Load(load) => format!("load {}", load::name(load)),
+            Self::Sample(load) => format!("read the meters of {}", load::name(load)),
+            Self::Serve(load) => format!("start the server of {}", load::name(load)),
             Self::Holdings => "look at memory and descriptors".to_owned(),
             Self::Syscalls(arm, _) => format!("count the system calls of {}", arm.name),
         }
@@ -82,9 +88,9 @@ impl Step for Action {
             Self::Command(step) => step.tried(),
             Self::Start(arm) => arm.tried(),
             Self::Meter(_) | Self::Sample(_) => "process times and /proc".to_owned(),
-            Self::Serve(load) | Self::Load(_, load) => load.tried(),
+            Self::Serve(load) | Self::Connect(_, load) | Self::Load(load) => load::describe(load),
             Self::Holdings => "/proc of its processes".to_owned(),
-            Self::Syscalls(_, load) => format!("strace -c -f under {}", load.tried()),
+            Self::Syscalls(_, load) => format!("strace -c -f under {}", load::describe(load)),
         }
     }
 
@@ -107,13 +113,20 @@ impl Step for Action {
                 bench.window = Some(Window { meter, before });
                 Ok(Outcome::default())
             }
-            Self::Load(arm, load) => {
-                let done = load.run(&arm.wiring(&bench.wiring), &bench.out.join(&arm.name))?;
-                // A forwarder that died under the load has not measured anything.
+            Self::Connect(arm, load) => {
+                let directory = bench.directory(arm)?;
+                bench.ready = Some(load.prepare(&arm.wiring(&bench.wiring), &directory)?);
+                Ok(Outcome::default())
+            }
+            Self::Load(_) => {
+                let ready = bench.ready.as_mut().ok_or_else(|| io::Error::other("no load is connected"))?;
+                let done = ready.run();
+                // A forwarder that died under the load has not measured anything, and that is why the load broke.
                 if let Some(started) = &mut bench.started {
                     started.check()?;
                 }
-                let said = done.to_string();
+                let done = done?;
+                let said = format!("{} bytes, {:?}", done.bytes, done.samples);
                 bench.done = Some(done);
                 Ok(Outcome::said(said))
             }
@@ -138,7 +151,8 @@ impl Step for Action {
                 let server = bench.server.take()?;
                 Some(server.stop().map(|()| Outcome::default()).map_err(StepError::from))
             }
-            Self::Load(..) | Self::Sample(_) | Self::Holdings | Self::Syscalls(..) => None,
+            Self::Connect(..) => bench.ready.take().map(|_| Ok(Outcome::default())),
+            Self::Load(_) | Self::Sample(_) | Self::Holdings | Self::Syscalls(..) => None,
         }
     }
 }
@@ -164,7 +178,15 @@ impl Bench {
         let done = self.done.take().ok_or_else(|| nothing("load"))?;
         let mut samples = Samples::new();
         used.samples(&mut samples);
-        load.costs(&used, &done, &mut samples);
+        used.per_gb(done.bytes, &mut samples);
+        if let Some((what, pieces)) = done.pieces {
+            used.per(what, pieces, &mut samples);
+        }
+        if let Load::Stream(stream) = load {
+            #[expect(clippy::cast_precision_loss, reason = "a measurement")]
+            let share = used.forwarder.seconds() / used.seconds / (stream.streams as f64 / 1000.0);
+            samples.insert("cpu_share_per_1000_streams".to_owned(), share);
+        }
         if let (Some(before), Some(after)) = (window.before, after) {
             #[expect(clippy::cast_precision_loss, reason = "a measurement")]
             let mut add = |name: &str, value: u64| samples.insert(name.to_owned(), value as f64);
@@ -176,13 +198,13 @@ impl Bench {
         self.round.samples.extend(samples);
         self.round.latency = done.latency;
         self.round.notes.extend(done.notes);
-        Ok(load.headline(&self.round.samples))
+        Ok(load::headline(load, &self.round))
     }
 
     /// Counts system calls under a load of its own. Where it cannot be done, the round says so: its other numbers
     /// stand.
     fn syscalls(&mut self, arm: &Arm, load: &Load) -> io::Result<String> {
-        let directory = self.out.join(&arm.name);
+        let directory = self.directory(arm)?;
         let counting = match sample::syscalls::Syscalls::attach(&self.tree(), &directory) {
             Ok(counting) => counting,
             Err(error) => {
@@ -190,7 +212,7 @@ impl Bench {
                 return Ok(error.to_string());
             }
         };
-        let done = load.run(&arm.wiring(&self.wiring), &directory)?;
+        let done = load.prepare(&arm.wiring(&self.wiring), &directory)?.run()?;
         let calls = counting.detach()?;
         let total = calls.total();
         #[expect(clippy::cast_precision_loss, reason = "a measurement")]
@@ -198,7 +220,14 @@ impl Bench {
             self.round.samples.insert("syscalls_per_gb".to_owned(), total as f64 / (done.bytes as f64 / 1e9));
         }
         self.round.syscalls = calls.calls;
-        Ok(format!("{total} calls for {done}"))
+        Ok(format!("{total} calls for {} bytes", done.bytes))
+    }
+
+    /// Where files of an arm go.
+    fn directory(&self, arm: &Arm) -> io::Result<PathBuf> {
+        let directory = self.out.join(&arm.name);
+        std::fs::create_dir_all(&directory).map_err(about("make the directory", &directory))?;
+        Ok(directory)
     }
 
     fn holdings(&mut self) {

@@ -8,8 +8,9 @@ use spliced::config::marked::{self, Fault, Key, Node, Value, size};
 
 use super::arm::{Arm, ENGINES, What};
 use super::engine::EngineOptions;
-use super::load::{Bulk, Connect, Exchange, Load, Stream, Way};
+use super::load;
 use crate::cli::{SECONDS, seconds};
+use crate::load::{Load, iperf3};
 use crate::peers::{self, Given};
 use crate::results::{Kind, Missing};
 use crate::topology::links::{self, Links, Loss, Rate};
@@ -24,6 +25,7 @@ const KINDS: &str = "bulk, rr, crr, stream";
 const WAY: &str = "forward, reverse, bidirectional";
 const SAMPLES: &str = "a list of: syscalls";
 const COUNT: &str = "a number from 1 to 50000";
+const STREAMS: &str = "a number from 1 to 128";
 const ROUNDS: &str = "a number from 1 to 1000";
 const BYTES: &str = "a size from 1 to 1MiB, such as 64 or 16KiB";
 const COPY_BUFFER: &str = "a size from 1KiB to 16MiB, such as 64KiB";
@@ -96,7 +98,7 @@ fn written(root: &Node) -> Result<Written, Fault> {
     }
     forwarders(needed("forwarders")?, &mut written)?;
     for node in needed("load")?.items(LOADS)? {
-        written.loads.push(load(node, seconds)?);
+        written.loads.push(load_of(node, seconds)?);
     }
     if written.loads.is_empty() {
         return Err(needed("load")?.wrong(LOADS));
@@ -111,7 +113,7 @@ fn topology(node: &Node) -> Result<Links, Fault> {
     {
         match key.text.as_str() {
             "mtu" => links.mtu = Some(node.parse(links::mtu, links::MTU)?),
-            // In YAML of the old kind on and off are booleans.
+            // To some on and off are booleans.
             "offloads" => {
                 links.offloads = match node.value {
                     Value::Bool(on) => on,
@@ -238,7 +240,7 @@ fn keys(kind: &str) -> &'static [&'static str] {
     }
 }
 
-fn load(node: &Node, seconds: Duration) -> Result<Load, Fault> {
+fn load_of(node: &Node, seconds: Duration) -> Result<Load, Fault> {
     let Value::Map(entries) = &node.value else { return Err(node.wrong(LOAD)) };
     let Some((_, kind)) = entries.iter().find(|(key, _)| key.text == "kind") else {
         return Err(Fault::new(node.mark, format!("found a load without kind; allowed: {LOAD}")));
@@ -256,25 +258,16 @@ fn load(node: &Node, seconds: Duration) -> Result<Load, Fault> {
     let seconds = find("seconds").map_or(Ok(seconds), |node| node.parse(crate::cli::seconds, SECONDS))?;
     Ok(match kind.as_str() {
         "bulk" => {
-            let way = find("way").map_or(Ok(Way::Forward), |node| {
-                node.text(|text| Way::parse(text).ok_or_else(|| found(text, WAY)), WAY)
+            let way = find("way").map_or(Ok(iperf3::Direction::Up), |node| {
+                node.text(|text| load::direction(text).ok_or_else(|| found(text, WAY)), WAY)
             })?;
             let offered = find("offered").map(|node| node.text(Rate::parse, links::RATE)).transpose()?;
-            Load::Bulk(Bulk { streams: count("streams", 8)?, way, offered, seconds })
+            let parse = |node: &Node| node.parse(|text| number(text, 1, 128, STREAMS), STREAMS);
+            load::bulk(find("streams").map_or(Ok(8), parse)?, way, offered, seconds)
         }
-        "rr" => Load::Exchange(Exchange {
-            connections: count("connections", 16)?,
-            size: length(64)?,
-            seconds,
-            netperf: false,
-        }),
-        "crr" => Load::Connect(Connect { clients: count("clients", 8)?, size: length(1)?, seconds, netperf: false }),
-        _ => Load::Stream(Stream {
-            streams: count("streams", 1000)?,
-            chunks: count("chunks_per_second", 20)?,
-            size: length(64)?,
-            seconds,
-        }),
+        "rr" => load::exchanges(false, count("connections", 16)?, length(64)?, seconds),
+        "crr" => load::exchanges(true, count("clients", 8)?, length(1)?, seconds),
+        _ => load::streams(count("streams", 1000)?, count("chunks_per_second", 20)?, length(64)?, seconds),
     })
 }
 
@@ -339,8 +332,7 @@ samples: [syscalls]
         assert_eq!(names, ["copy-8K", "small", "mine", "direct"]);
         assert_eq!(written.links.loss, Some(Loss(1000)));
         assert!(!written.links.offloads && written.syscalls);
-        let expected = Exchange { connections: 32, size: 1024, seconds: Duration::from_secs(2), netperf: false };
-        assert_eq!(written.loads[1], Load::Exchange(expected));
+        assert_eq!(written.loads[1], load::exchanges(false, 32, 1024, Duration::from_secs(2)));
     }
 
     #[test]

@@ -14,9 +14,9 @@ use std::path::Path;
 
 use action::{Action, Bench};
 use arm::Arm;
-use load::Load;
 use progress::Progress;
 
+use crate::load::Load;
 use crate::plan::runner::{Failed, Runner, now};
 use crate::plan::stop;
 use crate::plan::trace::Trace;
@@ -71,13 +71,14 @@ impl Experiment {
         let mut steps = vec![
             Action::Serve(load.clone()),
             Action::Start(arm.clone()),
+            Action::Connect(arm.clone(), load.clone()),
             Action::Meter(arm.clone()),
-            Action::Load(arm.clone(), load.clone()),
+            Action::Load(load.clone()),
             Action::Sample(load.clone()),
             Action::Holdings,
         ];
         if self.syscalls && round == 1 && arm.kind != Kind::Limit {
-            steps.push(Action::Syscalls(arm.clone(), load.brief()));
+            steps.push(Action::Syscalls(arm.clone(), load::brief(load)));
         }
         steps
     }
@@ -93,6 +94,7 @@ impl Experiment {
             wiring: topology::wiring(),
             server: None,
             started: None,
+            ready: None,
             window: None,
             done: None,
             round: Round::default(),
@@ -111,7 +113,7 @@ impl Experiment {
     }
 
     fn results(&self, spliced: &Path) -> Results {
-        let tools: Vec<_> = self.loads.iter().flat_map(Load::tools).collect();
+        let tools: Vec<_> = self.loads.iter().flat_map(load::tools).collect();
         Results {
             version: Results::VERSION,
             experiment: self.name.clone(),
@@ -137,7 +139,7 @@ impl Experiment {
         for number in 1..=self.rounds {
             for load in &self.loads {
                 for arm in &self.arms {
-                    let what = format!("round {number}, {}, {}", load.name(), arm.name);
+                    let what = format!("round {number}, {}, {}", load::name(load), arm.name);
                     if dead.contains(&arm.name) {
                         progress.end(&format!("{what}: left out"));
                         continue;
@@ -145,7 +147,7 @@ impl Experiment {
                     progress.begin(&what);
                     let (round, started) = self.one(runner, number, arm, load)?;
                     let line = match &round.error {
-                        None => load.headline(&round.samples),
+                        None => load::headline(load, &round),
                         Some(error) => error.clone(),
                     };
                     progress.end(&format!("{what}: {line}"));
@@ -170,8 +172,8 @@ impl Experiment {
                 round: number,
                 arm: arm.name.clone(),
                 kind: arm.kind,
-                load: load.name().to_owned(),
-                settings: load.settings(),
+                load: load::name(load).to_owned(),
+                settings: load::settings(load),
                 notes: notes.clone(),
                 ..Round::default()
             };

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::load::Load;
+use super::load;
+use crate::load::Load;
 use crate::results::{Results, Round};
 
 /// A table for each load.
@@ -10,14 +11,14 @@ use crate::results::{Results, Round};
 pub fn tables(results: &Results, loads: &[Load]) -> String {
     let mut text = String::new();
     for load in loads {
-        let settings = load.settings();
-        let of = |round: &&Round| round.load == load.name() && round.settings == settings;
+        let settings = load::settings(load);
+        let of = |round: &&Round| round.load == load::name(load) && round.settings == settings;
         let rounds: Vec<&Round> = results.rounds.iter().filter(of).collect();
         if rounds.is_empty() {
             continue;
         }
         // Infallible on a string, here and below.
-        let _ = writeln!(text, "\n{}", load.tried());
+        let _ = writeln!(text, "\n{}", load::describe(load));
         text.push_str(&table(load, &rounds));
     }
     for missing in &results.missing {
@@ -45,18 +46,15 @@ fn table(load: &Load, rounds: &[&Round]) -> String {
             arms.push(&round.arm);
         }
     }
-    let columns: Vec<_> = load
-        .columns()
-        .iter()
-        .filter(|(name, _)| rounds.iter().any(|round| round.samples.contains_key(*name)))
-        .collect();
+    let has = |name: &str| rounds.iter().any(|round| value(round, name).is_some());
+    let columns: Vec<_> = load::columns(load).iter().filter(|(name, _)| has(name)).collect();
     let mut rows =
         vec![std::iter::once("arm".to_owned()).chain(columns.iter().map(|(_, words)| (*words).to_owned())).collect()];
     for arm in arms {
         let good: Vec<&&Round> = rounds.iter().filter(|round| round.arm == arm && round.error.is_none()).collect();
         let mut row = vec![arm.to_owned()];
         for (name, _) in &columns {
-            let mut values: Vec<f64> = good.iter().filter_map(|round| round.samples.get(*name).copied()).collect();
+            let mut values: Vec<f64> = good.iter().filter_map(|round| value(round, name)).collect();
             values.sort_by(f64::total_cmp);
             row.push(cell(&values));
         }
@@ -67,6 +65,16 @@ fn table(load: &Load, rounds: &[&Round]) -> String {
         rows.push(row);
     }
     aligned(&rows)
+}
+
+/// A sample, or a quantile of the times.
+pub(super) fn value(round: &Round, name: &str) -> Option<f64> {
+    let latency = || round.latency.as_ref();
+    match name {
+        "latency_us_p50" => latency().map(|latency| latency.p50_us),
+        "latency_us_p99" => latency().map(|latency| latency.p99_us),
+        _ => round.samples.get(name).copied(),
+    }
 }
 
 /// Median, and the range when there is one: `9.12 (8.9–9.3)`.
