@@ -96,9 +96,7 @@ impl Walk {
         let message = match problem.as_str() {
             "recursion limit exceeded" => return depth::too_deep(at),
             "repetition limit exceeded" => "found aliases that expand without end; allowed: plain values".to_owned(),
-            _ => format!(
-                "found text that is not YAML: {problem}; allowed: YAML, such as a line `key: value`"
-            ),
+            _ => format!("found text that is not YAML: {problem}; allowed: YAML, such as a line `key: value`"),
         };
         Fault::new(at, message)
     }

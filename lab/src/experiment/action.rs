@@ -10,7 +10,7 @@ use crate::load::{self as loads, Load, Ready, Server};
 use crate::place::Wiring;
 use crate::plan::runner::{Outcome, Step, StepError};
 use crate::plan::{CommandStep, about};
-use crate::results::{Round, Samples};
+use crate::results::{Kind, Round, Samples};
 use crate::sample::{self, Meter, Tree};
 
 /// What the steps of an experiment work on.
@@ -194,6 +194,12 @@ impl Bench {
             add("copied_bytes", after.copied - before.copied);
             add("pipes", after.pipes);
         }
+        if self.round.kind == Kind::Limit {
+            // Nothing in user space forwards: that its cost is 0 is no measurement.
+            samples.retain(|name, _| {
+                !name.starts_with("forwarder_") && !name.starts_with("cpu_") && name != "context_switches_per_gb"
+            });
+        }
         samples.extend(done.samples);
         self.round.samples.extend(samples);
         self.round.latency = done.latency;
@@ -231,6 +237,9 @@ impl Bench {
     }
 
     fn holdings(&mut self) {
+        if self.round.kind == Kind::Limit {
+            return;
+        }
         let tree = self.tree();
         sample::memory::UserMemory::of(&tree).samples(&mut self.round.samples);
         sample::descriptors::Descriptors::of(&tree).samples(&mut self.round.samples);
