@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::load::RoleArgs;
 use crate::topology::links::{self, Links, Loss, Rate};
 
 const EXAMPLES: &str = "\
@@ -51,6 +52,9 @@ pub enum Command {
     Run(RunArgs),
     /// Write the reports of a directory of results again
     Report(ReportArgs),
+    /// One end of a load, for the lab itself
+    #[command(hide = true)]
+    Role(RoleArgs),
 }
 
 /// What the links are like.

@@ -74,6 +74,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Up(args) => up::up(args)?,
         Command::Down => up::down()?,
         Command::Status => up::status()?,
+        Command::Role(args) => crate::load::run_role(args)?,
         _ => return Err(Error::Failed("not yet".into())),
     }
     Ok(ExitCode::SUCCESS)
