@@ -10,7 +10,7 @@ use crate::tools;
 
 /// `--peer NAME=COMMAND`. For a known name, COMMAND is its program, with words of the user's in front where wanted
 /// (`haproxy=taskset -c 0 /opt/haproxy`); the lab adds the arguments. With placeholders it is the whole command line
-/// of any forwarder that stays in the foreground: `{listen}` and `{target}` are `ADDRESS:PORT`, `{listen_ip}`,
+/// of any forwarder that stays in the foreground: `{listen}` and `{target}` (or `{to}`) are `ADDRESS:PORT`, `{listen_ip}`,
 /// `{listen_port}`, `{target_ip}`, `{target_port}` their parts, `{cores}` the number of CPUs, `{dir}` a directory for
 /// files. One process is started for each forward.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl FromStr for Given {
         if known.is_some_and(|known| known.program.is_none()) {
             return Err(format!("{name} is done by the kernel and has no command"));
         }
-        if known.is_none() && !(given.holds("{listen") && given.holds("{target")) {
+        if known.is_none() && !(given.holds("{listen") && given.holds_target()) {
             return Err(format!(
                 "the lab does not know {name:?}: its command must hold {{listen}} and {{target}}, {shape}"
             ));
@@ -54,9 +54,13 @@ impl Given {
         self.words.iter().any(|word| word.contains(part))
     }
 
+    fn holds_target(&self) -> bool {
+        self.holds("{target") || self.holds("{to}")
+    }
+
     /// Whether this is a whole command line.
     pub(super) fn is_template(&self) -> bool {
-        self.holds("{listen") || self.holds("{target")
+        self.holds("{listen") || self.holds_target()
     }
 
     /// Where the program is.
@@ -82,6 +86,7 @@ fn fill(word: &str, forward: &Forward, setup: &Setup<'_>) -> String {
         ("{listen_ip}", forward.listen.ip().to_string()),
         ("{listen_port}", forward.listen.port().to_string()),
         ("{target}", forward.to.to_string()),
+        ("{to}", forward.to.to_string()),
         ("{target_ip}", forward.to.ip().to_string()),
         ("{target_port}", forward.to.port().to_string()),
         ("{cores}", setup.cores.to_string()),

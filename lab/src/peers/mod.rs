@@ -183,6 +183,10 @@ impl Peer {
         let directory = made.map_err(|error| {
             failed(&error, &format!("{}: cannot make a directory for its files, {}", self.name, directory.display()))
         })?;
+        for file in ["command.txt", "output.txt"] {
+            // What an earlier start left; that there is none is as good.
+            let _ = fs::remove_file(directory.join(file));
+        }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let forwards = wiring.forwards();
         let setup = Setup { name: &self.name, command: &self.command, wiring, forwards, cores, directory };
