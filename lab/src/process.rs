@@ -12,6 +12,8 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
+use crate::plan::stop;
+
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
 /// How long the rest of a killed group may take to be gone.
@@ -81,7 +83,7 @@ impl Process {
     /// Waits until `ready` says so; `what` completes "not …" in the message.
     ///
     /// # Errors
-    /// When it ends before, or is not ready within `patience`; both with its last output.
+    /// When the lab was asked to stop, it ends before, or is not ready within `patience`; both with its last output.
     pub fn wait_until(&mut self, what: &str, patience: Duration, mut ready: impl FnMut() -> bool) -> io::Result<()> {
         let begun = Instant::now();
         loop {
@@ -91,6 +93,7 @@ impl Process {
             if ready() {
                 return Ok(());
             }
+            stop::check()?;
             if begun.elapsed() > patience {
                 let what = format!("{} was not {what} within {} s{}", self.name, patience.as_secs(), self.said());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
@@ -104,10 +107,11 @@ impl Process {
     /// # Errors
     /// When it is not over within `patience`; it is then killed.
     pub fn wait_for_end(&mut self, patience: Duration) -> io::Result<ExitStatus> {
-        if let Some(status) = self.status_within(patience) {
+        if let Some(status) = self.status_within(patience, stop::requested) {
             return Ok(status);
         }
         self.kill();
+        stop::check()?;
         let what = format!("{} was not done within {} s{}", self.name, patience.as_secs(), self.said());
         Err(io::Error::new(io::ErrorKind::TimedOut, what))
     }
@@ -122,7 +126,8 @@ impl Process {
         }
         // Fails only when it has just ended.
         let _ = kill(self.id(), signal);
-        if let Some(status) = self.status_within(patience) {
+        // Ending goes on also when the lab was asked to stop.
+        if let Some(status) = self.status_within(patience, || false) {
             return Ok(status);
         }
         self.kill();
@@ -130,11 +135,11 @@ impl Process {
         Err(io::Error::new(io::ErrorKind::TimedOut, what))
     }
 
-    fn status_within(&mut self, patience: Duration) -> Option<ExitStatus> {
+    fn status_within(&mut self, patience: Duration, interrupted: fn() -> bool) -> Option<ExitStatus> {
         let begun = Instant::now();
         loop {
             let status = self.try_status();
-            if status.is_some() || begun.elapsed() > patience {
+            if status.is_some() || begun.elapsed() > patience || interrupted() {
                 return status;
             }
             thread::sleep(INTERVAL);

@@ -1,5 +1,6 @@
 //! The commands: each makes a plan and runs it.
 
+mod experiments;
 mod prepare;
 mod up;
 
@@ -11,7 +12,9 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::cli::{Cli, Command};
-use crate::plan::{runner::Failed, stop};
+use crate::load;
+use crate::plan::runner::Failed;
+use crate::report;
 
 /// Something failed while running.
 const FAILED: u8 = 1;
@@ -74,8 +77,17 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Up(args) => up::up(args)?,
         Command::Down => up::down()?,
         Command::Status => up::status()?,
-        Command::Role(args) => crate::load::run_role(args)?,
-        _ => return Err(Error::Failed("not yet".into())),
+        Command::Ab(args) => return experiments::ab(args),
+        Command::Rr(args) => return experiments::rr(args),
+        Command::Crr(args) => return experiments::crr(args),
+        Command::Stream(args) => return experiments::stream(args),
+        Command::Run(args) => return experiments::run(args),
+        Command::Report(args) => {
+            report::rewrite(&args.dir)?;
+            println!("written again: {}", args.dir.display());
+        }
+        Command::Role(args) => load::run_role(args)?,
+        Command::Capacity(_) | Command::Profile(_) => return Err(Error::Failed("not yet".into())),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -435,6 +435,7 @@ fn start(name: &str, place: &Place, words: &[String]) -> io::Result<Child> {
     line.extend(words.iter().map(OsString::from));
     let (first, rest) = line.split_first().ok_or_else(|| io::Error::other("an empty command line"))?;
     let mut child = Child::spawn(name, Path::new(first), rest)?;
+    child.interrupt_by(crate::plan::stop::requested);
     let ready = child.line(PATIENCE)?;
     if ready != "ready" {
         return Err(io::Error::other(format!("{name} said {ready:?} instead of \"ready\"")));

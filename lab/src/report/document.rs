@@ -31,6 +31,8 @@ pub(super) enum Tone {
     Worse,
     /// The rounds do not agree, or there are too few.
     Open,
+    /// A number for scale, neither good nor bad.
+    Fact,
     /// Something to know before believing a number.
     Caution,
 }
@@ -42,6 +44,7 @@ impl Tone {
             Self::Better => "better",
             Self::Worse => "worse",
             Self::Open => "not settled",
+            Self::Fact => "for scale",
             Self::Caution => "caution",
         }
     }
@@ -52,6 +55,7 @@ impl Tone {
             Self::Better => "better",
             Self::Worse => "worse",
             Self::Open => "open",
+            Self::Fact => "fact",
             Self::Caution => "caution",
         }
     }

@@ -189,7 +189,7 @@ fn written(value: f64, decimals: usize) -> String {
 const PREFIXES: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
 /// The power of 1024 that suits a number of bytes, and its name.
-fn prefix(bytes: f64) -> (f64, &'static str) {
+pub(super) fn prefix(bytes: f64) -> (f64, &'static str) {
     let mut scale = 1.0;
     for name in &PREFIXES[..PREFIXES.len() - 1] {
         if bytes.abs() < 1024.0 * scale || !bytes.is_finite() {
@@ -214,6 +214,18 @@ pub(super) fn with_unit(value: f64, unit: &str) -> String {
         _ if unit.starts_with('/') => format!("{}{unit}", number(value)),
         _ => format!("{} {unit}", number(value)),
     }
+}
+
+/// A value on an axis: no zeros behind the point; of units only that of bytes.
+pub(super) fn tick(value: f64, unit: &str) -> String {
+    let (scale, name) = if unit == "bytes" { prefix(value) } else { (1.0, "") };
+    let text = number(value / scale);
+    let short = if text.contains('.') && !text.contains('e') {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        &text
+    };
+    if name.is_empty() { short.to_owned() } else { format!("{short} {name}") }
 }
 
 /// `median (min–max)` in the decimals of the median, with the unit behind; the range is left out where there is none.
@@ -274,6 +286,11 @@ mod tests {
         assert_eq!(spread(9.12, 8.9, 9.307, "Gbit/s"), "9.12 (8.90–9.31) Gbit/s");
         assert_eq!(spread(2048.0, 1024.0, 4096.0, "bytes"), "2.00 (1.00–4.00) KiB");
         assert_eq!(spread(5.0, 5.0, 5.0, ""), "5.00");
+        assert_eq!(
+            (tick(2.5, "s/GB"), tick(10.0, ""), tick(100.0, ""), tick(0.0, "")),
+            ("2.5".into(), "10".into(), "100".into(), "0".into())
+        );
+        assert_eq!(tick(10.0 * 1024.0 * 1024.0, "bytes"), "10 MiB");
         assert_eq!(times(0.6449), "0.64×");
         assert_eq!(times(f64::NAN), "–");
     }

@@ -65,8 +65,7 @@ fn against_dnat(load: &Load) -> Option<Verdict> {
     let metric = find("gbit_per_second").filter(|_| !is_paced(load))?;
     let engine = load.best(Kind::Engine, metric)?;
     let mut verdict = compared(load, engine, load.arm("dnat")?, metric, ", a limit for any forwarder in user space")?;
-    // To be slower than no forwarder at all is no failure.
-    verdict.tone = if verdict.tone == Tone::Worse { Tone::Open } else { verdict.tone };
+    verdict.tone = Tone::Fact;
     Some(verdict)
 }
 
@@ -142,9 +141,12 @@ fn cautions(load: &Load) -> Vec<Verdict> {
         let sentence = format!("{}: {sentence}", name(&load.title));
         said.push(Verdict { tone: Tone::Caution, figure: None, sentence });
     };
-    if let Some((fewest, _)) = load.rounds().filter(|(fewest, _)| *fewest < ENOUGH_ROUNDS) {
+    if let Some((fewest, most)) = load.rounds().filter(|(fewest, _)| *fewest < ENOUGH_ROUNDS) {
         let rounds = if fewest == 1 { "one round".into() } else { format!("{fewest} rounds") };
-        say(format!("only {rounds}; with fewer than {ENOUGH_ROUNDS} the spread says little. Take more with --rounds."));
+        let of = if fewest == most { "" } else { " of some arms" };
+        say(format!(
+            "only {rounds}{of}; with fewer than {ENOUGH_ROUNDS} the spread says little. Take more with --rounds."
+        ));
     }
     for arm in &load.arms {
         if let Some(share) = arm.saturated() {

@@ -7,6 +7,7 @@
 //! CPU idles belong to no process and are missed.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use super::process::{Stat, Tree, threads};
+use crate::topology::sandbox::machine_proc;
 
 /// How often processes are read that nobody waits for.
 const WATCH: Duration = Duration::from_millis(20);
@@ -54,6 +56,11 @@ pub enum Accounting {
     Watched,
 }
 
+/// The parent of all threads of the kernel.
+const KTHREADD: u32 = 2;
+/// Marks their ids; process ids stay below 2^22.
+const KERNEL: u32 = 1 << 31;
+
 /// CPU times of some processes at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct CpuReading(HashMap<(u32, u64), Times>);
@@ -73,10 +80,16 @@ impl CpuReading {
         Self::read(&tree.members())
     }
 
-    /// Of every process on the machine.
+    /// Of every process that can be seen, and of the kernel's threads, which work for the network too and are outside
+    /// of the lab's process namespace.
     #[must_use]
     pub fn of_machine() -> Self {
-        Self::read(&Stat::all())
+        let mut reading = Self::read(&Stat::all());
+        let machine = machine_proc();
+        if machine != Path::new("/proc") {
+            reading.0.extend(kernel_threads(&machine));
+        }
+        reading
     }
 
     fn read(processes: &[Stat]) -> Self {
@@ -116,6 +129,17 @@ impl CpuReading {
         let (total, user) = self.0.iter().map(used).fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
         CpuTimes::new(total, user)
     }
+}
+
+/// Times of the threads of the kernel under another `/proc` than ours. Their ids there are not ours, so they are marked.
+fn kernel_threads(proc: &Path) -> Vec<((u32, u64), Times)> {
+    let read = |stat: &Stat| {
+        let text = std::fs::read_to_string(proc.join(format!("{}/schedstat", stat.pid)));
+        let own_ns = text.ok().and_then(|text| run_ns(&text));
+        let own_ns = own_ns.unwrap_or((stat.user_ticks + stat.system_ticks) * ns_per_tick());
+        ((stat.pid | KERNEL, stat.started_ticks), Times { own_ns, ..Times::default() })
+    };
+    Stat::all_in(proc).iter().filter(|stat| stat.pid == KTHREADD || stat.parent == KTHREADD).map(read).collect()
 }
 
 fn total_ns(stat: &Stat) -> u64 {

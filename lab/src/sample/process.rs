@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::path::Path;
 
 /// The part of `/proc/PID/stat` that is used here; see proc_pid_stat(5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,10 +53,16 @@ impl Stat {
     /// Every process that can be seen.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Self::all_in(Path::new("/proc"))
+    }
+
+    /// Every process of a `/proc`.
+    #[must_use]
+    pub fn all_in(proc: &Path) -> Vec<Self> {
+        let Ok(entries) = fs::read_dir(proc) else { return Vec::new() };
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         // A process that ends while the directory is read is no loss: its parent has its time by then.
-        pids.filter_map(Self::of).collect()
+        pids.filter_map(|pid| Self::parse(&fs::read_to_string(proc.join(format!("{pid}/stat"))).ok()?)).collect()
     }
 }
 

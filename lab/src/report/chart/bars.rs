@@ -2,7 +2,7 @@
 
 use super::scale::Scale;
 use super::{class_of, kind_title, label, percent};
-use crate::report::metric::{number, spread};
+use crate::report::metric::{spread, tick as tick_text};
 use crate::report::text::html as escape;
 use crate::results::Kind;
 
@@ -49,36 +49,32 @@ impl Bars {
     /// Height in pixels and the marks.
     pub(super) fn svg(&self) -> (usize, String) {
         let scale = Scale::from_zero(self.rows.iter().map(|row| row.max.max(row.median)).fold(0.0, f64::max));
-        let (mut y, mut marks) = (0, String::new());
+        // Words come last, so that neither grid nor reference runs through them.
+        let (mut y, mut marks, mut words) = (0, String::new(), String::new());
         let mut kind = None;
         for row in &self.rows {
             if kind != Some(row.kind) {
                 kind = Some(row.kind);
-                marks.push_str(&heading(&mut y, row.kind));
+                words.push_str(&heading(&mut y, row.kind));
             }
-            marks.push_str(&self.row(row, y, &scale));
+            marks.push_str(&self.bar(row, y, &scale));
+            words.push_str(&words_of(&row.name, row.mark, &self.value(row), y));
             y += ROW;
         }
-        let reference = self.reference.as_ref().map(|(_, value)| {
-            let x = percent(scale.place(*value));
-            format!("<line class=\"reference\" x1=\"{x}\" x2=\"{x}\" y1=\"{HEADING}\" y2=\"{y}\"/>\n")
-        });
         let grid = axis(&scale, y, self.unit);
-        (y + AXIS, grid + &marks + &reference.unwrap_or_default())
+        (y + AXIS, grid + &marks + &words)
     }
 
-    fn row(&self, row: &Bar, y: usize, scale: &Scale) -> String {
-        let text = spread(row.median, row.min, row.max, self.unit);
-        let (name, middle) = (label(&row.name), y + BAR + THICK / 2);
-        let (bar, text_y) = (y + BAR, y + TEXT);
+    fn value(&self, row: &Bar) -> String {
+        spread(row.median, row.min, row.max, self.unit)
+    }
+
+    fn bar(&self, row: &Bar, y: usize, scale: &Scale) -> String {
+        let (bar, middle) = (y + BAR, y + BAR + THICK / 2);
         let mut out = format!(
-            "<g><title>{}: {}</title>\n<text class=\"name\" x=\"0\" y=\"{text_y}\">{name}{}</text>\
-             <text class=\"value\" x=\"100%\" y=\"{text_y}\">{}</text>\n\
-             <rect class=\"{}\" x=\"0\" y=\"{bar}\" width=\"{}\" height=\"{THICK}\" rx=\"2\"/>\n",
+            "<g><title>{}: {}</title>\n<rect class=\"{}\" x=\"0\" y=\"{bar}\" width=\"{}\" height=\"{THICK}\" rx=\"2\"/>\n",
             escape(&row.name),
-            escape(&text),
-            escape(row.mark),
-            escape(&text),
+            escape(&self.value(row)),
             class_of(row.kind),
             percent(scale.place(row.median)),
         );
@@ -92,8 +88,25 @@ impl Bars {
                 out.push_str(&format!("<line class=\"whisker\" x1=\"{x1}\" x2=\"{x2}\" y1=\"{y1}\" y2=\"{y2}\"/>"));
             }
         }
+        if let Some((_, value)) = &self.reference {
+            // Only beside the bar: a line through the words above it could not be read.
+            let x = percent(scale.place(*value));
+            let (from, to) = (y + TEXT + 4, y + ROW + 1);
+            out.push_str(&format!("<line class=\"reference\" x1=\"{x}\" x2=\"{x}\" y1=\"{from}\" y2=\"{to}\"/>"));
+        }
         out + "</g>\n"
     }
+}
+
+/// Name and value above a bar.
+fn words_of(name: &str, mark: &str, value: &str, y: usize) -> String {
+    format!(
+        "<text class=\"name\" x=\"0\" y=\"{0}\">{1}{2}</text><text class=\"value\" x=\"100%\" y=\"{0}\">{3}</text>\n",
+        y + TEXT,
+        label(name),
+        escape(mark),
+        escape(value),
+    )
 }
 
 fn heading(y: &mut usize, kind: Kind) -> String {
@@ -115,7 +128,7 @@ fn axis(scale: &Scale, bottom: usize, unit: &str) -> String {
         } else {
             "middle"
         };
-        let text = if unit == "bytes" { crate::report::metric::with_unit(*tick, unit) } else { number(*tick) };
+        let text = tick_text(*tick, unit);
         out.push_str(&format!(
             "<line class=\"grid\" x1=\"{x}\" x2=\"{x}\" y1=\"{HEADING}\" y2=\"{bottom}\"/>\
              <text class=\"tick\" x=\"{x}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>\n",
@@ -159,17 +172,15 @@ impl Stack {
             let y = at * ROW;
             let first = if row.first.is_finite() { row.first.clamp(0.0, 1.0) } else { 0.0 };
             let text = self.shares(first);
-            let (text_y, bar, split) = (y + TEXT, y + BAR, percent(first));
+            let (bar, split) = (y + BAR, percent(first));
             out.push_str(&format!(
-                "<g><title>{}: {}</title>\n<text class=\"name\" x=\"0\" y=\"{text_y}\">{}</text>\
-                 <text class=\"value\" x=\"100%\" y=\"{text_y}\">{}</text>\n\
+                "<g><title>{}: {}</title>\n\
                  <rect class=\"first\" x=\"0\" y=\"{bar}\" width=\"{split}\" height=\"{THICK}\"/>\
-                 <rect fill=\"url(#{id}-h)\" x=\"{split}\" y=\"{bar}\" width=\"{}\" height=\"{THICK}\"/></g>\n",
+                 <rect fill=\"url(#{id}-h)\" x=\"{split}\" y=\"{bar}\" width=\"{}\" height=\"{THICK}\"/></g>\n{}",
                 escape(&row.name),
                 escape(&text),
-                label(&row.name),
-                escape(&text),
                 percent(1.0 - first),
+                words_of(&row.name, "", &text, y),
             ));
         }
         (self.rows.len() * ROW, out)

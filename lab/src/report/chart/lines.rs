@@ -2,7 +2,7 @@
 
 use super::scale::Scale;
 use super::{class_of, percent};
-use crate::report::metric::{number, with_unit};
+use crate::report::metric::tick as tick_text;
 use crate::report::text::html as escape;
 use crate::results::Kind;
 
@@ -10,8 +10,9 @@ use crate::results::Kind;
 const HEIGHT: usize = 300;
 /// Colours and marks there are; lines past that share them but not the dash.
 const COLOURS: usize = 8;
-/// Most marks along one line.
+/// Most marks along one line, and how far apart they are where there are more points, as a share of the width.
 const MARKS: usize = 12;
+const APART: f64 = 0.09;
 
 /// A chart of lines.
 #[derive(Debug)]
@@ -42,33 +43,53 @@ pub(in crate::report) struct Line {
     pub(in crate::report) slot: usize,
 }
 
-/// Where the percentile axis ends: 99.99 %.
-const NINES: f64 = 4.0;
+/// Where values of the horizontal axis lie.
+enum Across {
+    /// Up to so many nines.
+    Nines(u32),
+    Scale(Scale),
+}
 
-impl Axis {
-    fn scale(&self, lines: &[Line]) -> Option<Scale> {
+impl Across {
+    fn of(axis: &Axis, lines: &[Line]) -> Self {
         let values: Vec<f64> = lines.iter().flat_map(|line| &line.points).map(|(x, _)| *x).collect();
+        match axis {
+            Axis::Number(_) => Self::Scale(Scale::growing(&values)),
+            Axis::Percentile => {
+                let most = values.iter().map(|share| nines(*share)).fold(0.0, f64::max);
+                // Between 2 and 6, so that the cast is exact.
+                Self::Nines(most.ceil().clamp(2.0, 6.0) as u32)
+            }
+        }
+    }
+
+    fn place(&self, x: f64) -> f64 {
         match self {
-            Self::Percentile => None,
-            Self::Number(_) => Some(Scale::growing(&values)),
+            Self::Nines(most) => (nines(x) / f64::from(*most)).clamp(0.0, 1.0),
+            Self::Scale(scale) => scale.place(x),
         }
     }
 
     /// Place of each named value with its name.
-    fn ticks(scale: Option<&Scale>) -> Vec<(f64, String)> {
-        match scale {
-            Some(scale) => scale.ticks().iter().map(|tick| (scale.place(*tick), number(*tick))).collect(),
-            None => [("0", 0.0), ("90 %", 0.9), ("99 %", 0.99), ("99.9 %", 0.999), ("99.99 %", 0.9999)]
-                .map(|(text, share)| (nines(share), text.to_owned()))
-                .into(),
+    fn ticks(&self) -> Vec<(f64, String)> {
+        match self {
+            Self::Scale(scale) => scale.ticks().iter().map(|tick| (scale.place(*tick), tick_text(*tick, ""))).collect(),
+            Self::Nines(most) => {
+                const NAMES: [&str; 7] = ["0", "90 %", "99 %", "99.9 %", "99.99 %", "99.999 %", "99.9999 %"];
+                let named = (0..=*most).zip(NAMES);
+                named.map(|(n, name)| (f64::from(n) / f64::from(*most), name.to_owned())).collect()
+            }
         }
+    }
+
+    fn is_logarithmic(&self) -> bool {
+        matches!(self, Self::Scale(scale) if scale.is_logarithmic())
     }
 }
 
-/// Place of a share on the percentile axis: each further nine takes the same room.
+/// How many nines a share has: 0.99 has two. Each takes the same room.
 fn nines(share: f64) -> f64 {
-    let rest = (1.0 - share).max(1e-12);
-    if rest.is_finite() { (-rest.log10() / NINES).clamp(0.0, 1.0) } else { 0.0 }
+    if share.is_nan() { 0.0 } else { -(1.0 - share).clamp(1e-12, 1.0).log10() }
 }
 
 impl Lines {
@@ -89,31 +110,42 @@ impl Lines {
 
     /// Height in pixels and the marks.
     pub(super) fn svg(&self) -> (usize, String) {
-        let across = self.x.scale(&self.lines);
-        let up = Scale::fitting(self.lines.iter().flat_map(|line| &line.points).map(|(_, y)| *y));
-        let mut out = self.grid(across.as_ref(), &up);
+        let across = Across::of(&self.x, &self.lines);
+        let up = self.up(&across);
+        let mut out = self.grid(&across, &up);
         for line in &self.lines {
-            let place =
-                |(x, y): &(f64, f64)| (across.as_ref().map_or_else(|| nines(*x), |s| s.place(*x)), 1.0 - up.place(*y));
             let real = line.points.iter().filter(|(x, y)| x.is_finite() && y.is_finite());
-            let places: Vec<(f64, f64)> = real.map(place).collect();
+            let places: Vec<(f64, f64)> = real.map(|(x, y)| (across.place(*x), 1.0 - up.place(*y))).collect();
             out.push_str(&draw(line, &places));
         }
         (HEIGHT, out)
     }
 
-    fn grid(&self, across: Option<&Scale>, up: &Scale) -> String {
+    /// The vertical axis. Growth over a linear axis is read from zero, where what grows in step is a straight line.
+    fn up(&self, across: &Across) -> Scale {
+        let values: Vec<f64> = self.lines.iter().flat_map(|line| &line.points).map(|(_, y)| *y).collect();
+        let highest = values.iter().copied().filter(|y| y.is_finite()).fold(0.0, f64::max);
+        match across {
+            Across::Scale(scale) if !scale.is_logarithmic() && self.y_unit == "bytes" => {
+                Scale::bytes_from_zero(highest)
+            }
+            Across::Scale(scale) if !scale.is_logarithmic() => Scale::from_zero(highest),
+            _ => Scale::fitting(values),
+        }
+    }
+
+    fn grid(&self, across: &Across, up: &Scale) -> String {
         let mut out = String::new();
         for tick in up.ticks() {
             let y = percent(1.0 - up.place(*tick));
-            let text = if self.y_unit == "bytes" { with_unit(*tick, "bytes") } else { number(*tick) };
+            let text = tick_text(*tick, if self.y_unit == "bytes" { "bytes" } else { "" });
             out.push_str(&format!(
                 "<line class=\"grid\" x1=\"0\" x2=\"100%\" y1=\"{y}\" y2=\"{y}\"/>\
                  <text class=\"tick up\" x=\"-6\" y=\"{y}\" dy=\"4\" text-anchor=\"end\">{}</text>\n",
                 escape(&text)
             ));
         }
-        for (place, text) in Axis::ticks(across) {
+        for (place, text) in across.ticks() {
             let x = percent(place);
             out.push_str(&format!(
                 "<line class=\"grid\" x1=\"{x}\" x2=\"{x}\" y1=\"0\" y2=\"100%\"/>\
@@ -124,7 +156,7 @@ impl Lines {
         let log = |yes: bool| if yes { ", logarithmic" } else { "" };
         let x_title = match &self.x {
             Axis::Percentile => "share of all that took no longer".into(),
-            Axis::Number(name) => format!("{name}{}", log(across.is_some_and(Scale::is_logarithmic))),
+            Axis::Number(name) => format!("{name}{}", log(across.is_logarithmic())),
         };
         let unit = if self.y_unit.is_empty() { "number" } else { self.y_unit };
         out.push_str(&format!(
@@ -150,11 +182,13 @@ fn draw(line: &Line, places: &[(f64, f64)]) -> String {
             path.join(" ")
         ));
     }
-    let every = places.len().div_ceil(MARKS).max(1);
-    // Lines that lie on each other carry their marks at different places.
-    let start = if every > 1 { line.slot % every } else { 0 };
-    for (x, y) in places.iter().skip(start).step_by(every) {
-        out.push_str(&mark(line, &percent(*x), &percent(*y)));
+    // Of many points only some are marked; lines that lie on each other carry their marks at different places.
+    let (mut next, apart) = if places.len() > MARKS { (line.slot as f64 * 0.01, APART) } else { (0.0, 0.0) };
+    for (x, y) in places {
+        if *x >= next {
+            next = x + apart;
+            out.push_str(&mark(line, &percent(*x), &percent(*y)));
+        }
     }
     out + "</g>\n"
 }
@@ -194,10 +228,15 @@ mod tests {
 
     #[test]
     fn each_nine_takes_the_same_room() {
-        let places = [0.0, 0.9, 0.99, 0.999, 0.9999, 1.0, 2.0].map(nines);
-        for (place, wanted) in places.into_iter().zip([0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]) {
-            assert!((place - wanted).abs() < 1e-9, "{place} {wanted}");
+        for (share, wanted) in
+            [(0.0, 0.0), (0.9, 1.0), (0.99, 2.0), (0.999, 3.0), (1.0, 12.0), (2.0, 12.0), (-1.0, 0.0), (f64::NAN, 0.0)]
+        {
+            assert!((nines(share) - wanted).abs() < 1e-9, "{share}");
         }
+        let across = Across::of(&Axis::Percentile, &[line(vec![(0.5, 1.0), (0.999_95, 2.0)])]);
+        let names: Vec<String> = across.ticks().into_iter().map(|(_, name)| name).collect();
+        assert_eq!(names.last().unwrap(), "99.999 %", "the slowest has its place on the axis");
+        assert!((across.place(0.9) - 0.2).abs() < 1e-9);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Slots, kind_of, kind_word, split};
 use crate::report::chart::{Axis, Chart, Drawing, Line, Lines};
 use crate::report::document::{Block, Section, Table};
-use crate::report::metric::{find, number, unit_of, with_unit};
+use crate::report::metric::{Better, find, number, unit_of, with_unit};
 use crate::report::summary::Spread;
 use crate::report::text::{name, plain};
 use crate::results::{Results, Series};
@@ -34,6 +34,7 @@ pub(super) fn section(results: &Results, slots: &Slots) -> Option<Section> {
             }
         }
         section.blocks.push(Block::Heading(format!("{}, by {}", name(load), name(x))));
+        section.text("The slope is what one more on the axis adds, fitted by least squares over all its points.");
         let (mut charts, mut tables) = (Vec::new(), Vec::new());
         for sample in samples {
             let arms = points(&of, sample);
@@ -73,6 +74,15 @@ fn label(sample: &str) -> String {
     find(sample).map_or_else(|| plain(sample).replace('_', " "), |metric| metric.label.to_owned())
 }
 
+/// How to read the line of a sample.
+fn hint(sample: &str) -> &'static str {
+    match find(sample).map(|metric| metric.better) {
+        Some(Better::Lower) => "Lower is better; a flat line costs nothing more as it grows.",
+        Some(Better::Higher) => "Higher is better; a flat line loses nothing as it grows.",
+        None => "Median where there is more than one series of an arm.",
+    }
+}
+
 fn sample_charts(results: &Results, slots: &Slots, (x, sample): (&str, &str), arms: &[(String, Points)]) -> Vec<Chart> {
     let line = |(arm, points): &(String, Points)| {
         let kind = kind_of(results, arm);
@@ -83,7 +93,7 @@ fn sample_charts(results: &Results, slots: &Slots, (x, sample): (&str, &str), ar
     let shown = if unit.is_empty() || unit == "bytes" { String::new() } else { format!(", {unit}") };
     let chart = |(part, lines): (&str, Vec<Line>)| Chart {
         title: format!("{} by {}{part}{shown}", label(sample), name(x)),
-        description: "Lower is better; a flat line costs nothing more as it grows.".into(),
+        description: hint(sample).into(),
         drawing: Drawing::Lines(Lines { x: Axis::Number(name(x)), y_unit: unit, lines }),
     };
     split(lines).into_iter().filter(|(_, lines)| !lines.is_empty()).map(chart).collect()
@@ -97,7 +107,7 @@ fn table(results: &Results, (x, sample): (&str, &str), arms: &[(String, Points)]
     for place in &places {
         table = table.numbers(number(*place));
     }
-    table = table.numbers(format!("per one more of {}", name(x)));
+    table = table.numbers("Slope");
     let write = |value: f64| if unit == "bytes" { with_unit(value, unit) } else { number(value) };
     for (arm, points) in arms {
         let by_x: BTreeMap<u64, f64> = points.iter().map(|(x, value)| (x.to_bits(), *value)).collect();
