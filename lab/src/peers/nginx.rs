@@ -114,7 +114,7 @@ mod tests {
         let debian = "nginx version: nginx/1.22.1\nconfigure arguments: --prefix=/usr/share/nginx \
                       --modules-path=/opt/modules --with-stream_ssl_module --with-stream=dynamic";
         let module = PathBuf::from("/opt/modules/ngx_stream_module.so");
-        assert_eq!(Stream::from_build(debian, |path| path == module), Stream::Module(module.clone()));
+        assert_eq!(Stream::from_build(debian, |path| path == module), Stream::Module(module));
         assert_eq!(Stream::from_build(debian, |_| false), Stream::None, "built for it, not installed");
         assert_eq!(Stream::from_build("configure arguments: --with-stream --with-threads", |_| false), Stream::BuiltIn);
     }
