@@ -123,6 +123,12 @@ fn system_calls_are_per_gb_where_bytes_are_known() {
     assert!(arm.syscalls_per_gb);
     assert_eq!((arm.syscalls["splice"], arm.syscalls["futex"]), (1000.0, 0.0));
 
+    // Counted in a pass of its own, of which only the rate is known: 2,000 calls were 500 per GB.
+    all[0].samples.insert("syscalls_per_gb".into(), 500.0);
+    let summary = Summary::of(&results(all[..1].to_vec()));
+    assert_eq!(summary.loads[0].arms[0].syscalls["splice"], 500.0);
+
+    all[0].samples.remove("syscalls_per_gb");
     all[0].samples.insert("bytes".into(), 0.0);
     let summary = Summary::of(&results(all));
     let arm = &summary.loads[0].arms[0];

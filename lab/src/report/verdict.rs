@@ -71,7 +71,7 @@ fn against_dnat(load: &Load) -> Option<Verdict> {
 
 /// Whether the load offers a rate instead of taking all it can.
 pub(super) fn is_paced(load: &Load) -> bool {
-    ["rate", "stream", "idle"].iter().any(|paced| load.title.split(',').next() == Some(paced))
+    ["rate", "stream", "idle"].contains(&load.kind())
 }
 
 /// One arm against another; `None` where one of them has not been measured or a rate was the generator's.
