@@ -9,6 +9,8 @@ use crate::results::{Kind, Results, Round};
 
 /// Rounds below which a spread says little.
 pub(super) const ENOUGH_ROUNDS: usize = 5;
+/// Rounds that have to agree before a finding counts as settled.
+const AGREEING_ROUNDS: usize = 3;
 /// A generator busy for this share of its time is itself the limit.
 pub(super) const SATURATED: f64 = 0.95;
 /// The arm engines are compared with.
@@ -127,9 +129,9 @@ impl Sampled {
 }
 
 impl Ratio {
-    /// Every round agrees on the same side of 1, and there was more than one.
+    /// Every round lies on the same side of 1, and there are enough that this is hardly chance.
     pub(super) fn is_clear(&self) -> bool {
-        self.range.is_some_and(|(low, high)| low > 1.0 || high < 1.0)
+        self.pairs >= AGREEING_ROUNDS && self.range.is_some_and(|(low, high)| low > 1.0 || high < 1.0)
     }
 }
 

@@ -172,6 +172,10 @@ fn one_round_is_said_and_settles_nothing() {
     let said = sentences(&results(rounds(CPU, &arms)));
     assert!(said[0].0 == Tone::Open && said[0].1.contains("one round, so no spread"), "{said:?}");
     assert!(said.iter().any(|(tone, s)| *tone == Tone::Caution && s.contains("only one round")), "{said:?}");
+
+    let arms: [(&str, Kind, &[f64]); 2] = [("splice", Kind::Engine, &[0.5; 2]), ("copy-64K", Kind::Engine, &[1.0; 2])];
+    let said = sentences(&results(rounds(CPU, &arms)));
+    assert!(said[0].0 == Tone::Open && said[0].1.contains("2 rounds; too few to settle it"), "{said:?}");
 }
 
 #[test]
