@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::peers::Given;
 use crate::topology::links::{self, Links, Loss, Rate};
 
 const EXAMPLES: &str = "\
@@ -93,9 +94,9 @@ pub struct Common {
     /// Which peers take part: all, none, or names
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "all", help_heading = "Experiment")]
     pub peers: Vec<String>,
-    /// A peer by its command instead of from PATH; {listen} and {to} stand for addresses; may be repeated
-    #[arg(long, value_name = "NAME=COMMAND", value_parser = peer, help_heading = "Experiment")]
-    pub peer: Vec<(String, String)>,
+    /// A peer by its program, or any forwarder by a command with {listen} and {target} in it; may be repeated
+    #[arg(long, value_name = "NAME=COMMAND", help_heading = "Experiment")]
+    pub peer: Vec<Given>,
     /// Directory for reports, traces and configurations [default: lab-results/TIME]
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
@@ -248,15 +249,6 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("found {text:?}; allowed: {SECONDS}"))
 }
 
-fn peer(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, command)) if !name.is_empty() && !command.trim().is_empty() => {
-            Ok((name.to_owned(), command.to_owned()))
-        }
-        _ => Err(format!("found {text:?}; allowed: NAME=COMMAND, such as haproxy=/opt/haproxy/sbin/haproxy")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -266,10 +258,10 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
-        let cli = Cli::try_parse_from(["lab", "ab", "--offloads", "off", "--peer", "x=y -z=1"]).unwrap();
+        let cli = Cli::try_parse_from(["lab", "ab", "--offloads", "off", "--peer", "x=y {listen} {target}"]).unwrap();
         let Command::Ab(ab) = cli.command else { panic!("another command") };
         assert!(!ab.common.links.links().offloads);
-        assert_eq!(ab.common.peer, [("x".to_owned(), "y -z=1".to_owned())]);
+        assert_eq!(ab.common.peer, ["x=y {listen} {target}".parse().unwrap()]);
         for bad in
             [["--offloads", "maybe"], ["--loss", "100%"], ["--seconds", "0"], ["--peer", "x="], ["--rounds", "0"]]
         {

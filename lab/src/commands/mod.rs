@@ -1,5 +1,6 @@
 //! The commands: each makes a plan and runs it.
 
+mod experiments;
 mod prepare;
 mod up;
 
@@ -11,7 +12,8 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::cli::{Cli, Command};
-use crate::plan::{runner::Failed, stop};
+use crate::plan::runner::Failed;
+use crate::report;
 
 /// Something failed while running.
 const FAILED: u8 = 1;
@@ -74,7 +76,16 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Up(args) => up::up(args)?,
         Command::Down => up::down()?,
         Command::Status => up::status()?,
-        _ => return Err(Error::Failed("not yet".into())),
+        Command::Ab(args) => return experiments::ab(args),
+        Command::Rr(args) => return experiments::rr(args),
+        Command::Crr(args) => return experiments::crr(args),
+        Command::Stream(args) => return experiments::stream(args),
+        Command::Run(args) => return experiments::run(args),
+        Command::Report(args) => {
+            report::rewrite(&args.dir)?;
+            println!("written again: {}", args.dir.display());
+        }
+        Command::Capacity(_) | Command::Profile(_) => return Err(Error::Failed("not yet".into())),
     }
     Ok(ExitCode::SUCCESS)
 }

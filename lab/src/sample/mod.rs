@@ -1,12 +1,13 @@
 //! What a forwarder and the machine spend.
 //!
 //! [`process`] says which processes a forwarder is, [`cpu`] what they used, [`memory`] and [`descriptors`] what they
-//! hold; [`network`] has the kernel's TCP counters, [`syscalls`] and [`counters`] come from strace and perf. A
+//! hold, [`listening`] where they can be reached; [`network`] has the kernel's TCP counters, [`syscalls`] and [`counters`] come from strace and perf. A
 //! [`Meter`] takes together what every measurement needs.
 
 pub mod counters;
 pub mod cpu;
 pub mod descriptors;
+pub mod listening;
 pub mod memory;
 pub mod network;
 pub mod process;
@@ -18,6 +19,7 @@ use std::io;
 use std::time::Instant;
 
 pub use self::cpu::{Accounting, CpuTimes};
+pub use self::listening::listens;
 pub use self::process::Tree;
 
 use self::cpu::{CpuMeter, CpuReading};

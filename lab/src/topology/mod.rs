@@ -124,25 +124,6 @@ fn lose(space: &str, loss: links::Loss) -> CommandStep {
     CommandStep::new(format!("loss of packets in {space}"), CommandLine::of(&place, ["nft", &rules]))
 }
 
-/// Lets the kernel forward the ports by rewriting addresses, and takes that back.
-#[must_use]
-pub fn dnat(wiring: &Wiring) -> CommandStep {
-    let mut rules = "add table ip lab_dnat; \
-         add chain ip lab_dnat arrive { type nat hook prerouting priority dstnat ; }"
-        .to_owned();
-    for pair in wiring.forwards() {
-        let (listen, to) = (pair.listen, pair.to);
-        rules.push_str(&format!(
-            "; add rule ip lab_dnat arrive ip daddr {} tcp dport {} dnat to {to}",
-            listen.ip(),
-            listen.port()
-        ));
-    }
-    let place = &wiring.forwarder;
-    CommandStep::new("forward in the kernel", CommandLine::of(place, ["nft", &rules]))
-        .back(CommandLine::new(place, "nft delete table ip lab_dnat"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +141,5 @@ mod tests {
             assert_eq!(changed.matches(part).count(), times, "{changed}");
         }
         assert!(plain.contains("ip -n ns_client address add 10.0.1.2/24 dev eth0"), "{plain}");
-        assert!(dnat(&wiring()).line.text().contains("dnat to 10.0.0.2:9001"));
     }
 }

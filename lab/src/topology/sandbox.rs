@@ -89,9 +89,10 @@ pub fn spawn_inside(stdin: Stdio, stdout: Stdio, environment: &[(&str, &OsStr)])
         .map_err(|error| io::Error::new(error.kind(), format!("cannot start {} again: {error}", program.display())))
 }
 
-/// Takes this process into new mount and network namespaces and its children into a new process namespace.
+/// Takes this process into a new network namespace and its children into a new process namespace. Mounts come later,
+/// in [`settle`], so that this process keeps its view of files.
 fn separate() -> io::Result<()> {
-    let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID;
+    let flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID;
     let (user, group) = (geteuid(), getegid());
     match unshare(flags) {
         Ok(()) => return Ok(()),
@@ -158,6 +159,7 @@ pub fn settle(guarded: bool) -> io::Result<()> {
             )
         })
     };
+    mounted("anything", unshare(CloneFlags::CLONE_NEWNS))?;
     mounted("/ as private", mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let flags_run = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
