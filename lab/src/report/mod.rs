@@ -57,18 +57,6 @@ pub fn rewrite(dir: &Path) -> io::Result<Results> {
     Ok(results)
 }
 
-/// `lab report DIR`: writes the two reports of `dir` anew and says where they are.
-///
-/// # Errors
-/// As [`rewrite`].
-pub fn command(dir: &Path) -> io::Result<()> {
-    rewrite(dir)?;
-    for file in [MARKDOWN_FILE, HTML_FILE] {
-        println!("{}", dir.join(file).display());
-    }
-    Ok(())
-}
-
 /// Reads `results.json` in `dir`.
 ///
 /// # Errors
