@@ -1,4 +1,5 @@
 //! The report files, made from results generated here: structure, not looks.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -29,21 +29,16 @@ pub(super) fn up(args: &UpArgs) -> Result<(), Error> {
     if sandbox::is_inside() {
         return hold(args);
     }
-    if let Some(state) = State::load()?.filter(is_up) {
-        let message = "the lab is already up (since {}); see `lab status`, and `lab down` to take it down";
-        return Err(Error::Failed(message.replace("{}", &state.since)));
-    }
-    // What is left of a lab that did not outlive a restart of the machine is only this file.
-    if State::path().exists() {
+    if let Some(state) = State::load()? {
+        if is_up(&state) {
+            let message = "the lab is already up (since {}); see `lab status`, and `lab down` to take it down";
+            return Err(Error::Failed(message.replace("{}", &state.since)));
+        }
+        // Of a lab that did not outlive a restart of the machine only this file is left.
         State::forget()?;
     }
-    let reserved = State::reserve()?;
     stop::listen()?;
     let state = if geteuid().is_root() { up_named(args)? } else { up_held(args)? };
-    if let Err(error) = reserved.write(&state) {
-        take_down(&state)?;
-        return Err(error.into());
-    }
     println!("the lab is up");
     explain(&state);
     Ok(())
@@ -61,10 +56,19 @@ fn up_named(args: &UpArgs) -> Result<State, Error> {
             "the namespace {name} is there already, and no lab left it; remove it with `ip netns delete {name}`"
         )));
     }
+    let state = state(Kept::Named, args);
+    state.announce(&State::path())?;
     let mut runner = Runner::new((), Trace::none());
-    runner.take_all(&topology::steps(&args.links.links()))?;
-    runner.keep();
-    Ok(state(Kept::Named, args))
+    match runner.take_all(&topology::steps(&args.links.links())) {
+        Ok(()) => runner.keep(),
+        Err(failed) => {
+            // Dropped while the file still tells of it.
+            drop(runner);
+            State::forget()?;
+            return Err(failed.into());
+        }
+    }
+    Ok(state)
 }
 
 fn named(name: &str) -> bool {
@@ -73,6 +77,7 @@ fn named(name: &str) -> bool {
 
 /// As an ordinary user: a process that stays keeps them in a user namespace.
 fn up_held(args: &UpArgs) -> Result<State, Error> {
+    let path = State::path();
     let mut child = sandbox::spawn_inside(Stdio::null(), Stdio::piped(), &[])?;
     let mut said = String::new();
     if let Some(stdout) = child.stdout.take() {
@@ -80,7 +85,14 @@ fn up_held(args: &UpArgs) -> Result<State, Error> {
     }
     let begun = started(child.id());
     match begun {
-        Some(started) if said.trim() == READY => Ok(state(Kept::Process { pid: child.id(), started }, args)),
+        Some(started) if said.trim() == READY => {
+            let state = state(Kept::Process { pid: child.id(), started }, args);
+            if let Err(error) = state.announce(&path) {
+                end_holder(child.id(), started)?;
+                return Err(error.into());
+            }
+            Ok(state)
+        }
         _ => {
             // It has said why on standard error.
             let _ = child.kill();

@@ -1,7 +1,7 @@
 //! Results for people: `results.json`, `report.md` and one `report.html` that needs nothing else.
 //!
-//! [`summary`] gathers rounds into medians, spreads and ratios; [`verdict`] says in sentences what they mean; [`content`]
-//! lays out one [`document`], which [`markdown`] and [`html`] write, the latter with [`chart`]s.
+//! `summary` gathers rounds into medians, spreads and ratios; `verdict` says in sentences what they mean; `content`
+//! lays out one `document`, which `markdown` and `html` write, the latter with charts.
 
 mod chart;
 mod content;

@@ -9,6 +9,8 @@ use crate::results::{Kind, Results, Round};
 
 /// Rounds below which a spread says little.
 pub(super) const ENOUGH_ROUNDS: usize = 5;
+/// Rounds that have to agree before a finding counts as settled.
+const AGREEING_ROUNDS: usize = 3;
 /// A generator busy for this share of its time is itself the limit.
 pub(super) const SATURATED: f64 = 0.95;
 /// The arm engines are compared with.
@@ -127,9 +129,9 @@ impl Sampled {
 }
 
 impl Ratio {
-    /// Every round agrees on the same side of 1, and there was more than one.
+    /// Every round lies on the same side of 1, and there are enough that this is hardly chance.
     pub(super) fn is_clear(&self) -> bool {
-        self.range.is_some_and(|(low, high)| low > 1.0 || high < 1.0)
+        self.pairs >= AGREEING_ROUNDS && self.range.is_some_and(|(low, high)| low > 1.0 || high < 1.0)
     }
 }
 
@@ -146,6 +148,11 @@ impl Arm {
 }
 
 impl Load {
+    /// The load itself without what was varied: `rr` of `rr, connections=16` and of `rr-16`.
+    pub(super) fn kind(&self) -> &str {
+        self.title.split([',', '-', ' ']).next().unwrap_or_default()
+    }
+
     /// The arm engines are compared with.
     pub(super) fn baseline(&self) -> Option<&Arm> {
         self.arms.iter().find(|arm| arm.kind == Kind::Engine && BASELINE.contains(&arm.name.to_lowercase().as_str()))
@@ -284,15 +291,25 @@ fn arm(rounds: &[&Round]) -> Arm {
 /// Medians over the rounds that counted calls; a call one of them did not make counts as none there.
 fn syscalls(rounds: &[&&Round]) -> (BTreeMap<String, f64>, bool) {
     let counted: Vec<_> = rounds.iter().filter(|round| !round.syscalls.is_empty()).collect();
-    let bytes = |round: &Round| round.samples.get("bytes").copied().filter(|b| b.is_finite() && *b > 0.0);
-    let per_gb = counted.iter().all(|round| bytes(round).is_some()) && !counted.is_empty();
+    let factors: Option<Vec<f64>> = counted.iter().map(|round| calls_to_per_gb(round)).collect();
+    let per_gb = factors.is_some() && !counted.is_empty();
+    let factors = factors.unwrap_or_else(|| vec![1.0; counted.len()]);
     let names: BTreeSet<&String> = counted.iter().flat_map(|round| round.syscalls.keys()).collect();
-    let calls = |round: &Round, name: &str| {
-        let calls = round.syscalls.get(name).copied().unwrap_or(0) as f64;
-        if per_gb { bytes(round).map_or(f64::NAN, |b| calls / b * 1e9) } else { calls }
+    let median = |name: &String| {
+        let calls = |round: &Round| round.syscalls.get(name).copied().unwrap_or(0) as f64;
+        let each = counted.iter().zip(&factors).map(|(round, factor)| calls(round) * factor);
+        Some(Spread::of(each)?.median)
     };
-    let median = |name: &String| Some(Spread::of(counted.iter().map(|round| calls(round, name)))?.median);
     (names.into_iter().filter_map(|name| Some((name.clone(), median(name)?))).collect(), per_gb)
+}
+
+/// What turns a round's counts into calls per GB. Calls may have been counted in a pass of their own, with other bytes
+/// than the round's: the round's own rate of calls knows them.
+fn calls_to_per_gb(round: &Round) -> Option<f64> {
+    let sample = |name| round.samples.get(name).copied().filter(|v: &f64| v.is_finite() && *v > 0.0);
+    let all: f64 = round.syscalls.values().map(|calls| *calls as f64).sum();
+    let of_rate = sample("syscalls_per_gb").filter(|_| all > 0.0).map(|rate| rate / all);
+    of_rate.or_else(|| Some(1e9 / sample("bytes")?))
 }
 
 fn latencies(rounds: &[&&Round]) -> Option<Latencies> {

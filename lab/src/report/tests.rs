@@ -123,6 +123,12 @@ fn system_calls_are_per_gb_where_bytes_are_known() {
     assert!(arm.syscalls_per_gb);
     assert_eq!((arm.syscalls["splice"], arm.syscalls["futex"]), (1000.0, 0.0));
 
+    // Counted in a pass of its own, of which only the rate is known: 2,000 calls were 500 per GB.
+    all[0].samples.insert("syscalls_per_gb".into(), 500.0);
+    let summary = Summary::of(&results(all[..1].to_vec()));
+    assert_eq!(summary.loads[0].arms[0].syscalls["splice"], 500.0);
+
+    all[0].samples.remove("syscalls_per_gb");
     all[0].samples.insert("bytes".into(), 0.0);
     let summary = Summary::of(&results(all));
     let arm = &summary.loads[0].arms[0];
@@ -166,6 +172,10 @@ fn one_round_is_said_and_settles_nothing() {
     let said = sentences(&results(rounds(CPU, &arms)));
     assert!(said[0].0 == Tone::Open && said[0].1.contains("one round, so no spread"), "{said:?}");
     assert!(said.iter().any(|(tone, s)| *tone == Tone::Caution && s.contains("only one round")), "{said:?}");
+
+    let arms: [(&str, Kind, &[f64]); 2] = [("splice", Kind::Engine, &[0.5; 2]), ("copy-64K", Kind::Engine, &[1.0; 2])];
+    let said = sentences(&results(rounds(CPU, &arms)));
+    assert!(said[0].0 == Tone::Open && said[0].1.contains("2 rounds; too few to settle it"), "{said:?}");
 }
 
 #[test]

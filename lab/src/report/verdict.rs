@@ -71,7 +71,7 @@ fn against_dnat(load: &Load) -> Option<Verdict> {
 
 /// Whether the load offers a rate instead of taking all it can.
 pub(super) fn is_paced(load: &Load) -> bool {
-    ["rate", "stream", "idle"].iter().any(|paced| load.title.split(',').next() == Some(paced))
+    ["rate", "stream", "idle"].contains(&load.kind())
 }
 
 /// One arm against another; `None` where one of them has not been measured or a rate was the generator's.
@@ -99,7 +99,12 @@ fn certainty(ratio: &Ratio) -> String {
         None if ratio.pairs == 1 => " (one round, so no spread is known)".into(),
         None => " (no round has both, so only medians are compared)".into(),
         Some((low, high)) => {
-            let agree = if ratio.is_clear() { "" } else { "; the rounds do not agree which is better" };
+            let split = low <= 1.0 && high >= 1.0;
+            let agree = match ratio.is_clear() {
+                true => "",
+                false if split => "; the rounds do not agree which is better",
+                false => "; too few to settle it",
+            };
             format!(" ({}–{} in {} rounds{agree})", times(low), times(high), ratio.pairs)
         }
     }

@@ -1,9 +1,9 @@
 //! What `lab up` left, so that `down` and `status` find it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
@@ -76,15 +76,16 @@ impl State {
         state.map(Some).map_err(|error| at(io::Error::other(format!("{error}; remove the file if no lab is up"))))
     }
 
-    /// Reserves the file for a lab that is being brought up.
+    /// Writes it to a new file. As root before anything is made, so that also a lab that is killed half-way can be
+    /// taken down; `path` is [`State::path`] of the user who asked, which a user namespace changes.
     ///
     /// # Errors
-    /// When there is one already.
-    pub fn reserve() -> io::Result<Reserved> {
-        let path = Self::path();
-        let file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(about("make", &path))?;
-        Ok(Reserved { file, path, kept: false })
+    /// When there is a file already, or it cannot be written.
+    pub fn announce(&self, path: &Path) -> io::Result<()> {
+        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let mut file = opened.map_err(about("make", path))?;
+        let text = serde_json::to_vec_pretty(self)?;
+        file.write_all(&text).map_err(about("write", path))
     }
 
     /// Forgets it.
@@ -94,36 +95,6 @@ impl State {
     pub fn forget() -> io::Result<()> {
         let path = Self::path();
         fs::remove_file(&path).map_err(about("remove", &path))
-    }
-}
-
-/// The state file of a lab that is not up yet; removed when dropped before it is.
-#[derive(Debug)]
-pub struct Reserved {
-    file: File,
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Reserved {
-    /// Writes the state of what is up now.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn write(mut self, state: &State) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(state)?;
-        self.file.write_all(&text).map_err(about("write", &self.path))?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        if !self.kept {
-            // The next `up` says so if it is still there.
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 

@@ -135,7 +135,7 @@ pub(super) fn reading() -> Section {
         "Arms run in turn within a round, round after round, so that a change of the machine meets all of them. A number is \
          the median of the rounds, the range behind it their smallest and greatest.",
         "A ratio is median over median. The range in a sentence is that of the ratios within single rounds; a finding counts \
-         as settled only where every round agrees.",
+         as settled only where every round agrees, and at least three.",
         "A GB is 10⁹ bytes delivered. CPU of the forwarder is that of all its threads and child processes, taken from the \
          kernel's exact process times and not from /proc/stat, which counts whole ticks.",
         "Rounds with an error count nowhere; they are listed.",

@@ -96,8 +96,7 @@ fn split(mut lines: Vec<Line>) -> Vec<(&'static str, Vec<Line>)> {
 /// What people call a load.
 fn load_title(load: &Load) -> String {
     let title = name(&load.title);
-    let kind = load.title.split(',').next().unwrap_or_default();
-    let people = match kind {
+    let people = match load.kind() {
         "bulk" => "Bulk, client to server",
         "reverse" => "Bulk, server to client",
         "bidirectional" => "Bulk, both ways at once",

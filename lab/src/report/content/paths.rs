@@ -62,8 +62,9 @@ pub(super) fn add_syscalls(section: &mut Section, load: &Load) {
     let unit = if counted.iter().all(|arm| arm.syscalls_per_gb) { "per GB" } else { "per round" };
     section.blocks.push(Block::Heading(format!("System calls {unit}")));
     section.text(
-        "Counted in rounds of their own where counting slows the forwarder down. A call that waits, such as epoll_wait, is \
-         charged by strace with the time it slept: read the counts, not its share of the time.",
+        "Counts only. Counting slows a forwarder down, so it is done apart from the timed window, and the times that \
+         strace gives are left out: they charge a call that waits, such as epoll_wait, with waiting and every call with \
+         being traced.",
     );
     let mut table = Table::new(format!("System calls {unit}, median of the rounds")).words("Arm").words("Kind");
     for call in &named {
