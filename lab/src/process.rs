@@ -9,10 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::plan::stop;
+use crate::sample::Tree;
 
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
@@ -166,10 +167,26 @@ impl Process {
             self.status = self.child.wait().ok();
             // The others take a moment to die, and may still hold a port until then.
             let begun = Instant::now();
-            while killpg(self.id(), None).is_ok() && begun.elapsed() < GROUP {
+            while self.group_lives() && begun.elapsed() < GROUP {
                 thread::sleep(INTERVAL);
             }
+            self.reap_orphans();
         }
+    }
+
+    /// Where the lab is the first process of a namespace, it is the parent of what others left behind.
+    fn reap_orphans(&self) {
+        let orphans = Tree::new([self.pid()]).members();
+        for orphan in orphans.iter().filter(|stat| stat.zombie && stat.parent == std::process::id()) {
+            let pid = i32::try_from(orphan.pid).map(Pid::from_raw);
+            // Fails only when it has just been waited for.
+            let _ = pid.map(|pid| waitpid(pid, Some(WaitPidFlag::WNOHANG)));
+        }
+    }
+
+    /// Whether any of its group has not ended. Those that nobody waits for do not count: they hold nothing.
+    fn group_lives(&self) -> bool {
+        killpg(self.id(), None).is_ok() && !Tree::new([self.pid()]).pids().is_empty()
     }
 
     fn id(&self) -> Pid {
@@ -244,7 +261,7 @@ mod tests {
         };
         process.wait_until("started", PATIENCE, started).unwrap();
         assert!(process.stop(Signal::SIGTERM, PATIENCE).unwrap().success());
-        assert!(kill(Pid::from_raw(child), None).is_err(), "the child of the shell is gone too");
+        assert_eq!(Tree::new([process.pid()]).pids(), [0; 0], "the child of the shell is gone too");
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub struct Stat {
     pub parent: u32,
     /// Its process group.
     pub group: u32,
+    /// It has ended, and its parent has not asked how: only its times are left.
+    pub zombie: bool,
     /// User time of all its threads, finished ones included, in clock ticks.
     pub user_ticks: u64,
     /// The same in the kernel.
@@ -42,6 +44,7 @@ impl Stat {
             pid,
             parent: u32::try_from(number(4)?).ok()?,
             group: u32::try_from(number(5)?).ok()?,
+            zombie: *fields.first()? == "Z",
             user_ticks: number(14)?,
             system_ticks: number(15)?,
             waited_user_ticks: number(16)?,
@@ -86,10 +89,10 @@ impl Tree {
         self.select(Stat::all())
     }
 
-    /// The ids of [`Self::members`].
+    /// The ids of those [`Self::members`] that have not ended.
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {
-        self.members().iter().map(|stat| stat.pid).collect()
+        self.members().iter().filter(|stat| !stat.zombie).map(|stat| stat.pid).collect()
     }
 
     fn select(&self, all: Vec<Stat>) -> Vec<Stat> {
@@ -126,6 +129,7 @@ mod tests {
         let stat = Stat::parse(LINE).unwrap();
         assert_eq!((stat.pid, stat.parent, stat.group, stat.started_ticks), (4711, 17, 4711, 998_877));
         assert_eq!((stat.user_ticks, stat.system_ticks), (12, 34));
+        assert!(!stat.zombie && Stat::parse(&LINE.replace(" S ", " Z ")).unwrap().zombie);
         assert_eq!((stat.waited_user_ticks, stat.waited_system_ticks), (5, 6));
         for bad in ["", "12", "12 (x", "12 (x) S 1", "x (y) S 1 2 3"] {
             assert_eq!(Stat::parse(bad), None, "{bad:?}");

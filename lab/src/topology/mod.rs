@@ -75,6 +75,13 @@ pub fn steps(links: &Links) -> Vec<CommandStep> {
     // The kernel routes between the links, for the ways with no forwarder in between.
     let text = ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"];
     steps.push(CommandStep::new("let the kernel route", CommandLine::of(&Place::namespace(FORWARDER), text)));
+    // Without an offset of its own for each pair of addresses, so that a port may be used again at once: the server
+    // remembers closed connections of one address, and takes another's place only by a later time stamp, whichever
+    // namespace it was begun in (address translation begins them in the client's).
+    let text = ["sh", "-c", "echo 2 > /proc/sys/net/ipv4/tcp_timestamps"];
+    let stamps =
+        |name| CommandStep::new(format!("time stamps of {name}"), CommandLine::of(&Place::namespace(name), text));
+    steps.extend(NAMESPACES.map(stamps));
     if let Some(loss) = links.loss {
         steps.extend(NAMESPACES.map(|name| lose(name, loss)));
     }
