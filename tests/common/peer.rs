@@ -50,10 +50,11 @@ pub(crate) fn backend() -> TcpListener {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port")
 }
 
-/// A listening socket whose peers stop sending early: its connections have the smallest receive buffer.
+/// A listening socket whose peers stop sending early: its connections have a small receive buffer. A smaller one
+/// still would have the kernel send by its timers, which is slow.
 pub(crate) fn backend_with_small_buffers() -> TcpListener {
     let listener = backend();
-    SockRef::from(&listener).set_recv_buffer_size(1).expect("SO_RCVBUF");
+    SockRef::from(&listener).set_recv_buffer_size(32_768).expect("SO_RCVBUF");
     listener
 }
 
