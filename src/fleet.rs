@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 
 use mio::{Poll, Waker};
 
-use crate::listener::{self, Listener, Slots};
+use crate::listener::{self, Listener, Shortage, Slots};
 use crate::plan::{Pin, Plan};
 use crate::pump::Pumps;
 use crate::stats::{SessionRecord, WorkerStats};
@@ -239,6 +239,7 @@ fn share(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<(Arc<Shared>, Vec<En
         slots: Slots::new(plan.max_connections),
         forward_slots: plan.forwards.iter().map(|f| Slots::new(f.max_connections)).collect(),
         trace: Trace::default(),
+        shortage: Shortage::default(),
         listening: listening.into_iter().map(|(_, address)| address).collect(),
         mailboxes: mailboxes.into(),
     };

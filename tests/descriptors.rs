@@ -13,7 +13,7 @@ use common::peer::{Echo, Reserved, backend, connect, echoes};
 use common::spliced::{Launcher, Spliced, can_inject};
 
 /// What the line says.
-const NO_MORE: &str = "cannot accept connections";
+const NO_MORE: &str = " descriptors are allowed (ulimit -n";
 
 /// The soft and hard limit of a running process.
 fn limits(spliced: &Spliced) -> (String, String) {

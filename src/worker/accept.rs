@@ -45,7 +45,6 @@ impl Worker {
         match sys::accept(&listener.socket) {
             Ok((socket, client)) => {
                 let (listener, port_offset) = (listener.index, listener.port_offset);
-                self.exhausted = false;
                 let hop = self.parts.shared.trace.look_up(client, || sys::meant_for(&socket));
                 self.hand_on(Accepted { socket, client, forward, listener, port_offset, hop });
             }
@@ -55,8 +54,7 @@ impl Worker {
                     AcceptError::Empty => listener.ready = false,
                     AcceptError::Gone => {}
                     AcceptError::Exhausted => {
-                        self.log_exhausted(&e);
-                        self.starve();
+                        self.starve(&format!("cannot accept connections: {e}"));
                     }
                 }
             }
@@ -120,7 +118,13 @@ impl Worker {
     }
 
     /// Descriptors have run out: empty pipes give theirs up, and accepting pauses.
-    pub(super) fn starve(&mut self) {
+    pub(super) fn starve(&mut self, what: &str) {
+        if self.parts.shared.shortage.begins() {
+            log::error!(
+                "{what}; {} descriptors are allowed (ulimit -n, LimitNOFILE=); clients wait in the queue until one is free",
+                sys::descriptor_limit()
+            );
+        }
         self.freed |= self.parts.pumps.give_up_pipes();
         self.pause_all();
     }
@@ -132,6 +136,9 @@ impl Worker {
     }
 
     fn pause(&mut self) {
+        if self.pause_until_ms == 0 {
+            self.parts.stats.accept_pauses.add(1);
+        }
         self.pause_until_ms = self.now_ms() + PAUSE_MS;
         self.parts.stats.accept_paused.set(1);
     }
@@ -152,17 +159,5 @@ impl Worker {
         for listener in &mut self.parts.listeners {
             (listener.ready, listener.paused) = (true, false);
         }
-    }
-
-    fn log_exhausted(&mut self, error: &std::io::Error) {
-        if std::mem::replace(&mut self.exhausted, true) {
-            return;
-        }
-        self.parts.stats.accept_pauses.add(1);
-        log::error!(
-            "cannot accept connections: {error}; {} descriptors are allowed (ulimit -n, LimitNOFILE=); \
-             clients wait in the queue until one is free",
-            sys::descriptor_limit()
-        );
     }
 }

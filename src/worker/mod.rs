@@ -24,7 +24,7 @@ use slab::Slab;
 use socket2::Socket;
 
 use crate::deadline::Deadlines;
-use crate::listener::{Listener, Slots};
+use crate::listener::{Listener, Shortage, Slots};
 use crate::plan::Plan;
 use crate::pump::Pumps;
 use crate::session::{Attempt, Connector, End, Session, Step, Turn, key_of};
@@ -51,6 +51,8 @@ pub struct Shared {
     pub forward_slots: Box<[Slots]>,
     /// Our own connections to backends.
     pub trace: Trace,
+    /// Descriptors or memory have run out.
+    pub shortage: Shortage,
     /// The listening addresses by number.
     pub listening: Box<[std::net::SocketAddr]>,
     /// One per worker.
@@ -164,8 +166,6 @@ pub struct Worker {
     now_us: u64,
     /// Accepting pauses until then; 0 when it does not.
     pause_until_ms: u64,
-    /// A line about missing descriptors has been logged since they were last seen.
-    exhausted: bool,
     /// Since the last turn something has come free that sessions or listeners may wait for: a slot, a descriptor, an
     /// address.
     freed: bool,
@@ -199,7 +199,6 @@ impl Worker {
             clock: Instant::now(),
             now_us: 0,
             pause_until_ms: 0,
-            exhausted: false,
             freed: false,
             draining: false,
             trim_ms: 0,
@@ -390,7 +389,7 @@ impl Worker {
             self.retry.push(key);
         }
         if starves {
-            self.starve();
+            self.starve("cannot connect to a backend: too many open files");
         }
         step
     }
