@@ -121,7 +121,7 @@ fn yaml_values() {
 fn yaml_addresses() {
     let forward = |listen: &str, to: &str| format!("forwards:\n  - name: web\n    listen: {listen}\n    to: {to}\n");
     for (listen, to, place, part) in [
-        ("127.0.0.1:0", "a:1", (3, 13), "found port 0; allowed: a port from 1 to 65535"),
+        ("127.0.0.1:0", "a:1", (3, 13), "found port 0 in \"127.0.0.1:0\"; allowed: a port from 1 to 65535"),
         ("127.0.0.1:70000", "a:1", (3, 13), "found port 70000"),
         ("[\"0.0.0.0:1\", \"[::]:0\"]", "a:1", (3, 27), "found port 0"),
         ("127.0.0.1", "a:1", (3, 13), "without a port"),
