@@ -22,6 +22,8 @@ use nix::unistd::{Uid, pipe};
 use std::net::TcpListener;
 
 const MIB: u64 = 1 << 20;
+/// What every stalled session has delivered before it stalls.
+const READ: u64 = MIB / 2;
 
 common::scenarios!(
     also_direct: [],
@@ -72,16 +74,21 @@ fn more_stalled_sessions_than_pipes(via: Via) {
     let budget = spliced.stats().number("/pipes/budget");
     let count = budget + budget / 8 + 40;
     assert!(count <= 2000, "a budget of {budget} pipes is more than an ordinary user may have");
-    let len = MIB;
+    let len = READ + MIB;
     let pattern = Pattern::new(1);
     let mut streams: Vec<(TcpStream, TcpStream)> = Vec::new();
     for _ in 0..count {
         let client = connect(port.address());
         let server = accept(&backend);
+        // A burst that is read, so that `auto` has gone over to pipes when the reader stops.
+        thread::scope(|scope| {
+            scope.spawn(|| pattern.send(&client, 0, READ).expect("send"));
+            pattern.expect(&server, 0, READ);
+        });
         client.set_nonblocking(true).expect("non-blocking");
         streams.push((client, server));
     }
-    let mut sent = vec![0; streams.len()];
+    let mut sent = vec![READ; streams.len()];
     let enough = |spliced: &Spliced| {
         let stats = spliced.stats();
         assert!(stats.pipes_in_use() <= budget, "{} pipes of {budget}", stats.pipes_in_use());
@@ -101,7 +108,7 @@ fn more_stalled_sessions_than_pipes(via: Via) {
             scope.spawn(move || {
                 client.set_nonblocking(false).expect("blocking");
                 thread::scope(|both| {
-                    both.spawn(|| pattern.expect_whole(server, 0, len));
+                    both.spawn(|| pattern.expect_whole(server, READ, len));
                     pattern.send(client, sent, len).expect("send the rest");
                     client.shutdown(Shutdown::Write).expect("half-close");
                 });
