@@ -192,6 +192,8 @@ impl Transfer for Lane<'_> {
         {
             return result;
         }
+        // `auto` may have come back to copy within the turn, with the pipe of the last fill still at hand.
+        self.park_pipe();
         self.fill_scratch()
     }
 

@@ -75,7 +75,7 @@ impl Lane<'_> {
         }
     }
 
-    fn park_pipe(&mut self) {
+    pub(super) fn park_pipe(&mut self) {
         if let Held::Pipe(pipe) = std::mem::take(&mut self.pump.held) {
             self.pumps.pools[self.pool].put(pipe);
         }

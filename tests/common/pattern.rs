@@ -95,6 +95,19 @@ impl Pattern {
         Ok(())
     }
 
+    /// Writes what a non-blocking stream takes at once of the bytes from place `from` up to `to`.
+    pub(crate) fn send_now(&self, mut stream: &TcpStream, from: u64, to: u64) -> u64 {
+        let mut place = from;
+        while place < to {
+            match stream.write(self.at(place, to - place)) {
+                Ok(n) => place += n as u64,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) => panic!("send at {place}: {e}"),
+            }
+        }
+        place - from
+    }
+
     /// Writes from place 0 for as long as the stream takes bytes: until nothing more goes for the socket's write
     /// timeout, or an error. Returns how many went and the error, if there was one.
     pub(crate) fn send_all_it_takes(&self, mut stream: &TcpStream, at_most: u64) -> (u64, Option<io::Error>) {
