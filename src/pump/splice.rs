@@ -33,7 +33,17 @@ impl Lane<'_> {
         let mut pipe = self.take_pipe()?;
         let result = pipe.fill_from(self.source, MOST);
         match &result {
-            Ok(0) => {}
+            Ok(0) => {
+                // Once the end has arrived, splice says 0 also in front of an urgent byte, with bytes behind it
+                // (tcp_splice_read in net/ipv4/tcp.c). Only recv tells the end from the mark.
+                self.pump.held = Held::Pipe(pipe);
+                self.park_pipe();
+                let result = self.fill_scratch();
+                if matches!(result, Ok(1..)) {
+                    self.count(Fallback::Urgent);
+                }
+                return Some(result);
+            }
             Ok(n) => self.pump.choice.spliced(*n),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if self.source_ready.urgent {
