@@ -16,7 +16,7 @@ use common::deadline::{LONG, until};
 use common::path::Via;
 use common::pattern::Pattern;
 use common::peer::{Reserved, accept, backend, backend_with_small_buffers, connect};
-use common::spliced::{Launcher, Spliced, can_inject, ordinary_user};
+use common::spliced::{Launcher, Spliced, can_inject, copy_for, ordinary_user};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{Uid, pipe};
 use std::net::TcpListener;
@@ -170,9 +170,7 @@ impl Holder {
 fn hold_all_pages(uid: u32) -> Holder {
     // As the test's own program may lie where another user cannot read, it gets a copy.
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let copy = directory.path().join("holder");
-    std::fs::copy(std::env::current_exe().expect("the test's own program"), &copy).expect("room for a copy");
-    std::os::unix::fs::chown(directory.path(), Some(uid), Some(uid)).expect("root gives its directory away");
+    let copy = copy_for(uid, &std::env::current_exe().expect("the test's own program"), directory.path());
     let mut child = Command::new(&copy)
         .args(["--exact", "holder", "--nocapture"])
         .env(HOLDER, "1")

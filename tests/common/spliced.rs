@@ -29,6 +29,17 @@ pub(crate) fn ordinary_user() -> u32 {
     100_000 + std::process::id() % 50_000 * 64 + NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// A copy of a program in a directory that is given to a user. Another process makes it: a file that is open for
+/// writing here, or in a child that another test has just forked, cannot be run.
+pub(crate) fn copy_for(uid: u32, program: &Path, directory: &Path) -> PathBuf {
+    let copy = directory.join("copy");
+    let status = Command::new("cp").arg(program).arg(&copy).status().expect("cp");
+    assert!(status.success(), "copy {}: {status}", program.display());
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("our own file");
+    std::os::unix::fs::chown(directory, Some(uid), Some(uid)).expect("root gives its directory away");
+    copy
+}
+
 /// Whether strace may follow a process here; says why when not.
 pub(crate) fn can_inject() -> bool {
     let trial = ["-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=splice", "true"];
@@ -148,11 +159,7 @@ impl<'a> Launcher<'a> {
     /// As another user, from a place that user can read.
     pub(crate) fn user(mut self, uid: u32) -> Self {
         let directory = self.directory.path();
-        let copy = directory.join("spliced");
-        fs::copy(&self.binary, &copy).expect("room for a copy of the program");
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("our own file");
-        std::os::unix::fs::chown(directory, Some(uid), Some(uid)).expect("root gives its directory away");
-        self.binary = copy;
+        self.binary = copy_for(uid, &self.binary, directory);
         self.user = Some(uid);
         self
     }
