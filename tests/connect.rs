@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use common::deadline::until;
 use common::netns::{Netns, with_namespaces};
 use common::path::{Path, Via};
 use common::pattern::Pattern;
-use common::peer::{FullBackend, Reserved, accept, backend, connect, end_of, timed, with_deadlines};
+use common::peer::{FullBackend, Reserved, accept, backend, connect, connect_or_reset, end_of, timed};
 use common::spliced::{Launcher, Spliced};
 
 /// What the promise allows between a refusal and the closed client.
@@ -23,15 +23,6 @@ fn to_targets(port: &Reserved, targets: &[SocketAddr], lines: &str) -> Spliced {
     let list: Vec<_> = targets.iter().map(|target| format!("\"{target}\"")).collect();
     let forward = format!("{{ name: test, listen: \"{}\", to: [{}] }}", port.address(), list.join(", "));
     Launcher::config(&format!("{lines}\nforwards: [{forward}]\n")).start()
-}
-
-/// A client whose connection may be reset before connect(2) has told of its success: `None` then.
-fn connect_to_be_closed(to: SocketAddr) -> Option<TcpStream> {
-    match TcpStream::connect(to) {
-        Ok(stream) => Some(with_deadlines(stream)),
-        Err(e) if e.kind() == ErrorKind::ConnectionReset => None,
-        Err(e) => panic!("connect to {to}: {e}"),
-    }
 }
 
 /// The client's connection ends, by FIN or by reset, without a byte.
@@ -45,7 +36,7 @@ fn closed(client: &Option<TcpStream>) {
 fn a_refused_client_is_closed_and_the_reason_logged_and_counted() {
     let (port, nobody) = (Reserved::loopback(), Reserved::loopback());
     let spliced = Launcher::forward(port.address(), nobody.address()).start();
-    let client = connect_to_be_closed(port.address());
+    let client = connect_or_reset(port.address());
     timed("the client is closed", SOON, || closed(&client));
     spliced.ended("refused", 1);
     until("a line says refused", SOON, || !spliced.logged("refused").is_empty());
@@ -59,7 +50,7 @@ fn a_refused_client_is_closed_and_the_reason_logged_and_counted() {
 fn many_refused_at_once_leave_nothing_behind() {
     let (port, nobody) = (Reserved::loopback(), Reserved::loopback());
     let spliced = Launcher::forward(port.address(), nobody.address()).start();
-    let clients: Vec<_> = (0..200).map(|_| connect_to_be_closed(port.address())).collect();
+    let clients: Vec<_> = (0..200).map(|_| connect_or_reset(port.address())).collect();
     for client in clients.iter().flatten() {
         // Some have sent something already, which must not keep them open.
         let _ = Pattern::new(1).send(client, 0, 100);
@@ -94,7 +85,7 @@ fn the_next_target_takes_over_from_one_that_refuses() {
 fn all_targets_refuse() {
     let (port, one, other) = (Reserved::loopback(), Reserved::loopback(), Reserved::loopback());
     let spliced = to_targets(&port, &[one.address(), other.address()], "");
-    let client = connect_to_be_closed(port.address());
+    let client = connect_or_reset(port.address());
     timed("the client is closed", SOON, || closed(&client));
     spliced.ended("refused", 1);
     drop(client);
@@ -132,7 +123,7 @@ fn a_target_without_a_route_is_a_failed_connect() {
         // An address kept for documentation; the namespace has no route to anything but itself.
         let nowhere = SocketAddr::from(([192, 0, 2, 1], 9001));
         let spliced = Launcher::forward(front, nowhere).inside(&island).start();
-        let client = island.enter(|| connect_to_be_closed(front));
+        let client = island.enter(|| connect_or_reset(front));
         timed("the client is closed", SOON, || closed(&client));
         spliced.ended("connect_failed", 1);
         drop(client);

@@ -238,7 +238,10 @@ fn is_exhausted(error: &io::Error) -> bool {
 
 fn connect_end(error: &io::Error) -> End {
     let reason = match error.raw_os_error() {
-        Some(libc::ECONNREFUSED | libc::ECONNRESET) => EndReason::Refused,
+        Some(libc::ECONNREFUSED) => EndReason::Refused,
+        // A reset that answers a SYN is reported as a refusal (tcp_reset in net/ipv4/tcp_input.c), so the handshake was
+        // over here: the backend took the connection and reset it before this worker looked.
+        Some(libc::ECONNRESET | libc::EPIPE) => EndReason::ResetByBackend,
         Some(libc::ETIMEDOUT) => EndReason::ConnectTimeout,
         _ => EndReason::ConnectFailed,
     };

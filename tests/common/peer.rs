@@ -93,6 +93,15 @@ pub(crate) fn connect(to: SocketAddr) -> TcpStream {
     with_deadlines(stream)
 }
 
+/// Connects where the connection may be reset before connect(2) has told of its success: `None` then.
+pub(crate) fn connect_or_reset(to: SocketAddr) -> Option<TcpStream> {
+    match TcpStream::connect(to) {
+        Ok(stream) => Some(with_deadlines(stream)),
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => None,
+        Err(e) => panic!("connect to {to}: {e}"),
+    }
+}
+
 /// Accepts under a deadline: on Linux accept(2) obeys SO_RCVTIMEO.
 pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
     SockRef::from(listener).set_read_timeout(Some(LONG)).expect("SO_RCVTIMEO");
