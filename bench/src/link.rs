@@ -1,0 +1,173 @@
+//! Two TCP connections over loopback with room for a forwarder between them.
+
+use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+use spliced::plan::TcpOptions;
+use spliced::sys;
+
+/// Longest wait for bytes that are on their way within this host.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// writer → source, then room for a forwarder, then target → reader. No socket blocks.
+///
+/// The sockets carry the options spliced sets, and fixed buffers: autotuning would let a benchmark that runs later find
+/// larger ones than its predecessor.
+#[derive(Debug)]
+pub struct Link {
+    writer: Socket,
+    /// Where the forwarder reads.
+    pub source: Socket,
+    /// Where the forwarder writes.
+    pub target: Socket,
+    reader: Socket,
+    /// Never read from: a peek that truncates only counts.
+    counting: Box<[MaybeUninit<u8>]>,
+}
+
+impl Link {
+    /// Connects the four sockets; `buffer` is what each is asked to hold, in bytes. The kernel may give less.
+    ///
+    /// # Errors
+    /// What the system calls report.
+    pub fn new(buffer: usize) -> io::Result<Self> {
+        let (writer, source) = connection(buffer)?;
+        let (target, reader) = connection(buffer)?;
+        Ok(Self { writer, source, target, reader, counting: vec![MaybeUninit::uninit(); buffer].into() })
+    }
+
+    /// How many bytes can be queued on this link before anything is moved, on the safe side.
+    ///
+    /// # Errors
+    /// What getsockopt(2) reports.
+    pub fn room(&self) -> io::Result<usize> {
+        // Linux reports twice what was asked for, the other half being for its own bookkeeping (socket(7)); half of
+        // the rest makes up for bookkeeping that is larger than that.
+        let receives = self.source.recv_buffer_size()?.min(self.reader.recv_buffer_size()?);
+        let sends = self.writer.send_buffer_size()?.min(self.target.send_buffer_size()?);
+        Ok((receives.min(sends) / 4).clamp(1, self.counting.len()))
+    }
+
+    /// Writes `bytes` and waits until all of them can be read from [`Link::source`].
+    ///
+    /// # Errors
+    /// What the system calls report, or [`io::ErrorKind::TimedOut`] if they do not arrive.
+    pub fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        let (waiting, start) = (bytes.len(), Instant::now());
+        while !bytes.is_empty() {
+            match (&self.writer).write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) => patience(e, start, "writing")?,
+            }
+        }
+        loop {
+            match self.source.recv_with_flags(&mut self.counting, libc::MSG_PEEK | libc::MSG_TRUNC) {
+                Ok(n) if n >= waiting => return Ok(()),
+                Ok(_) => patience(io::ErrorKind::WouldBlock.into(), start, "waiting for bytes at the source")?,
+                Err(e) => patience(e, start, "waiting for bytes at the source")?,
+            }
+        }
+    }
+
+    /// Reads exactly `bytes.len()` bytes from where the target sends them.
+    ///
+    /// # Errors
+    /// What the system calls report, [`io::ErrorKind::UnexpectedEof`], or [`io::ErrorKind::TimedOut`] if they do not
+    /// arrive.
+    pub fn take(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        let (mut taken, start) = (0, Instant::now());
+        while taken < bytes.len() {
+            match (&self.reader).read(&mut bytes[taken..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => taken += n,
+                Err(e) => patience(e, start, "reading behind the target")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lets the kernel go on with what it has in hand; an error when that takes too long, or when it is another one.
+fn patience(error: io::Error, start: Instant, doing: &str) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => Ok(()),
+        // Loopback delivers within the sender's system call, save what it leaves to the next soft interrupt.
+        io::ErrorKind::WouldBlock if start.elapsed() < PATIENCE => {
+            std::thread::yield_now();
+            Ok(())
+        }
+        io::ErrorKind::WouldBlock => {
+            let message =
+                format!("{doing}: no progress on loopback within {PATIENCE:?}; is a packet filter in the way?");
+            Err(io::Error::new(io::ErrorKind::TimedOut, message))
+        }
+        _ => Err(io::Error::new(error.kind(), format!("{doing}: {error}"))),
+    }
+}
+
+/// A connection over loopback: the connecting and the accepted end.
+fn connection(buffer: usize) -> io::Result<(Socket, Socket)> {
+    let options = TcpOptions {
+        keepalive: None,
+        receive_buffer: Some(buffer),
+        send_buffer: Some(buffer),
+        ..TcpOptions::default()
+    };
+    let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let listener = sys::stream(local)?;
+    // Before listen and connect: the window scale is settled in the handshake. Accepted sockets inherit it all.
+    sys::set_options(&listener, &options)?;
+    listener.set_nonblocking(false)?;
+    listener.bind(&local.into())?;
+    listener.listen(1)?;
+    let near = sys::stream(local)?;
+    sys::set_options(&near, &options)?;
+    near.set_nonblocking(false)?;
+    near.connect(&listener.local_addr()?)?;
+    near.set_nonblocking(true)?;
+    let (far, _) = sys::accept(&listener)?;
+    Ok((near, far))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_waits_at_the_source_and_only_there() {
+        let mut link = Link::new(1 << 20).unwrap();
+        link.put(b"hello").unwrap();
+        let mut bytes = [0; 6];
+        assert_eq!((&link.source).read(&mut bytes).unwrap(), 5);
+        assert_eq!(&bytes[..5], b"hello");
+        assert_eq!((&link.reader).read(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_roomful_fits_at_once() {
+        let mut link = Link::new(4 << 20).unwrap();
+        let bytes = vec![7; link.room().unwrap()];
+        assert!(bytes.len() >= 32 << 10, "{}", bytes.len());
+        for _ in 0..3 {
+            link.put(&bytes).unwrap();
+            let mut read = vec![0; bytes.len()];
+            let mut source = &link.source;
+            source.read_exact(&mut read).unwrap();
+            assert_eq!(read, bytes);
+        }
+    }
+
+    #[test]
+    fn an_end_behind_the_target_is_an_error() {
+        let mut link = Link::new(64 << 10).unwrap();
+        link.target.shutdown(std::net::Shutdown::Write).unwrap();
+        let within = Instant::now();
+        while link.take(&mut [0]).is_ok() {
+            assert!(within.elapsed() < PATIENCE);
+        }
+        assert_eq!(link.take(&mut [0]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
