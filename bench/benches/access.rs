@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use spliced::plan::{Access, Pattern};
@@ -32,5 +33,12 @@ fn access(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, access);
+criterion_group!(
+    name = benches;
+    config = Criterion::default()
+        .sample_size(50)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(1));
+    targets = access
+);
 criterion_main!(benches);

@@ -103,5 +103,12 @@ fn expire_all(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, set, clear_set, next, expire_none, expire_all);
+criterion_group!(
+    name = benches;
+    config = Criterion::default()
+        .sample_size(50)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(1));
+    targets = set, clear_set, next, expire_none, expire_all
+);
 criterion_main!(benches);

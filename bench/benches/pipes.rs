@@ -35,7 +35,14 @@ mod on_linux {
 }
 
 #[cfg(all(target_os = "linux", not(spliced_portable)))]
-criterion::criterion_group!(benches, on_linux::pipes);
+criterion::criterion_group!(
+    name = benches;
+    config = criterion::Criterion::default()
+        .sample_size(50)
+        .warm_up_time(std::time::Duration::from_millis(500))
+        .measurement_time(std::time::Duration::from_secs(1));
+    targets = on_linux::pipes
+);
 #[cfg(all(target_os = "linux", not(spliced_portable)))]
 criterion::criterion_main!(benches);
 

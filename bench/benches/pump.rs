@@ -36,5 +36,13 @@ fn pump(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, pump);
+// The command line has the last word on all three.
+criterion_group!(
+    name = benches;
+    config = Criterion::default()
+        .sample_size(50)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    targets = pump
+);
 criterion_main!(benches);

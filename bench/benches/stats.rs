@@ -26,5 +26,12 @@ fn stats(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, stats);
+criterion_group!(
+    name = benches;
+    config = Criterion::default()
+        .sample_size(50)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(1));
+    targets = stats
+);
 criterion_main!(benches);

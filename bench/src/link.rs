@@ -164,10 +164,6 @@ mod tests {
     fn an_end_behind_the_target_is_an_error() {
         let mut link = Link::new(64 << 10).unwrap();
         link.target.shutdown(std::net::Shutdown::Write).unwrap();
-        let within = Instant::now();
-        while link.take(&mut [0]).is_ok() {
-            assert!(within.elapsed() < PATIENCE);
-        }
         assert_eq!(link.take(&mut [0]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }
