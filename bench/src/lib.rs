@@ -9,7 +9,7 @@ pub mod table;
 use spliced::plan::Engine;
 use spliced::sys::HAS_SPLICE;
 
-pub use self::link::Link;
+pub use self::link::{Link, patience};
 pub use self::mover::{Mover, NotHere};
 
 /// Message sizes in bytes, with the names they have in benchmark ids: from one byte over an Ethernet segment's payload
@@ -24,6 +24,18 @@ pub const MESSAGES: [(&str, usize); 9] = [
     ("64KiB", 64 << 10),
     ("128KiB", 128 << 10),
     ("1MiB", 1 << 20),
+];
+
+/// Sequences of message sizes in bytes, each repeated for ever, with their names: what `auto` makes of changes.
+pub const MIXES: [(&str, &[usize]); 4] = [
+    ("64B+16KiB", &[64, 16 << 10]),
+    ("64B+64KiB", &[64, 64 << 10]),
+    ("64B+1MiB", &[64, 1 << 20]),
+    ("20x64B+4x64KiB", &{
+        let mut sizes = [64; 24];
+        (sizes[20], sizes[21], sizes[22], sizes[23]) = (64 << 10, 64 << 10, 64 << 10, 64 << 10);
+        sizes
+    }),
 ];
 
 /// Pipe sizes in bytes, with the names they have in benchmark ids.
@@ -41,6 +53,12 @@ pub struct Candidate {
     pub engine: Engine,
     /// Bytes of its pipe; 0 where it has none.
     pub pipe_size: usize,
+}
+
+/// A message of that many bytes.
+#[must_use]
+pub fn message(size: usize) -> Vec<u8> {
+    (0..size).map(|i| (i % 251) as u8).collect()
 }
 
 /// What is measured in this build: copy first, which the others are compared with.

@@ -12,7 +12,7 @@ use spliced::pump::{Choice, Direction, Lane, Pump, Pumps, Ready};
 use spliced::stats::{ForwardStats, PathBytes};
 use spliced::sys::pipes::{PipeBudget, PipePool};
 
-use crate::Link;
+use crate::link::{Link, patience};
 
 /// What the sockets are asked to hold, in bytes: more than the largest message, so that it can wait as a whole.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -31,8 +31,11 @@ pub struct Mover {
     bytes: PathBytes,
     stats: Box<ForwardStats>,
     copy_buffer: usize,
+    /// The largest part of a message that the sockets have room for, in bytes.
     room: usize,
     received: Vec<u8>,
+    messages: u64,
+    parted: u64,
 }
 
 /// Why there is nothing to measure.
@@ -71,37 +74,50 @@ impl Mover {
             copy_buffer,
             room,
             received: Vec::new(),
+            messages: 0,
+            parted: 0,
         })
     }
 
     /// Moves one message and returns the time its turns took. Not in it: the peers' writing and reading, and the poller.
     ///
-    /// The whole message waits in the source when the clock starts, unless this host's socket buffers are too small
-    /// for it: then it is moved by the roomful, see [`Mover::room`].
+    /// The whole message waits in the source when the clock starts, unless this host's socket buffers are too small for
+    /// it or their memory is short: then it is moved in parts, see [`Mover::parted_percent`].
     ///
     /// # Errors
-    /// What a socket reports, or [`io::ErrorKind::InvalidData`] if other bytes come out than went in.
+    /// What a socket reports, [`io::ErrorKind::TimedOut`] if bytes get stuck, or [`io::ErrorKind::InvalidData`] if
+    /// other bytes come out than went in.
     pub fn carry(&mut self, message: &[u8]) -> io::Result<Duration> {
-        let mut time = Duration::ZERO;
+        let (mut time, mut turns) = (Duration::ZERO, 0);
         for part in message.chunks(self.room) {
-            self.link.put(part)?;
+            let (mut put, mut received, mut start) = (0, 0, Instant::now());
             self.received.resize(part.len(), 0);
-            let mut received = 0;
             while received < part.len() {
+                put += self.link.put(&part[put..])?;
+                if self.pump.is_idle() && self.link.arrived(put - received)? == 0 {
+                    patience(start)?;
+                    continue;
+                }
                 let before = self.delivered();
                 time += self.turn()?;
+                turns += 1;
                 let end = received + usize::try_from(self.delivered() - before).unwrap_or(usize::MAX);
-                if end == received || end > part.len() {
-                    let message = format!("a turn delivered {} of {} bytes", end - received, part.len() - received);
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+                let Some(arrived) = self.received.get_mut(received..end) else {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "more bytes came out than went in"));
+                };
+                if arrived.is_empty() {
+                    patience(start)?;
+                    continue;
                 }
-                self.link.take(&mut self.received[received..end])?;
-                received = end;
+                self.link.take(arrived)?;
+                (received, start) = (end, Instant::now());
             }
             if self.received != part {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "other bytes came out than went in"));
             }
         }
+        self.messages += 1;
+        self.parted += u64::from(turns > 1);
         Ok(time)
     }
 
@@ -138,10 +154,16 @@ impl Mover {
         self.bytes
     }
 
-    /// The largest part of a message that is moved at once, in bytes.
+    /// How much of that went through a pipe, in percent; 0 while nothing was moved.
     #[must_use]
-    pub fn room(&self) -> usize {
-        self.room
+    pub fn spliced_percent(&self) -> f64 {
+        self.bytes.splice as f64 * 100.0 / self.delivered().max(1) as f64
+    }
+
+    /// How many messages took more than one turn, in percent; 0 while none was moved. Their times are too long.
+    #[must_use]
+    pub fn parted_percent(&self) -> f64 {
+        self.parted as f64 * 100.0 / self.messages.max(1) as f64
     }
 
     fn delivered(&self) -> u64 {
@@ -188,13 +210,12 @@ mod tests {
     use spliced::sys::HAS_SPLICE;
 
     use super::*;
-    use crate::MESSAGES;
+    use crate::{MESSAGES, message};
 
     /// Every size through one lane, so that each starts where another has left it.
     fn all_sizes(mover: &mut Mover) -> u64 {
         for (_, size) in MESSAGES {
-            let message: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
-            assert!(mover.carry(&message).unwrap() > Duration::ZERO);
+            assert!(mover.carry(&message(size)).unwrap() > Duration::ZERO);
         }
         MESSAGES.iter().map(|(_, size)| *size as u64).sum()
     }

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::{MESSAGES, engines};
+use crate::{MESSAGES, MIXES, engines};
 
 /// Medians of one round in nanoseconds, by benchmark id.
 pub type Round = BTreeMap<String, f64>;
@@ -78,18 +78,20 @@ fn collect(directory: &Path, round: &mut Round) -> io::Result<()> {
     Ok(())
 }
 
-/// One row per message: the time of the first engine, and of every other its ratio to that.
+/// One row per message or mix: the time of the first engine, and of every other its ratio to that.
 #[must_use]
 pub fn pumps(rounds: &[Round]) -> String {
     let names: Vec<String> = engines().into_iter().map(|engine| engine.name).collect();
     let Some((base, others)) = names.split_first() else { return String::new() };
-    let mut table = format!("| message | {base} |");
+    let messages = MESSAGES.iter().map(|(name, _)| format!("pump/{name}"));
+    let rows = messages.chain(MIXES.iter().map(|(name, _)| format!("mix/{name}")));
+    let mut table = format!("| messages | {base} |");
     others.iter().for_each(|name| table.push_str(&format!(" {name} |")));
     table.push_str(&format!("\n|{}\n", " --- |".repeat(others.len() + 2)));
-    for (message, _) in MESSAGES {
-        let id = |engine: &str| format!("pump/{message}/{engine}");
+    for row in rows {
+        let id = |engine: &str| format!("{row}/{engine}");
         let Some(time) = Spread::of(rounds.iter().filter_map(|r| r.get(&id(base)).copied())) else { continue };
-        table.push_str(&format!("| {message} | {} |", show(time)));
+        table.push_str(&format!("| {row} | {} |", show(time)));
         for engine in others {
             let ratio = |r: &Round| Some(r.get(&id(engine))? / r.get(&id(base))?);
             match Spread::of(rounds.iter().filter_map(ratio)) {
@@ -109,7 +111,7 @@ pub fn pumps(rounds: &[Round]) -> String {
 pub fn others(rounds: &[Round]) -> String {
     let mut table = "| benchmark | time |\n| --- | --- |\n".to_owned();
     let ids: std::collections::BTreeSet<&String> = rounds.iter().flat_map(Round::keys).collect();
-    for id in ids.into_iter().filter(|id| !id.starts_with("pump/")) {
+    for id in ids.into_iter().filter(|id| !id.starts_with("pump/") && !id.starts_with("mix/")) {
         if let Some(time) = Spread::of(rounds.iter().filter_map(|r| r.get(id).copied())) {
             table.push_str(&format!("| {id} | {} |\n", show(time)));
         }
@@ -159,7 +161,7 @@ mod tests {
             .into();
         let rounds: Vec<Round> = homes.iter().map(|home| read_round(home.path()).unwrap()).collect();
         let table = pumps(&rounds);
-        assert!(table.contains("| 64B | 2.00 µs (×0.50–2.00) |"), "{table}");
+        assert!(table.contains("| pump/64B | 2.00 µs (×0.50–2.00) |"), "{table}");
         assert_eq!(table.contains("0.50 (0.25–0.60)"), spliced::sys::HAS_SPLICE, "{table}");
         assert!(!table.contains("128KiB"), "{table}");
         assert_eq!(
