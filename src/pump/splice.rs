@@ -75,7 +75,8 @@ impl Lane<'_> {
         }
     }
 
-    fn park_pipe(&mut self) {
+    /// Gives the pipe back to its pool, if there is one.
+    pub(super) fn park_pipe(&mut self) {
         if let Held::Pipe(pipe) = std::mem::take(&mut self.pump.held) {
             self.pumps.pools[self.pool].put(pipe);
         }
