@@ -133,3 +133,28 @@ fn a_pipe_goes_back_when_splice_is_turned_off_within_a_turn() {
     rig.park();
     assert_eq!(rig.pumps.pipes()[0], 0);
 }
+
+/// splice answers 0 in front of an urgent byte once the peer has ended its half: no byte may be lost to that.
+#[test]
+fn an_end_behind_an_urgent_byte_overtakes_nothing() {
+    for urgent in [true, false] {
+        let mut rig = Rig::new(Engine::Splice);
+        rig.sender.write_all(b"abc").unwrap();
+        socket2::SockRef::from(&rig.sender).send_out_of_band(b"!").unwrap();
+        rig.sender.write_all(b"def").unwrap();
+        rig.sender.shutdown(Shutdown::Write).unwrap();
+        // With our own half ended too, poll(2) tells when the other end's FIN is there.
+        rig.source.shutdown(Shutdown::Write).unwrap();
+        rig.wait_for(PollFlags::POLLIN | PollFlags::POLLPRI | PollFlags::POLLHUP);
+        // Also when the poller has not told yet: the byte may come after its look.
+        rig.ready[0].urgent = urgent;
+        rig.ready[0].read_closed = true;
+        let mut flow = crate::flow::Flow::default();
+        let progress = flow.advance(&mut rig.lane(), usize::MAX);
+        assert!(matches!(progress, crate::flow::Progress::Done), "{progress:?}");
+        let mut got = Vec::new();
+        rig.receiver.read_to_end(&mut got).unwrap();
+        assert_eq!(String::from_utf8_lossy(&got), "abc!def", "urgent known: {urgent}");
+        assert_eq!(rig.pumps.pipes()[0], 0);
+    }
+}
