@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::deadline::{LONG, throughout};
 use common::path::{Path, Via};
 use common::pattern::Pattern;
+use common::peer::{FullBackend, accept};
 use socket2::SockRef;
 
 const MIB: u64 = 1 << 20;
@@ -26,7 +27,7 @@ common::scenarios!(
         as_the_last_byte_before_the_fin,
         behind_full_queues,
     ],
-    engines: [a_mark_that_waits_costs_nothing],
+    engines: [a_mark_that_waits_costs_nothing, with_the_end_there_before_the_first_look],
 );
 
 /// One call of the sender.
@@ -196,5 +197,25 @@ fn a_mark_that_waits_costs_nothing(via: Via) {
     client.shutdown(Shutdown::Write).expect("half-close");
     pattern.expect_whole(&server, 0, sent + urgent);
     drop((pairs, client, server));
+    path.finish();
+}
+
+/// Bytes, marks and the end wait in the kernel until there is a backend: splice(2) answers 0 in front of a mark then,
+/// as if nothing followed.
+fn with_the_end_there_before_the_first_look(via: Via) {
+    let full = FullBackend::new();
+    let path = Path::with(via, full.try_clone(), |launcher| launcher);
+    let client = path.connect();
+    let pattern = Pattern::new(1);
+    // Large enough for `auto` to be splicing when it comes to the mark.
+    pattern.send(&client, 0, 200_000).expect("send");
+    SockRef::from(&client).send_out_of_band(pattern.at(200_000, 1)).expect("send urgent");
+    pattern.send(&client, 200_001, 201_000).expect("send");
+    client.shutdown(Shutdown::Write).expect("half-close");
+    full.open();
+    let server = accept(&path.backend);
+    pattern.expect_whole(&server, 0, 201_000);
+    drop((client, server));
+    path.ended("done", 1);
     path.finish();
 }

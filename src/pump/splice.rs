@@ -32,11 +32,12 @@ impl Lane<'_> {
     pub(super) fn fill_pipe(&mut self) -> Option<io::Result<usize>> {
         let mut pipe = self.take_pipe()?;
         let result = pipe.fill_from(self.source, MOST);
+        self.pump.held = Held::Pipe(pipe);
         match &result {
+            // In front of an urgent byte splice says that the stream has ended as soon as the peer has ended its half
+            // (tcp_splice_read in net/ipv4/tcp.c), and everything from that byte on would be lost. recv tells such an
+            // end from a true one.
             Ok(0) => {
-                // Once the end has arrived, splice says 0 also in front of an urgent byte, with bytes behind it
-                // (tcp_splice_read in net/ipv4/tcp.c). Only recv tells the end from the mark.
-                self.pump.held = Held::Pipe(pipe);
                 self.park_pipe();
                 let result = self.fill_scratch();
                 if matches!(result, Ok(1..)) {
@@ -45,26 +46,19 @@ impl Lane<'_> {
                 return Some(result);
             }
             Ok(n) => self.pump.choice.spliced(*n),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                if self.source_ready.urgent {
-                    // splice stops in front of an urgent byte and will for ever; recv steps over the mark.
-                    self.pump.held = Held::Pipe(pipe);
-                    self.park_pipe();
-                    self.count(Fallback::Urgent);
-                    return None;
-                }
-                self.source_ready.readable = false;
+            // splice stops in front of an urgent byte and will for ever; recv steps over the mark.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.source_ready.urgent => {
+                self.count(Fallback::Urgent);
+                return None;
             }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.source_ready.readable = false,
             Err(e) => {
                 if let Some(refused) = refusal(e) {
-                    self.pump.held = Held::Pipe(pipe);
-                    self.park_pipe();
                     self.refused(&refused, Fallback::Source);
                     return None;
                 }
             }
         }
-        self.pump.held = Held::Pipe(pipe);
         Some(result)
     }
 
@@ -85,6 +79,7 @@ impl Lane<'_> {
         }
     }
 
+    /// Gives the pipe back to its pool, if there is one.
     pub(super) fn park_pipe(&mut self) {
         if let Held::Pipe(pipe) = std::mem::take(&mut self.pump.held) {
             self.pumps.pools[self.pool].put(pipe);
