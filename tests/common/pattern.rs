@@ -1,8 +1,9 @@
 //! Bytes that can be made and checked at any place of a stream without keeping the stream.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Once};
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A prime, so that losing, doubling or moving any whole number of pages, segments or buffers shows.
@@ -185,4 +186,19 @@ impl Pattern {
         }
         Ok(n as u64)
     }
+}
+
+/// Sends `up` and `down` bytes at the same time, each followed by a FIN, and checks both streams whole.
+pub(crate) fn exchange(client: &TcpStream, server: &TcpStream, up: u64, down: u64) {
+    let (upward, downward) = (Pattern::new(up), Pattern::new(!down));
+    let send = |stream: &TcpStream, pattern: &Pattern, len: u64| {
+        pattern.send(stream, 0, len).expect("send");
+        stream.shutdown(Shutdown::Write).expect("half-close");
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| send(client, &upward, up));
+        scope.spawn(|| send(server, &downward, down));
+        scope.spawn(|| upward.expect_whole(server, 0, up));
+        downward.expect_whole(client, 0, down);
+    });
 }
