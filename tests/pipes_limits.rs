@@ -5,13 +5,13 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use common::cannot_run;
 use common::deadline::{LONG, until};
 use common::path::Via;
 use common::pattern::Pattern;
@@ -19,7 +19,6 @@ use common::peer::{Reserved, accept, backend, backend_with_small_buffers, connec
 use common::spliced::{Launcher, Spliced, can_inject, copy_for, ordinary_user};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{Uid, pipe};
-use std::net::TcpListener;
 
 const MIB: u64 = 1 << 20;
 /// What every stalled session has delivered before it stalls.
@@ -29,6 +28,14 @@ common::scenarios!(
     also_direct: [],
     engines: [more_stalled_sessions_than_pipes],
 );
+
+/// Held by every test here: they use up the pipe pages of a user, and where they are not root, that is the same one
+/// for all of them.
+static PAGES: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    PAGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// As a user to whom the kernel's limits apply: another one where the test is root, the test's own else.
 fn as_ordinary_user<'a>(launcher: Launcher<'a>, port: &Reserved, uid: u32) -> Launcher<'a> {
@@ -65,6 +72,7 @@ fn spliced_again(spliced: &Spliced, port: &Reserved, backend: &TcpListener) {
 /// Every direction that stalls with a pipe holds it; past the budget the others copy.
 fn more_stalled_sessions_than_pipes(via: Via) {
     let Via::Engine(engine) = via else { return };
+    let _alone = alone();
     let (port, backend) = (Reserved::loopback(), backend_with_small_buffers());
     let target = backend.local_addr().expect("bound");
     // Small buffers behind the pipes, so that little is enough to fill them.
@@ -166,20 +174,20 @@ impl Holder {
     }
 }
 
-/// Starts [`holder`] as a user and waits until that user has no pipe page left.
+/// Starts [`holder`] as a user, or as the test's own where that is not root, and waits until that user has no pipe page left.
 fn hold_all_pages(uid: u32) -> Holder {
-    // As the test's own program may lie where another user cannot read, it gets a copy.
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let copy = copy_for(uid, &std::env::current_exe().expect("the test's own program"), directory.path());
-    let mut child = Command::new(&copy)
-        .args(["--exact", "holder", "--nocapture"])
-        .env(HOLDER, "1")
-        .uid(uid)
-        .gid(uid)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the test's own program starts");
+    let program = std::env::current_exe().expect("the test's own program");
+    let mut command = if Uid::effective().is_root() {
+        // It may lie where another user cannot read.
+        let mut command = Command::new(copy_for(uid, &program, directory.path()));
+        command.uid(uid).gid(uid);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.args(["--exact", "holder", "--nocapture"]).env(HOLDER, "1").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("the test's own program starts");
     let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
     let mut line = String::new();
     while line.trim_end() != "holding" {
@@ -192,9 +200,7 @@ fn hold_all_pages(uid: u32) -> Holder {
 /// `fs.pipe-user-pages-soft` is reached by other processes of the user: new pipes have two slots.
 #[test]
 fn shrunken_pipes_are_not_used() {
-    if !Uid::effective().is_root() {
-        return cannot_run("only root can start two programs as another user");
-    }
+    let _alone = alone();
     let uid = ordinary_user();
     let (port, backend) = (Reserved::loopback(), backend());
     let launcher = Launcher::forward(port.address(), backend.local_addr().expect("bound"))
@@ -217,6 +223,7 @@ fn no_descriptors_for_pipes() {
     if !can_inject() {
         return;
     }
+    let _alone = alone();
     for errno in ["EMFILE", "ENFILE"] {
         let (port, backend) = (Reserved::loopback(), backend());
         let spliced = Launcher::forward(port.address(), backend.local_addr().expect("bound"))
@@ -237,6 +244,7 @@ fn pipes_are_tried_again() {
     if !can_inject() {
         return;
     }
+    let _alone = alone();
     let (port, backend) = (Reserved::loopback(), backend());
     let spliced = Launcher::forward(port.address(), backend.local_addr().expect("bound"))
         .option("--engine", "splice")
