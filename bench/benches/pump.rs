@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bench::{COPY_BUFFER, Candidate, MESSAGES, MIXES, Mover, engines, message};
+use bench::{COPY_BUFFER, Candidate, MESSAGES, MIXES, Mover, engines, message, undisturbed};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use spliced::plan::Engine;
@@ -37,7 +37,7 @@ fn engines_over(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, sizes: &[u
             b.iter_custom(|times| {
                 let mut carry =
                     |message: &Vec<u8>| mover.carry(message).unwrap_or_else(|e| panic!("{engine_name}: {e}"));
-                (0..times).map(|_| messages.iter().map(&mut carry).sum::<Duration>()).sum()
+                undisturbed((0..times).map(|_| messages.iter().map(&mut carry).sum()).collect())
             });
         });
         if let Some(mover) = lane {
