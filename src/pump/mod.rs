@@ -7,6 +7,8 @@
 mod choice;
 mod copy;
 mod splice;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::Shutdown;
