@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use mio::unix::SourceFd;
 
-use super::{Accepted, Message, PAUSE_MS, Worker};
+use super::{Accepted, GONE, Life, Message, PAUSE_MS, Worker};
 use crate::listener::AcceptError;
 use crate::plan::Refusal;
 use crate::pump::Choice;
@@ -14,7 +14,7 @@ use crate::stats::EndReason;
 use crate::sys;
 
 /// Connections taken from one listener in a turn.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 impl Worker {
     /// Takes connections from every listener that may have some.
@@ -69,13 +69,13 @@ impl Worker {
         let least = (0..loads.len()).min_by_key(|i| loads[*i].load(Ordering::Relaxed)).unwrap_or(self.parts.id);
         let surplus = mine.saturating_sub(loads[least].load(Ordering::Relaxed));
         // Exact while sessions are few; with many, an eighth more is not worth a wake-up each.
-        if surplus > mine / 8 && least != self.parts.id {
+        if surplus > mine / 8 && least != self.parts.id && self.life == Life::Serving {
             loads[least].fetch_add(1, Ordering::Relaxed);
             match self.parts.shared.mailboxes[least].post(Message::Accepted(accepted)) {
                 Ok(()) => return self.parts.stats.handed_over.add(1),
                 // That worker is gone; its count stays high, so that it is not asked again.
                 Err(Message::Accepted(back)) => {
-                    loads[least].store(usize::MAX / 2, Ordering::Relaxed);
+                    loads[least].store(GONE, Ordering::Relaxed);
                     loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
                     return self.begin(back);
                 }
@@ -96,6 +96,7 @@ impl Worker {
         let first = self.parts.routes[forward].upstreams.pick();
         let connecting = Connecting::new(first, port_offset, hop, plan.timeouts.connect, self.now_us);
         let refused = match plan.access.refuses(client.ip()) {
+            _ if self.life == Life::Stopping => Some(EndReason::Drain),
             Some(Refusal::Denied) => Some(EndReason::Denied),
             Some(Refusal::NotAllowed) => Some(EndReason::NotAllowed),
             None if hop.is_loop(forward) => Some(EndReason::Loop),

@@ -14,7 +14,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,8 @@ const LISTENER: usize = 1 << (usize::BITS - 2);
 const PAUSE_MS: u64 = 50;
 /// A pipe nobody has needed for that long is closed.
 const TRIM_MS: u64 = 500;
+/// The load of a worker that takes no more connections: more than any other can have.
+const GONE: usize = usize::MAX / 2;
 
 /// What workers share. Nothing in it is locked.
 #[derive(Debug)]
@@ -91,6 +93,14 @@ pub struct Accepted {
     listener: usize,
     port_offset: u16,
     hop: Hop,
+}
+
+#[cfg(test)]
+impl Accepted {
+    /// A connection to the first forward, as if another worker had accepted it.
+    pub(crate) fn of(socket: Socket, client: std::net::SocketAddr) -> Self {
+        Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default() }
+    }
 }
 
 impl Mailbox {
@@ -169,11 +179,22 @@ pub struct Worker {
     /// Since the last turn something has come free that sessions or listeners may wait for: a slot, a descriptor, an
     /// address.
     freed: bool,
-    draining: bool,
+    life: Life,
     /// When pipes that were not needed are closed; 0 while there are none.
     trim_ms: u64,
     /// When the worker's own CPU time is next measured.
     measure_us: u64,
+}
+
+/// How far a worker is on its way to the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// Takes connections.
+    Serving,
+    /// Takes none; its sessions go on.
+    Draining,
+    /// Keeps none either.
+    Stopping,
 }
 
 impl Worker {
@@ -200,7 +221,7 @@ impl Worker {
             now_us: 0,
             pause_until_ms: 0,
             freed: false,
-            draining: false,
+            life: Life::Serving,
             trim_ms: 0,
             measure_us: 0,
         })
@@ -212,7 +233,7 @@ impl Worker {
     /// The poller failed: nothing can be forwarded any more.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
-        while !(self.draining && self.sessions.is_empty()) {
+        while !self.is_over() {
             if let Err(e) = self.parts.poll.poll(&mut events, self.timeout())
                 && e.kind() != io::ErrorKind::Interrupted
             {
@@ -233,6 +254,17 @@ impl Worker {
         }
         self.report();
         Ok(())
+    }
+
+    /// Whether nothing is left to do. Before it says so it makes sure that no other worker chooses this one any more,
+    /// and takes what is on its way already.
+    fn is_over(&mut self) -> bool {
+        let idle = |worker: &Self| worker.life != Life::Serving && worker.sessions.is_empty();
+        if idle(self) {
+            self.parts.shared.loads[self.parts.id].store(GONE, Ordering::Relaxed);
+            self.read_mailbox();
+        }
+        idle(self)
     }
 
     fn now_ms(&self) -> u64 {
@@ -429,18 +461,21 @@ impl Worker {
     }
 
     fn drain(&mut self) {
-        // A listener that closes resets what waits in its queue: take those first.
+        // From here on new connections stay with this worker: the others drain too and may be gone.
+        self.life = Life::Draining;
+        // A listener that closes resets what waits in its queue: take those first, but no more than a queue holds, or
+        // a storm of clients would keep the drain from its end.
+        let longest = self.parts.plan.forwards.iter().map(|f| f.tcp.backlog as usize).max().unwrap_or(0);
         self.resume();
-        while self.parts.listeners.iter().any(|l| l.ready && !l.paused) {
+        for _ in 0..=longest / accept::BATCH {
             self.accept();
         }
         self.parts.listeners.clear();
-        self.draining = true;
     }
 
     fn stop(&mut self) {
         self.parts.listeners.clear();
-        self.draining = true;
+        self.life = Life::Stopping;
         self.end_all(EndReason::Drain);
     }
 
