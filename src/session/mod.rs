@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-pub use self::connect::{Attempt, Connecting, Connector};
+pub use self::connect::{Connecting, Connector};
 use crate::flow::{Flow, Progress};
 use crate::plan::Timeouts;
 use crate::pump::{Choice, Direction, Lane, Pump, Pumps, Ready};

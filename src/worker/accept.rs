@@ -9,7 +9,7 @@ use super::{Accepted, GONE, Life, Message, PAUSE_MS, Worker};
 use crate::listener::AcceptError;
 use crate::plan::Refusal;
 use crate::pump::Choice;
-use crate::session::{Attempt, Connecting, End, Origin, Session, Step, client_token};
+use crate::session::{Connecting, End, Origin, Session, client_token};
 use crate::stats::EndReason;
 use crate::sys;
 
@@ -111,10 +111,7 @@ impl Worker {
             log::warn!("cannot watch a connection: {e}; fs.epoll.max_user_watches limits how many there may be");
             return self.end(key, End { reason: EndReason::Error, errno: e.raw_os_error() });
         }
-        let step = self.connect_with(key, |session, by| match session.connect(by) {
-            Attempt::Over(end) => Step::End(end),
-            Attempt::Begun | Attempt::Later => Step::Wait,
-        });
+        let step = self.connect_with(key, Session::connect);
         self.settle(key, step);
     }
 

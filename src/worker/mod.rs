@@ -8,28 +8,30 @@
 //! A turn reads the clock once, allocates nothing, and takes no lock.
 
 mod accept;
+mod connect;
 mod end;
+mod mailbox;
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
-use socket2::Socket;
 
+pub use self::mailbox::{Accepted, Mailbox, Message};
 use crate::deadline::Deadlines;
 use crate::listener::{Listener, Shortage, Slots};
 use crate::plan::Plan;
 use crate::pump::Pumps;
-use crate::session::{Attempt, Connector, End, Session, Step, Turn, key_of};
+use crate::session::{End, Session, Step, Turn, key_of};
+
 use crate::stats::{EndReason, SessionRecord, WorkerStats};
-use crate::upstream::{Hop, Trace, Upstreams};
+use crate::upstream::{Trace, Upstreams};
 
 /// Wakes a worker whose mailbox holds something.
 pub(crate) const MAILBOX: Token = Token(usize::MAX);
@@ -59,70 +61,6 @@ pub struct Shared {
     pub listening: Box<[std::net::SocketAddr]>,
     /// One per worker.
     pub mailboxes: Box<[Mailbox]>,
-}
-
-/// How a worker is told things.
-#[derive(Debug)]
-pub struct Mailbox {
-    sender: Sender<Message>,
-    waker: Waker,
-}
-
-/// What a worker may be told.
-#[derive(Debug)]
-pub enum Message {
-    /// A connection another worker has accepted.
-    Accepted(Accepted),
-    /// The addresses of a name: forward, target, addresses.
-    Resolved(usize, usize, Vec<IpAddr>),
-    /// Accept no more; end when the last session has.
-    Drain,
-    /// End every session now.
-    Stop,
-    /// Fail, to test what the process makes of it.
-    #[cfg(test)]
-    Panic,
-}
-
-/// A connection on its way to the worker that will hold it.
-#[derive(Debug)]
-pub struct Accepted {
-    socket: Socket,
-    client: std::net::SocketAddr,
-    forward: usize,
-    listener: usize,
-    port_offset: u16,
-    hop: Hop,
-}
-
-#[cfg(test)]
-impl Accepted {
-    /// A connection to the first forward, as if another worker had accepted it.
-    pub(crate) fn of(socket: Socket, client: std::net::SocketAddr) -> Self {
-        Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default() }
-    }
-}
-
-impl Mailbox {
-    /// A mailbox and its other end.
-    #[must_use]
-    pub fn new(waker: Waker) -> (Self, Receiver<Message>) {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        (Self { sender, waker }, receiver)
-    }
-
-    /// Leaves a message; given back when the worker is gone.
-    ///
-    /// # Errors
-    /// The message, when nobody will read it.
-    pub fn post(&self, message: Message) -> Result<(), Message> {
-        self.sender.send(message).map_err(|e| e.0)?;
-        if let Err(e) = self.waker.wake() {
-            // The message is read at the worker's next turn all the same.
-            log::debug!("cannot wake a worker: {e}");
-        }
-        Ok(())
-    }
 }
 
 /// A forward as one worker sees it.
@@ -393,55 +331,6 @@ impl Worker {
             }
         }
         self.due = due;
-    }
-
-    fn check_connect(&mut self, key: usize) -> Step {
-        self.connect_with(key, Session::check_connect)
-    }
-
-    /// Runs one step of connecting with what it needs; a session that must wait for something is queued for it.
-    fn connect_with(&mut self, key: usize, step: impl FnOnce(&mut Session, &Connector<'_>) -> Step) -> Step {
-        let Some(session) = self.sessions.get_mut(key) else { return Step::Wait };
-        let forward = session.origin().forward;
-        let waited = session.wants_retry();
-        let step = step(
-            session,
-            &Connector {
-                registry: self.parts.poll.registry(),
-                key,
-                forward: &self.parts.plan.forwards[forward],
-                upstreams: &self.parts.routes[forward].upstreams,
-                stats: &self.parts.stats.forwards[forward],
-                trace: &self.parts.shared.trace,
-                now_us: self.now_us,
-            },
-        );
-        let (waits, starves) = (session.wants_retry(), session.wants_descriptor());
-        if waits && !waited {
-            self.retry.push(key);
-        }
-        if starves {
-            self.starve("cannot connect to a backend: too many open files");
-        }
-        step
-    }
-
-    /// Sessions that wait for a descriptor or a name try again when something may have changed.
-    fn retry(&mut self) {
-        for key in std::mem::take(&mut self.retry) {
-            let Some(session) = self.sessions.get(key) else { continue };
-            if !session.wants_retry() {
-                continue;
-            }
-            let step = self.connect_with(key, |session, by| match session.connect(by) {
-                Attempt::Over(end) => Step::End(end),
-                Attempt::Begun | Attempt::Later => Step::Wait,
-            });
-            if self.sessions.get(key).is_some_and(Session::wants_retry) {
-                self.retry.push(key);
-            }
-            self.settle(key, step);
-        }
     }
 
     fn read_mailbox(&mut self) {
