@@ -1,5 +1,7 @@
 //! The plans that come with the lab are good.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::Path;
 

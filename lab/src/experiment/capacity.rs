@@ -19,7 +19,7 @@ use crate::results::{Kind, Missing, Results, Round, Series};
 /// Allocators that can be put in front of the system's: name, package in Debian, libraries.
 const ALLOCATORS: [(&str, &str, &[&str]); 2] = [
     ("jemalloc", "libjemalloc2", &["libjemalloc.so.2"]),
-    ("mimalloc", "libmimalloc3", &["libmimalloc.so.3", "libmimalloc.so.2"]),
+    ("mimalloc", "libmimalloc2.0", &["libmimalloc.so.3", "libmimalloc.so.2"]),
 ];
 /// Where libraries are, below each of these or of a directory in it.
 const LIBRARIES: [&str; 4] = ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib"];
