@@ -210,8 +210,9 @@ pub(super) fn show(
     }
     if failed.is_none() || !results.rounds.is_empty() {
         report::write(&prepared.out, &results)?;
-        println!("{}", text(&results));
-        println!("results: {}", prepared.out.display());
+        let told = format!("{}\nresults: {}", text(&results), prepared.out.display());
+        // JSON on standard output stands alone there.
+        if json == Some(Path::new("-")) { eprintln!("{told}") } else { println!("{told}") }
     }
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&results).map_err(std::io::Error::other)?;
