@@ -124,6 +124,7 @@ impl Bench {
             let mut add = |name: &str, value: u64| samples.insert(name.to_owned(), value as f64);
             add("spliced_bytes", after.spliced - before.spliced);
             add("copied_bytes", after.copied - before.copied);
+            samples.insert("forwarder_cpu_seconds_by_itself".to_owned(), after.cpu_seconds - before.cpu_seconds);
         }
         if self.round.kind == Kind::Limit {
             // Nothing in user space forwards: that its cost is 0 is no measurement.
@@ -135,13 +136,16 @@ impl Bench {
         self.round.samples.extend(samples);
         self.round.latency = done.latency;
         self.round.notes.extend(done.notes);
+        self.round.notes.extend(used.note());
         Ok(load::headline(load, &self.round))
     }
 
     /// Looks at the forwarder during a load of its own. Where it cannot be done, the round says so: its other numbers
     /// stand.
     pub(super) fn look(&mut self, arm: &Arm, load: &Load, pass: Pass) -> io::Result<String> {
-        let directory = self.directory(arm)?;
+        // Beside the files of the measurement, not over them.
+        let directory = self.directory(arm)?.join("passes");
+        std::fs::create_dir_all(&directory).map_err(about("make the directory", &directory))?;
         let tree = self.tree();
         let looking = match pass {
             Pass::Syscalls => Syscalls::attach(&tree, &directory).map(Looking::Syscalls),

@@ -97,8 +97,10 @@ pub struct Engine {
 }
 
 /// Its counters, as far as they are needed here.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Counters {
+    /// CPU time it says it used, in seconds: a second opinion on our own reading.
+    pub cpu_seconds: f64,
     /// Bytes moved through pipes.
     pub spliced: u64,
     /// Bytes moved through memory.
@@ -111,8 +113,15 @@ pub struct Counters {
 
 #[derive(Deserialize)]
 struct Stats {
+    cpu: Cpu,
     total: Total,
     pipes: Pipes,
+}
+
+#[derive(Deserialize)]
+struct Cpu {
+    user_seconds: f64,
+    system_seconds: f64,
 }
 
 #[derive(Deserialize)]
@@ -204,6 +213,7 @@ fn parse(answer: &[u8]) -> serde_json::Result<Counters> {
     let stats: Stats = serde_json::from_slice(answer)?;
     let sum = |of: fn(&PathBytes) -> u64| stats.total.bytes.values().map(of).sum();
     Ok(Counters {
+        cpu_seconds: stats.cpu.user_seconds + stats.cpu.system_seconds,
         spliced: sum(|bytes| bytes.splice),
         copied: sum(|bytes| bytes.copy),
         pipes: stats.pipes.in_use + stats.pipes.pooled,
@@ -233,10 +243,10 @@ mod tests {
 
     #[test]
     fn counters_are_summed_over_directions() {
-        let answer = br#"{"total": {"bytes": {"client_to_backend": {"splice": 5, "copy": 1},
+        let answer = br#"{"cpu": {"user_seconds": 0.25, "system_seconds": 0.5}, "total": {"bytes": {"client_to_backend": {"splice": 5, "copy": 1},
             "backend_to_client": {"splice": 2, "copy": 3}}, "ends": {}}, "pipes": {"in_use": 1, "pooled": 2,
             "budget": 64, "size_bytes": 1048576}}"#;
-        let expected = Counters { spliced: 7, copied: 4, pipes: 3, pipe_size: 1 << 20 };
+        let expected = Counters { cpu_seconds: 0.75, spliced: 7, copied: 4, pipes: 3, pipe_size: 1 << 20 };
         assert_eq!(parse(answer).unwrap(), expected);
         assert!(parse(b"{}").is_err());
     }

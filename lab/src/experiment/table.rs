@@ -6,6 +6,9 @@ use super::load;
 use crate::load::Load;
 use crate::results::{Results, Round};
 
+/// Begins the note of every round on a machine that was not quiet, after the arm.
+const DISTURBED: &str = ": other programs used ";
+
 /// A table for each load.
 #[must_use]
 pub fn tables(results: &Results, loads: &[Load]) -> String {
@@ -32,6 +35,17 @@ pub fn tables(results: &Results, loads: &[Load]) -> String {
                 notes.push(line);
             }
         }
+    }
+    let shares = results.rounds.iter().filter_map(|round| round.samples.get("others_cpu_share").copied());
+    let most = shares.fold(0.0, f64::max);
+    if notes.iter().any(|note| note.contains(DISTURBED)) {
+        notes.retain(|note| !note.contains(DISTURBED));
+        let _ = writeln!(
+            text,
+            "NOT QUIET: other programs used up to {:.0} % of this machine's CPUs meanwhile; do not compare these numbers, \
+             measure again",
+            most * 100.0
+        );
     }
     for note in notes {
         let _ = writeln!(text, "{note}");

@@ -142,6 +142,27 @@ fn kernel_threads(proc: &Path) -> Vec<((u32, u64), Times)> {
     Stat::all_in(proc).iter().filter(|stat| stat.pid == KTHREADD || stat.parent == KTHREADD).map(read).collect()
 }
 
+/// CPU time that programs outside of the lab have used so far, in ns; `None` where they cannot be seen. It has the
+/// resolution of clock ticks, which is enough to tell a quiet machine from a busy one.
+#[must_use]
+pub fn used_by_others() -> Option<u64> {
+    let machine = machine_proc();
+    if machine == Path::new("/proc") {
+        return None;
+    }
+    let theirs = Stat::all_in(&machine);
+    let kernel = |stat: &&Stat| stat.pid == KTHREADD || stat.parent == KTHREADD;
+    let users = theirs.iter().filter(|stat| !kernel(stat)).map(ticks_with_children).sum::<u64>();
+    // The outer view has the lab's own processes in it too.
+    let ours = Stat::all().iter().map(ticks_with_children).sum::<u64>();
+    Some(users.saturating_sub(ours) * ns_per_tick())
+}
+
+/// What a process used, and those of its children that it has waited for: whoever ends moves from one to the other.
+fn ticks_with_children(stat: &Stat) -> u64 {
+    stat.user_ticks + stat.system_ticks + stat.waited_user_ticks + stat.waited_system_ticks
+}
+
 fn total_ns(stat: &Stat) -> u64 {
     let clock = i32::try_from(stat.pid).ok().and_then(|pid| {
         let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid)).ok()?;

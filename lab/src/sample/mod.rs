@@ -27,12 +27,16 @@ use self::network::TcpCounters;
 use crate::place::{Place, Wiring};
 use crate::results::Samples;
 
+/// Share of the machine's CPUs from which on what others use spoils a measurement.
+const DISTURBED: f64 = 0.05;
+
 /// Measures one window of a forwarder: CPU time of it and of the machine, context switches, TCP's troubles.
 #[derive(Debug)]
 pub struct Meter {
     begun: Instant,
     cpu: CpuMeter,
     machine: CpuReading,
+    others_ns: Option<u64>,
     tree: Tree,
     switches: Switches,
     places: Vec<Place>,
@@ -48,6 +52,8 @@ pub struct Used {
     pub forwarder: CpuTimes,
     /// CPU time of everything that ran on the machine, load included.
     pub machine: CpuTimes,
+    /// Share of the machine's CPUs, 0 to 1, that programs outside of the lab used; `None` where they cannot be seen.
+    pub others_share: Option<f64>,
     /// Context switches of the forwarder's threads.
     pub context_switches: u64,
     /// TCP counters of client, forwarder and server together.
@@ -64,9 +70,10 @@ impl Meter {
         places.dedup();
         // Reading these starts programs, so it stands outside of the window.
         let tcp = TcpCounters::of(&places)?;
+        let others_ns = cpu::used_by_others();
         let machine = CpuReading::of_machine();
         let (switches, cpu) = (Switches::of(tree), CpuMeter::start(tree, accounting));
-        Ok(Self { begun: Instant::now(), cpu, machine, tree: tree.clone(), switches, places, tcp })
+        Ok(Self { begun: Instant::now(), cpu, machine, others_ns, tree: tree.clone(), switches, places, tcp })
     }
 
     /// Ends the window.
@@ -78,8 +85,13 @@ impl Meter {
         let forwarder = self.cpu.finish();
         let context_switches = Switches::of(&self.tree).since(&self.switches);
         let machine = CpuReading::of_machine().since(&self.machine);
+        let cpus = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
+        let others_share = self
+            .others_ns
+            .zip(cpu::used_by_others())
+            .map(|(before, now)| now.saturating_sub(before) as f64 / 1e9 / self.begun.elapsed().as_secs_f64() / cpus);
         let tcp = TcpCounters::of(&self.places)?.since(&self.tcp);
-        Ok(Used { seconds, forwarder, machine, context_switches, tcp })
+        Ok(Used { seconds, forwarder, machine, others_share, context_switches, tcp })
     }
 }
 
@@ -92,7 +104,22 @@ impl Used {
         add("forwarder_user_seconds", self.forwarder.user_ns as f64 / 1e9);
         add("forwarder_system_seconds", self.forwarder.system_ns as f64 / 1e9);
         add("machine_cpu_seconds", self.machine.seconds());
+        if let Some(share) = self.others_share {
+            add("others_cpu_share", share);
+        }
         self.tcp.samples(samples);
+    }
+
+    /// What to say when the machine was not the lab's own. Who else runs slows every arm, and not each by the same:
+    /// medians do not mend that.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        let share = self.others_share.filter(|share| *share >= DISTURBED)?;
+        let percent = share * 100.0;
+        Some(format!(
+            "other programs used {percent:.0} % of this machine's CPUs meanwhile: this is no basis for a comparison, \
+             measure again when it is quiet"
+        ))
     }
 
     /// Adds `forwarder_cpu_seconds_per_gb`, `machine_cpu_seconds_per_gb` and `context_switches_per_gb` for so many
@@ -152,6 +179,14 @@ mod tests {
         assert_eq!(parse_switches(status), 157);
         let earlier = Switches([(1, 100), (2, 5)].into());
         assert_eq!(Switches([(1, 157), (3, 4)].into()).since(&earlier), 61);
+    }
+
+    #[test]
+    fn a_machine_that_others_use_is_told() {
+        let used = |others_share| Used { others_share, ..Used::default() };
+        assert!(used(Some(0.4)).note().unwrap().contains("40 %"));
+        assert_eq!(used(Some(0.01)).note(), None);
+        assert_eq!(used(None).note(), None, "what cannot be seen is not claimed");
     }
 
     #[test]
