@@ -1,6 +1,6 @@
 //! Other forwarders: found, configured as their users would for speed, started, and stopped without a trace.
 //!
-//! Each has a file of its own that says how it is found, what it is told and how to get it. [`direct`] and [`dnat`]
+//! Each has a file of its own that says how it is found, what it is told and how to get it. `direct` and `dnat`
 //! are limits: nothing in user space forwards there.
 
 mod custom;
