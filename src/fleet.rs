@@ -2,6 +2,9 @@
 //!
 //! The control thread owns the [`Fleet`]; nothing here is on the data path.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
@@ -14,7 +17,7 @@ use std::thread::JoinHandle;
 
 use mio::{Poll, Waker};
 
-use crate::listener::{self, Listener, Slots};
+use crate::listener::{self, Listener, Shortage, Slots};
 use crate::plan::{Pin, Plan};
 use crate::pump::Pumps;
 use crate::stats::{SessionRecord, WorkerStats};
@@ -239,6 +242,7 @@ fn share(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<(Arc<Shared>, Vec<En
         slots: Slots::new(plan.max_connections),
         forward_slots: plan.forwards.iter().map(|f| Slots::new(f.max_connections)).collect(),
         trace: Trace::default(),
+        shortage: Shortage::default(),
         listening: listening.into_iter().map(|(_, address)| address).collect(),
         mailboxes: mailboxes.into(),
     };
@@ -292,82 +296,4 @@ fn spawn(
         }
         end
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::time::{Duration, Instant};
-
-    use super::*;
-    use crate::plan::{Access, Engine, Forward, Host, Listen, LogPlan, Ports, Target, TcpOptions, Timeouts};
-
-    fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
-        let forward = Forward {
-            name: "test".into(),
-            listen: vec![Listen { ip: listen.ip(), ports: Ports::one(listen.port()) }],
-            targets: vec![Target { host: Host::Ip(target.ip()), ports: Ports::one(target.port()), weight: 1 }],
-            engine: Engine::Auto,
-            copy_buffer: 64 * 1024,
-            pipe_size: None,
-            max_connections: None,
-            timeouts: Timeouts::default(),
-            tcp: TcpOptions::default(),
-            source: None,
-            access: Access::default(),
-        };
-        Plan {
-            workers: Some(1),
-            pin: Pin::Off,
-            max_connections: None,
-            drain: None,
-            control: None,
-            metrics: None,
-            log: LogPlan::default(),
-            pid_file: None,
-            forwards: vec![forward],
-        }
-    }
-
-    /// A port nobody listens on, kept for a listener that shares it.
-    fn reserve() -> (socket2::Socket, SocketAddr) {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.set_reuse_address(true).unwrap();
-        socket.set_reuse_port(true).unwrap();
-        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-        let address = socket.local_addr().unwrap().as_socket().unwrap();
-        (socket, address)
-    }
-
-    #[test]
-    fn a_panic_resets_the_sessions_of_its_worker_and_is_told() {
-        let backend = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (_reserved, listen) = reserve();
-        let mut poll = Poll::new().unwrap();
-        let waker = Arc::new(Waker::new(poll.registry(), mio::Token(0)).unwrap());
-        let plan = Arc::new(plan(listen, backend.local_addr().unwrap()));
-        let mut fleet = Fleet::start(&plan, None, waker).unwrap();
-
-        let mut client = TcpStream::connect(listen).unwrap();
-        let (mut server, _) = backend.accept().unwrap();
-        client.write_all(b"hello").unwrap();
-        server.read_exact(&mut [0; 5]).unwrap();
-        fleet.shared.mailboxes[0].post(Message::Panic).unwrap();
-
-        let error = |stream: &mut TcpStream| stream.read(&mut [0; 1]).unwrap_err().kind();
-        assert_eq!(error(&mut client), io::ErrorKind::ConnectionReset, "a cut stream must not look complete");
-        assert_eq!(error(&mut server), io::ErrorKind::ConnectionReset);
-
-        let until = Instant::now() + Duration::from_secs(10);
-        let mut ends = fleet.reap();
-        while ends.is_empty() && Instant::now() < until {
-            poll.poll(&mut mio::Events::with_capacity(1), Some(Duration::from_millis(100))).unwrap();
-            ends = fleet.reap();
-        }
-        assert_eq!(ends, [(0, WorkerEnd::Panicked)]);
-        assert_eq!((fleet.running(), fleet.open_sessions()), (0, 0));
-        let panics = &fleet.stats()[0].forwards[0].ends[crate::stats::EndReason::WorkerPanic as usize];
-        assert_eq!(panics.get(), 1);
-    }
 }

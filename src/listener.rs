@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -172,6 +173,36 @@ impl Slots {
     }
 }
 
+/// A shortage of descriptors or memory, as all workers together see it: worth one line, however often they try.
+#[derive(Debug)]
+pub struct Shortage {
+    epoch: Instant,
+    /// Milliseconds since `epoch`, plus one, when it was last felt; 0 for never.
+    felt: AtomicU64,
+}
+
+/// So long without a failed try, and the next one is a new shortage.
+const RELIEF_MS: u64 = 10_000;
+
+impl Default for Shortage {
+    fn default() -> Self {
+        Self { epoch: Instant::now(), felt: AtomicU64::new(0) }
+    }
+}
+
+impl Shortage {
+    /// Notes a failed try; true when it is the first one of a new shortage.
+    pub fn begins(&self) -> bool {
+        let now_ms = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.begins_at(now_ms)
+    }
+
+    fn begins_at(&self, now_ms: u64) -> bool {
+        let last = self.felt.swap(now_ms + 1, Ordering::AcqRel);
+        last == 0 || (now_ms + 1).saturating_sub(last) > RELIEF_MS
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +224,15 @@ mod tests {
         assert!(slots.take());
         assert!(!slots.take());
         assert!(Slots::new(None).take());
+    }
+
+    #[test]
+    fn a_shortage_begins_once_however_long_it_lasts() {
+        let shortage = Shortage::default();
+        let begins: Vec<u64> = (0..1000).map(|i| i * 50).filter(|ms| shortage.begins_at(*ms)).collect();
+        assert_eq!(begins, [0], "a try every 50 ms is one shortage");
+        assert!(!shortage.begins_at(50_000 + RELIEF_MS - 1_000));
+        assert!(shortage.begins_at(50_000 + 3 * RELIEF_MS));
     }
 
     #[test]

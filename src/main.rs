@@ -50,7 +50,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// `LEVEL message` on standard error; the time in front once somebody asks for details.
+/// Time, level and message on standard error; the module too once somebody asks for details.
 fn start_log(cli: &Cli) {
     let level = match (cli.quiet, cli.verbose) {
         (0, 0) => "info",

@@ -179,13 +179,13 @@ pub struct WorkerStats {
     pub forwards: Box<[ForwardStats]>,
     /// Turns of the event loop.
     pub turns: Counter,
-    /// Nanoseconds spent outside of the poller.
+    /// CPU time of the worker's thread in nanoseconds, measured about once a second while it turns.
     pub busy_ns: Counter,
     /// Sessions given to another worker.
     pub handed_over: Counter,
     /// Accepting paused for want of descriptors or slots (gauge, 0 or 1).
     pub accept_paused: Counter,
-    /// Times accepting was paused for want of descriptors.
+    /// Times accepting was paused for want of descriptors or slots; a pause that lasts is taken up again every 50 ms.
     pub accept_pauses: Counter,
     /// Pipes that hold bytes now (gauge).
     pub pipes_in_use: Counter,

@@ -13,7 +13,7 @@ use common::deadline::throughout;
 use common::path::{Path, Via};
 use common::pattern::{Pattern, Random};
 use common::peer::{FullBackend, accept};
-use common::stats::{Moved, Stats};
+use common::stats::Moved;
 
 const MIB: u64 = 1 << 20;
 
@@ -31,32 +31,6 @@ common::scenarios!(
     ],
 );
 
-/// Sends `up` and `down` bytes at the same time, each followed by a FIN, and checks both streams whole.
-fn exchange(path: &Path, up: u64, down: u64) {
-    let (client, server) = path.pair();
-    let (upward, downward) = (Pattern::new(up), Pattern::new(!down));
-    let send = |stream: &TcpStream, pattern: &Pattern, len: u64| {
-        pattern.send(stream, 0, len).expect("send");
-        stream.shutdown(Shutdown::Write).expect("half-close");
-    };
-    thread::scope(|scope| {
-        scope.spawn(|| send(&client, &upward, up));
-        scope.spawn(|| send(&server, &downward, down));
-        scope.spawn(|| upward.expect_whole(&server, 0, up));
-        downward.expect_whole(&client, 0, down);
-    });
-}
-
-/// The path's counters once every session has ended: they must hold the bytes exactly.
-fn settled(path: &Path, up: u64, down: u64) -> Option<Stats> {
-    let spliced = path.spliced.as_ref()?;
-    let stats = spliced.stats_until("all sessions have ended", |stats| stats.open() == 0);
-    assert_eq!((stats.up().all(), stats.down().all()), (up, down), "bytes counted up and down");
-    let forward = stats.0.pointer("/forwards/0/bytes").expect("bytes of the only forward");
-    assert_eq!(Some(forward), stats.0.pointer("/total/bytes"), "the only forward has all the bytes");
-    Some(stats)
-}
-
 /// Sizes around a segment, a page, a default pipe and a scratch buffer: catches a lost or doubled edge.
 fn nothing_one_byte_and_odd_sizes(via: Via) {
     let path = Path::new(via);
@@ -65,13 +39,13 @@ fn nothing_one_byte_and_odd_sizes(via: Via) {
     let (mut up_sum, mut down_sum) = (0, 0);
     for up in sizes {
         for down in [0, up, sizes[usize::try_from(random.below(sizes.len() as u64)).expect("an index")]] {
-            exchange(&path, up, down);
+            path.exchange(up, down);
             up_sum += up;
             down_sum += down;
         }
     }
     path.ended("done", 3 * sizes.len() as u64);
-    settled(&path, up_sum, down_sum);
+    path.settled(up_sum, down_sum);
     path.finish();
 }
 
@@ -79,9 +53,9 @@ fn nothing_one_byte_and_odd_sizes(via: Via) {
 fn three_hundred_mib_each_way_at_once(via: Via) {
     let path = Path::new(via);
     let len = 300 * MIB + 13;
-    exchange(&path, len, len);
+    path.exchange(len, len);
     path.ended("done", 1);
-    settled(&path, len, len);
+    path.settled(len, len);
     path.finish();
 }
 
@@ -112,7 +86,7 @@ fn three_hundred_short_transfers(via: Via) {
         clients.into_iter().map(|client| client.join().expect("its panic has been shown")).sum::<u64>()
     });
     path.ended("done", lanes * each);
-    settled(&path, moved, moved);
+    path.settled(moved, moved);
     path.finish();
 }
 
@@ -149,7 +123,7 @@ fn the_server_speaks_first(via: Via) {
     drop(server);
     greeting.expect_whole(&client, 220, 220);
     drop(client);
-    settled(&path, 30, 220);
+    path.settled(30, 220);
     path.finish();
 }
 
@@ -157,8 +131,8 @@ fn the_server_speaks_first(via: Via) {
 fn bulk_takes_the_promised_path(via: Via) {
     let path = Path::new(via);
     let len = 64 * MIB;
-    exchange(&path, len, len);
-    let stats = settled(&path, len, len).expect("in between");
+    path.exchange(len, len);
+    let stats = path.settled(len, len).expect("in between");
     for (direction, moved) in [("up", stats.up()), ("down", stats.down())] {
         match via {
             Via::SPLICE => assert_eq!(moved, Moved { splice: len, copy: 0 }, "{direction}"),
@@ -186,7 +160,7 @@ fn small_messages_take_the_promised_path(via: Via) {
     }
     drop((client, server));
     let len = rounds * 64;
-    let stats = settled(&path, len, len).expect("in between");
+    let stats = path.settled(len, len).expect("in between");
     let all_by = match via {
         Via::SPLICE => Moved { splice: len, copy: 0 },
         _ => Moved { splice: 0, copy: len },
@@ -219,6 +193,6 @@ fn a_client_that_is_gone_before_the_backend_is_there(via: Via) {
     reply.expect_whole(&client, 0, down);
     drop(client);
     path.ended("done", 1);
-    settled(&path, up, down);
+    path.settled(up, down);
     path.finish();
 }

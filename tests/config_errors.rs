@@ -51,6 +51,9 @@ fn yaml_shape() {
         ("\tforwards: []\n", (1, 1), "not YAML"),
         ("forwards: []\n---\nforwards: []\n", (3, 1), "second YAML document"),
         ("a: \u{1}\n", (1, 4), "U+0001"),
+        ("# \u{2028}\n\r# é\r\r\nä: [ö,\n  é é: b,\u{2028} c]\n", (3, 1), "unknown key \"ä\""),
+        // libyaml ends the comment at U+2028; the line that is told is the editor's.
+        ("# \u{2028}é\r\nä: é\n", (2, 2), "not YAML"),
         ("ü: \u{0}\n", (1, 4), "U+0000"),
         ("a:\n  b: \u{9b}\n", (2, 6), "U+009B"),
     ]);
@@ -118,7 +121,7 @@ fn yaml_values() {
 fn yaml_addresses() {
     let forward = |listen: &str, to: &str| format!("forwards:\n  - name: web\n    listen: {listen}\n    to: {to}\n");
     for (listen, to, place, part) in [
-        ("127.0.0.1:0", "a:1", (3, 13), "found port 0; allowed: a port from 1 to 65535"),
+        ("127.0.0.1:0", "a:1", (3, 13), "found port 0 in \"127.0.0.1:0\"; allowed: a port from 1 to 65535"),
         ("127.0.0.1:70000", "a:1", (3, 13), "found port 70000"),
         ("[\"0.0.0.0:1\", \"[::]:0\"]", "a:1", (3, 27), "found port 0"),
         ("127.0.0.1", "a:1", (3, 13), "without a port"),

@@ -23,7 +23,11 @@ common::scenarios!(
     both_sides_finish_at_once,
     an_empty_session_ends_clean_from_either_side,
     ],
-    engines: [a_silent_half_closed_session_ends, bytes_keep_a_half_closed_session_open],
+    engines: [
+        a_silent_half_closed_session_ends,
+        bytes_keep_a_half_closed_session_open,
+        the_time_counts_from_the_half_close,
+    ],
 );
 
 /// Catches a relay that passes the FIN on only when both directions are over.
@@ -164,6 +168,29 @@ fn bytes_keep_a_half_closed_session_open(via: Via) {
     }
     drop(server);
     pattern.expect_whole(&client, sent, sent);
+    drop(client);
+    path.ended("done", 1);
+    path.finish();
+}
+
+/// A session that was silent for longer than that before its first FIN has all of the time after it.
+fn the_time_counts_from_the_half_close(via: Via) {
+    let path = Path::configured(via, backend(), "timeouts: { half_closed: 800ms }");
+    let (client, server) = path.pair();
+    let pattern = Pattern::new(5);
+    pattern.send(&client, 0, 10).expect("send");
+    pattern.expect(&server, 0, 10);
+    let open = || {
+        let open = path.spliced.as_ref().expect("in between").stats().open();
+        if open == 1 { Ok(()) } else { Err(format!("{open} sessions are open")) }
+    };
+    throughout("a session with both halves open may be silent", Duration::from_millis(1200), open);
+    client.shutdown(Shutdown::Write).expect("half-close");
+    pattern.expect_whole(&server, 10, 10);
+    throughout("the time has only begun", Duration::from_millis(400), open);
+    pattern.send(&server, 0, 1000).expect("reply");
+    drop(server);
+    pattern.expect_whole(&client, 0, 1000);
     drop(client);
     path.ended("done", 1);
     path.finish();

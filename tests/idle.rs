@@ -26,7 +26,7 @@ fn holds(spliced: &Spliced, at_start: usize, more: usize) {
         let stats = spliced.stats();
         let now = spliced.process().descriptors();
         let pooled = usize::try_from(stats.pipes_pooled()).expect("a small number");
-        stats.pipes_in_use() == 0 && now.pipe_ends >= 2 * pooled && now.all == at_start + more + 2 * pooled
+        stats.pipes_in_use() == 0 && spliced.pipe_ends() == 2 * pooled && now.all == at_start + more + 2 * pooled
     });
 }
 

@@ -84,7 +84,7 @@ fn a_circle_through_the_kernel_is_detected_at_run_time() {
         let island = Netns::new();
         let front = SocketAddr::from(([127, 0, 0, 1], 9000));
         let elsewhere = SocketAddr::from(([10, 9, 9, 9], 9001));
-        island.line("ip route add default dev lo");
+        island.line("ip route add default dev lo src 127.0.0.1");
         island.nft(&[
             "add table ip circle",
             "add chain ip circle out { type nat hook output priority -100; }",

@@ -5,28 +5,37 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use common::cannot_run;
 use common::deadline::{LONG, until};
 use common::path::Via;
 use common::pattern::Pattern;
 use common::peer::{Reserved, accept, backend, backend_with_small_buffers, connect};
-use common::spliced::{Launcher, Spliced, can_inject, ordinary_user};
+use common::spliced::{Launcher, Spliced, can_inject, copy_for, ordinary_user};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{Uid, pipe};
-use std::net::TcpListener;
 
 const MIB: u64 = 1 << 20;
+/// What every stalled session has delivered before it stalls.
+const READ: u64 = MIB / 2;
 
 common::scenarios!(
     also_direct: [],
     engines: [more_stalled_sessions_than_pipes],
 );
+
+/// Held by every test here: they use up the pipe pages of a user, and where they are not root, that is the same one
+/// for all of them.
+static PAGES: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    PAGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// As a user to whom the kernel's limits apply: another one where the test is root, the test's own else.
 fn as_ordinary_user<'a>(launcher: Launcher<'a>, port: &Reserved, uid: u32) -> Launcher<'a> {
@@ -63,40 +72,58 @@ fn spliced_again(spliced: &Spliced, port: &Reserved, backend: &TcpListener) {
 /// Every direction that stalls with a pipe holds it; past the budget the others copy.
 fn more_stalled_sessions_than_pipes(via: Via) {
     let Via::Engine(engine) = via else { return };
+    let _alone = alone();
     let (port, backend) = (Reserved::loopback(), backend_with_small_buffers());
     let target = backend.local_addr().expect("bound");
-    let launcher = Launcher::forward(port.address(), target).option("--engine", engine).option("--pipe-size", "1MiB");
+    // Small buffers behind the pipes, so that little is enough to fill them.
+    let launcher =
+        Launcher::forward(port.address(), target).option("--engine", engine).option("--send-buffer", "32KiB");
     let spliced = as_ordinary_user(launcher, &port, ordinary_user()).start();
     let budget = spliced.stats().number("/pipes/budget");
-    let count = budget + 40;
-    assert!(count <= 1000, "a budget of {budget} pipes of 1 MiB is more than an ordinary user may have");
-    let len = 3 * MIB;
+    let count = budget + budget / 8 + 40;
+    assert!(count <= 2000, "a budget of {budget} pipes is more than an ordinary user may have");
+    let len = READ + MIB;
     let pattern = Pattern::new(1);
-    thread::scope(|scope| {
-        let servers: Vec<TcpStream> = (0..count)
-            .map(|_| {
-                let client = connect(port.address());
-                let pattern = &pattern;
-                scope.spawn(move || {
-                    pattern.send(&client, 0, len).expect("send");
-                    client.shutdown(Shutdown::Write).expect("half-close");
-                    pattern.expect_whole(&client, 0, 0);
-                });
-                accept(&backend)
-            })
-            .collect();
-        if via.splices() {
-            let stats = spliced.stats_until("the budget is used up and counted", |stats| {
-                assert!(stats.pipes_in_use() <= budget, "{} pipes of {budget}", stats.pipes_in_use());
-                stats.fallbacks("budget_exhausted") > 0
-            });
-            assert!(stats.pipes_in_use() > 0);
+    let mut streams: Vec<(TcpStream, TcpStream)> = Vec::new();
+    for _ in 0..count {
+        let client = connect(port.address());
+        let server = accept(&backend);
+        // A burst that is read, so that `auto` has gone over to pipes when the reader stops.
+        thread::scope(|scope| {
+            scope.spawn(|| pattern.send(&client, 0, READ).expect("send"));
+            pattern.expect(&server, 0, READ);
+        });
+        client.set_nonblocking(true).expect("non-blocking");
+        streams.push((client, server));
+    }
+    let mut sent = vec![READ; streams.len()];
+    let enough = |spliced: &Spliced| {
+        let stats = spliced.stats();
+        assert!(stats.pipes_in_use() <= budget, "{} pipes of {budget}", stats.pipes_in_use());
+        !via.splices() || stats.fallbacks("budget_exhausted") > 0
+    };
+    until("the budget is used up and counted", LONG, || {
+        for ((client, _), sent) in streams.iter().zip(&mut sent) {
+            *sent += pattern.send_now(client, *sent, len);
         }
-        for server in servers {
+        enough(&spliced)
+    });
+    assert!(!via.splices() || spliced.stats().pipes_in_use() > 0);
+    // Everybody reads again: all bytes arrive, those in pipes and those that were copied.
+    thread::scope(|scope| {
+        for ((client, server), sent) in streams.iter().zip(sent) {
             let pattern = &pattern;
-            scope.spawn(move || pattern.expect_whole(&server, 0, len));
+            scope.spawn(move || {
+                client.set_nonblocking(false).expect("blocking");
+                thread::scope(|both| {
+                    both.spawn(|| pattern.expect_whole(server, READ, len));
+                    pattern.send(client, sent, len).expect("send the rest");
+                    client.shutdown(Shutdown::Write).expect("half-close");
+                });
+            });
         }
     });
+    drop(streams);
     spliced.ended("done", count);
     let stats = spliced.stats();
     assert_eq!(stats.up().all(), count * len);
@@ -131,47 +158,61 @@ fn holder() {
     std::io::stdin().read_to_end(&mut Vec::new()).expect("standard input ends");
 }
 
-/// Starts [`holder`] as a user and waits until that user has no pipe page left.
-fn hold_all_pages(uid: u32) -> Child {
-    // As the test's own program may lie where another user cannot read, it gets a copy.
+/// A running [`holder`].
+struct Holder {
+    child: Child,
+    /// Standard output, which must stay open for the test runner's last words.
+    output: BufReader<ChildStdout>,
+}
+
+impl Holder {
+    /// Gives the pages back.
+    fn let_go(mut self) {
+        drop(self.child.stdin.take());
+        self.output.read_to_end(&mut Vec::new()).expect("its output ends");
+        assert!(self.child.wait().expect("our own child").success(), "the holder failed");
+    }
+}
+
+/// Starts [`holder`] as a user, or as the test's own where that is not root, and waits until that user has no pipe page left.
+fn hold_all_pages(uid: u32) -> Holder {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let copy = directory.path().join("holder");
-    std::fs::copy(std::env::current_exe().expect("the test's own program"), &copy).expect("room for a copy");
-    std::os::unix::fs::chown(directory.path(), Some(uid), Some(uid)).expect("root gives its directory away");
-    let mut child = Command::new(&copy)
-        .args(["--exact", "holder", "--nocapture"])
-        .env(HOLDER, "1")
-        .uid(uid)
-        .gid(uid)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the test's own program starts");
-    let output = BufReader::new(child.stdout.take().expect("a pipe"));
-    let mut lines = output.lines().map_while(Result::ok);
-    assert!(lines.any(|line| line.ends_with("holding")), "the holder ended");
-    child
+    let program = std::env::current_exe().expect("the test's own program");
+    let mut command = if Uid::effective().is_root() {
+        // It may lie where another user cannot read.
+        let mut command = Command::new(copy_for(uid, &program, directory.path()));
+        command.uid(uid).gid(uid);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.args(["--exact", "holder", "--nocapture"]).env(HOLDER, "1").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("the test's own program starts");
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    while line.trim_end() != "holding" {
+        line.clear();
+        assert!(output.read_line(&mut line).expect("text") > 0, "the holder ended");
+    }
+    Holder { child, output }
 }
 
 /// `fs.pipe-user-pages-soft` is reached by other processes of the user: new pipes have two slots.
 #[test]
 fn shrunken_pipes_are_not_used() {
-    if !Uid::effective().is_root() {
-        return cannot_run("only root can start two programs as another user");
-    }
+    let _alone = alone();
     let uid = ordinary_user();
     let (port, backend) = (Reserved::loopback(), backend());
     let launcher = Launcher::forward(port.address(), backend.local_addr().expect("bound"))
         .option("--engine", "splice")
         .option("--pipe-size", "1MiB");
-    let mut holder = hold_all_pages(uid);
+    let holder = hold_all_pages(uid);
     let spliced = as_ordinary_user(launcher, &port, uid).start();
     transfer(&port, &backend, 8 * MIB);
     let stats = spliced.stats_until("the session has ended", |stats| stats.open() == 0);
     assert_eq!((stats.up().splice, stats.up().copy), (0, 8 * MIB), "bytes by path without a usable pipe");
     assert!(stats.fallbacks("budget_exhausted") > 0, "the reason is counted: {}", stats.0);
-    drop(holder.stdin.take());
-    assert!(holder.wait().expect("our own child").success());
+    holder.let_go();
     spliced_again(&spliced, &port, &backend);
     spliced.finish();
 }
@@ -182,6 +223,7 @@ fn no_descriptors_for_pipes() {
     if !can_inject() {
         return;
     }
+    let _alone = alone();
     for errno in ["EMFILE", "ENFILE"] {
         let (port, backend) = (Reserved::loopback(), backend());
         let spliced = Launcher::forward(port.address(), backend.local_addr().expect("bound"))
@@ -202,6 +244,7 @@ fn pipes_are_tried_again() {
     if !can_inject() {
         return;
     }
+    let _alone = alone();
     let (port, backend) = (Reserved::loopback(), backend());
     let spliced = Launcher::forward(port.address(), backend.local_addr().expect("bound"))
         .option("--engine", "splice")

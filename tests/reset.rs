@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::path::{Path, Via};
 use common::pattern::{Pattern, StreamEnd};
-use common::peer::{accept, backend_with_small_buffers, connect, end_of, pending_error, reset};
+use common::peer::{accept, backend_with_small_buffers, connect, connect_or_reset, end_of, pending_error, reset};
 
 const MIB: u64 = 1 << 20;
 
@@ -28,7 +28,7 @@ common::scenarios!(
         by_closing_with_bytes_unread,
         of_many_at_once,
     ],
-    engines: [before_the_backend_is_there],
+    engines: [before_the_backend_is_there, by_a_backend_right_after_it_has_accepted],
 );
 
 /// Which side sends the reset.
@@ -248,5 +248,21 @@ fn before_the_backend_is_there(via: Via) {
     drop(client);
     assert_eq!(end_of(&server), Ok(()), "the next session is not touched");
     drop(server);
+    path.finish();
+}
+
+/// A backend that accepts and resets at once has not refused: the connection was there, and the client sees a reset.
+/// The reset may come before the relay has looked at its new connection.
+fn by_a_backend_right_after_it_has_accepted(via: Via) {
+    let path = Path::new(via);
+    let count = 300;
+    thread::scope(|scope| {
+        scope.spawn(|| (0..count).for_each(|_| reset(accept(&path.backend))));
+        for _ in 0..count {
+            let client = connect_or_reset(path.front());
+            assert!(client.is_none_or(|client| end_of(&client) == Err(ErrorKind::ConnectionReset)));
+        }
+    });
+    path.ended("reset_by_backend", count);
     path.finish();
 }

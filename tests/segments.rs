@@ -140,19 +140,8 @@ fn slow_reader(path: &Path) {
 /// Both ways at once in packets of the link's size, whole.
 fn bulk_without_offloads(via: Via) {
     in_namespaces(via, "bulk_without_offloads", false, |path| {
-        let (client, server) = path.pair();
-        let (upward, downward) = (Pattern::new(1), Pattern::new(2));
         let len = (16 << 20) + 5;
-        let send = |stream: &TcpStream, pattern: &Pattern| {
-            pattern.send(stream, 0, len).expect("send");
-            stream.shutdown(Shutdown::Write).expect("half-close");
-        };
-        thread::scope(|scope| {
-            scope.spawn(|| send(&client, &upward));
-            scope.spawn(|| send(&server, &downward));
-            scope.spawn(|| upward.expect_whole(&server, 0, len));
-            downward.expect_whole(&client, 0, len);
-        });
+        path.exchange(len, len);
         path.ended("done", 1);
     });
 }

@@ -12,14 +12,19 @@ use std::time::{Duration, Instant};
 use common::deadline::{LONG, throughout, until};
 use common::path::{Path, Via};
 use common::pattern::Pattern;
-use common::peer::{backend, end_of};
+use common::peer::{backend, end_of, reset};
 use common::spliced::Spliced;
 use nix::sys::signal::Signal;
 
-/// Connections are refused, which also says that the signal has arrived.
+/// Connections are refused, which also says that the signal has arrived. What was accepted before is reset, so that
+/// no session is left of it.
 fn refuses_connections(path: &Path) {
-    until("new connections are refused", LONG, || {
-        TcpStream::connect(path.front()).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+    until("new connections are refused", LONG, || match TcpStream::connect(path.front()) {
+        Ok(early) => {
+            reset(early);
+            false
+        }
+        Err(e) => e.kind() == ErrorKind::ConnectionRefused,
     });
 }
 

@@ -1,59 +1,33 @@
-//! splice(2) refused or interrupted, before and in the middle of a transfer: the same bytes, by memory from then on.
+//! splice(2) refused, before and in the middle of a transfer: the same bytes, by memory from then on.
 
 #![cfg(all(target_os = "linux", not(spliced_portable)))]
 
 mod common;
 
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::thread;
-
-use common::path::Via;
-use common::pattern::Pattern;
-use common::peer::{Reserved, accept, backend, connect};
-use common::spliced::{Launcher, Spliced, can_inject};
+use common::path::{Path, Via};
+use common::peer::backend;
+use common::spliced::can_inject;
+use common::stats::Stats;
 
 const MIB: u64 = 1 << 20;
 
-common::scenarios!(
-    also_direct: [],
-    engines: [interrupted_anywhere, short_counts_anywhere],
-);
-
-/// A relay with faults and the backend behind it.
-struct Faulty {
-    port: Reserved,
-    backend: TcpListener,
-    spliced: Spliced,
+/// A path whose system calls fail as strace's `inject=` says.
+fn faulty(workers: &str, fault: &str) -> Path {
+    Path::with(Via::SPLICE, backend(), |launcher| launcher.option("--workers", workers).inject(&[fault]))
 }
 
-impl Faulty {
-    fn new(engine: &str, adapt: impl FnOnce(Launcher<'_>) -> Launcher<'_>) -> Self {
-        let (port, backend) = (Reserved::loopback(), backend());
-        let target = backend.local_addr().expect("bound");
-        let launcher = Launcher::forward(port.address(), target).option("--engine", engine);
-        Self { spliced: adapt(launcher).start(), port, backend }
-    }
+/// One more session, whole both ways and counted; returns the counters after it.
+fn transfer(path: &Path, len: u64) -> Stats {
+    let spliced = path.spliced.as_ref().expect("in between");
+    let before = spliced.stats();
+    path.exchange(len, len);
+    path.settled(before.up().all() + len, before.down().all() + len).expect("in between")
+}
 
-    /// Both ways at once, whole, and counted.
-    fn transfer(&self, len: u64) {
-        let client = connect(self.port.address());
-        let server = accept(&self.backend);
-        let (up, down) = (Pattern::new(len), Pattern::new(!len));
-        let before = self.spliced.stats();
-        let send = |stream: &TcpStream, pattern: &Pattern| {
-            pattern.send(stream, 0, len).expect("send");
-            stream.shutdown(Shutdown::Write).expect("half-close");
-        };
-        thread::scope(|scope| {
-            scope.spawn(|| send(&client, &up));
-            scope.spawn(|| send(&server, &down));
-            scope.spawn(|| up.expect_whole(&server, 0, len));
-            down.expect_whole(&client, 0, len);
-        });
-        let stats = self.spliced.stats_until("the session has ended", |stats| stats.open() == 0);
-        assert_eq!(stats.up().all() - before.up().all(), len, "bytes counted up");
-        assert_eq!(stats.down().all() - before.down().all(), len, "bytes counted down");
-    }
+/// How often splice has been called.
+fn calls(path: &Path) -> usize {
+    let trace = path.spliced.as_ref().expect("in between").trace();
+    trace.lines().filter(|line| line.contains("splice(")).count()
 }
 
 /// Refused for the whole process: counted once and said once, and nobody tries again.
@@ -61,21 +35,18 @@ fn refused_for_all(fault: &str) {
     if !can_inject() {
         return;
     }
-    let faulty = Faulty::new("splice", |launcher| launcher.inject(&[fault]));
-    faulty.transfer(24 * MIB + 7);
-    let first = faulty.spliced.stats();
+    let path = faulty("auto", fault);
+    let first = transfer(&path, 24 * MIB + 7);
     assert!(first.fallbacks("splice_refused") > 0, "the reason is counted: {}", first.0);
     assert_eq!(first.0.pointer("/engine_available/splice").and_then(|v| v.as_bool()), Some(false));
-    assert_eq!(faulty.spliced.logged("refuses splice").len(), 1, "one line");
+    let lines = path.spliced.as_ref().expect("in between").logged("refuses splice");
+    assert_eq!(lines.len(), 1, "one line: {lines:?}");
     // From then on nothing is spliced, in no session.
-    let tries = faulty.spliced.trace().lines().filter(|line| line.contains("splice(")).count();
-    faulty.transfer(3 * MIB);
-    let second = faulty.spliced.stats();
-    assert_eq!(second.up().splice, first.up().splice);
-    assert_eq!(second.down().splice, first.down().splice);
-    let tries_after = faulty.spliced.trace().lines().filter(|line| line.contains("splice(")).count();
-    assert_eq!(tries_after, tries, "calls of splice after it was refused");
-    faulty.spliced.finish();
+    let tried = calls(&path);
+    let second = transfer(&path, 3 * MIB);
+    assert_eq!((second.up().splice, second.down().splice), (first.up().splice, first.down().splice));
+    assert_eq!(calls(&path), tried, "calls of splice after it was refused");
+    path.finish();
 }
 
 #[test]
@@ -111,54 +82,17 @@ fn one_direction_that_cannot_splice() {
     for errno in ["EINVAL", "EBADF"] {
         // Fills and drains take turns, so neighbours hit both.
         for call in [1, 2, 7, 8, 9, 30] {
-            let faulty = Faulty::new("splice", |l| l.inject(&[&format!("splice:error={errno}:when={call}")]));
-            faulty.transfer(6 * MIB + 3);
-            let stats = faulty.spliced.stats();
+            // Calls are counted per thread, so there is only one.
+            let path = faulty("1", &format!("splice:error={errno}:when={call}"));
+            let stats = transfer(&path, 6 * MIB + 3);
             let (source, target) = (stats.fallbacks("source_unsupported"), stats.fallbacks("target_unsupported"));
             assert!(source + target > 0, "{errno} at call {call}: the reason is counted: {}", stats.0);
             assert_eq!(stats.fallbacks("splice_refused"), 0, "{errno} is about one direction");
             refused_out += target;
-            let before = stats.up().splice;
-            faulty.transfer(2 * MIB);
-            assert_eq!(faulty.spliced.stats().up().splice, before + 2 * MIB, "the next session is spliced");
-            faulty.spliced.finish();
+            let next = transfer(&path, 2 * MIB);
+            assert_eq!(next.up().splice, stats.up().splice + 2 * MIB, "the next session is spliced");
+            path.finish();
         }
     }
     assert!(refused_out > 0, "no refusal was met with bytes in the pipe");
-}
-
-/// EINTR from every call of the data path and of the loop.
-fn interrupted_anywhere(via: Via) {
-    if !can_inject() {
-        return;
-    }
-    let Via::Engine(engine) = via else { return };
-    let calls = ["splice", "recvfrom", "sendto", "read", "readv", "write", "writev", "epoll_wait", "accept4"];
-    let faults: Vec<_> = calls.iter().map(|call| format!("{call}:error=EINTR:when=3+5")).collect();
-    let faults: Vec<_> = faults.iter().map(String::as_str).collect();
-    let faulty = Faulty::new(engine, |launcher| launcher.inject(&faults));
-    for len in [1, 100, 70_000, 16 * MIB + 1] {
-        faulty.transfer(len);
-    }
-    let stats = faulty.spliced.stats();
-    if via == Via::SPLICE {
-        assert_eq!((stats.up().copy, stats.down().copy), (0, 0), "an interruption is no reason to copy");
-    }
-    for reason in ["splice_refused", "source_unsupported", "target_unsupported"] {
-        assert_eq!(stats.fallbacks(reason), 0, "an interruption counted as {reason}");
-    }
-    assert!(faulty.spliced.trace().contains("INJECTED"), "no call was interrupted");
-    faulty.spliced.finish();
-}
-
-/// Sockets so small that almost every write is a part of what was asked.
-fn short_counts_anywhere(via: Via) {
-    let Via::Engine(engine) = via else { return };
-    let faulty = Faulty::new(engine, |launcher| {
-        launcher.option("--send-buffer", "4KiB").option("--receive-buffer", "64KiB").option("--copy-buffer", "1MiB")
-    });
-    for len in [1, 5000, 2 * MIB + 1, 9 * MIB + 11] {
-        faulty.transfer(len);
-    }
-    faulty.spliced.finish();
 }

@@ -45,7 +45,7 @@ fn a_stalled_reader_costs_no_memory_and_no_cpu(via: Via) {
         throughout("a stalled session costs nothing", Duration::from_secs(1), || {
             let grown = process.anonymous_memory().saturating_sub(memory);
             let used = process.cpu() - cpu;
-            let pipes = process.descriptors().pipe_ends;
+            let pipes = spliced.pipe_ends();
             if grown < 4 << 20 && used <= Duration::from_millis(20) && pipes <= 4 {
                 return Ok(());
             }

@@ -8,9 +8,10 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use common::deadline::throughout;
+use common::deadline::{LONG, throughout};
 use common::path::{Path, Via};
 use common::pattern::Pattern;
+use common::peer::{FullBackend, accept};
 use socket2::SockRef;
 
 const MIB: u64 = 1 << 20;
@@ -24,8 +25,9 @@ common::scenarios!(
         two_in_a_row,
         scattered_through_bulk,
         as_the_last_byte_before_the_fin,
+        behind_full_queues,
     ],
-    engines: [a_mark_that_waits_costs_nothing],
+    engines: [a_mark_that_waits_costs_nothing, with_the_end_there_before_the_first_look],
 );
 
 /// One call of the sender.
@@ -146,6 +148,31 @@ fn as_the_last_byte_before_the_fin(via: Via) {
     path.finish();
 }
 
+/// The mark waits behind megabytes, far from where the reader is; with or without bytes behind it, the FIN is known
+/// by the time the mark is reached. splice(2) takes the mark for the end then.
+fn behind_full_queues(via: Via) {
+    let path = Path::new(via);
+    for (from_client, behind) in [(true, 0), (false, 0), (true, 1000), (false, 100_000)] {
+        let (client, server) = path.pair();
+        let (sender, receiver) = if from_client { (&client, &server) } else { (&server, &client) };
+        SockRef::from(receiver).set_out_of_band_inline(true).expect("SO_OOBINLINE");
+        let pattern = Pattern::new(1);
+        sender.set_write_timeout(Some(Duration::from_millis(200))).expect("a short deadline");
+        let (sent, _) = pattern.send_all_it_takes(sender, u64::MAX);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                sender.set_write_timeout(Some(LONG)).expect("a deadline");
+                SockRef::from(sender).send_out_of_band(pattern.at(sent, 1)).expect("send urgent");
+                pattern.send(sender, sent + 1, sent + 1 + behind).expect("send");
+                sender.shutdown(Shutdown::Write).expect("half-close");
+            });
+            pattern.expect_whole(receiver, 0, sent + 1 + behind);
+        });
+    }
+    path.ended("done", 4);
+    path.finish();
+}
+
 /// Sessions whose last byte was urgent, and one whose receiver does not read: none may keep the loop turning.
 fn a_mark_that_waits_costs_nothing(via: Via) {
     let path = Path::new(via);
@@ -170,5 +197,25 @@ fn a_mark_that_waits_costs_nothing(via: Via) {
     client.shutdown(Shutdown::Write).expect("half-close");
     pattern.expect_whole(&server, 0, sent + urgent);
     drop((pairs, client, server));
+    path.finish();
+}
+
+/// Bytes, marks and the end wait in the kernel until there is a backend: splice(2) answers 0 in front of a mark then,
+/// as if nothing followed.
+fn with_the_end_there_before_the_first_look(via: Via) {
+    let full = FullBackend::new();
+    let path = Path::with(via, full.try_clone(), |launcher| launcher);
+    let client = path.connect();
+    let pattern = Pattern::new(1);
+    // Large enough for `auto` to be splicing when it comes to the mark.
+    pattern.send(&client, 0, 200_000).expect("send");
+    SockRef::from(&client).send_out_of_band(pattern.at(200_000, 1)).expect("send urgent");
+    pattern.send(&client, 200_001, 201_000).expect("send");
+    client.shutdown(Shutdown::Write).expect("half-close");
+    full.open();
+    let server = accept(&path.backend);
+    pattern.expect_whole(&server, 0, 201_000);
+    drop((client, server));
+    path.ended("done", 1);
     path.finish();
 }

@@ -197,6 +197,9 @@ pub struct CapacityArgs {
     /// Numbers of sessions to stop at
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [0, 1000, 2000, 4000, 8000], value_parser = clap::value_parser!(u32).range(0..=50_000))]
     pub streams: Vec<u32>,
+    /// The same for sessions whose reader has stopped: each may hold megabytes
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [0, 64, 128, 256], value_parser = clap::value_parser!(u32).range(0..=50_000))]
+    pub stalled: Vec<u32>,
     /// What every experiment takes.
     #[command(flatten)]
     pub common: Common,

@@ -1,5 +1,7 @@
 //! Bad plans, missing programs, taken ports, peers that die, labs side by side: a clear line, and the others go on.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs;

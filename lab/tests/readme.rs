@@ -14,5 +14,5 @@ fn the_plan_in_the_readme_is_one() {
         5,
         "each forwarder can be measured or is said to be missing"
     );
-    assert!(!written.links.offloads && written.syscalls);
+    assert!(!written.links.offloads && !written.passes.is_empty());
 }

@@ -54,7 +54,8 @@
 //! 9. *The first error of a socket is kept.* After `ECONNRESET` has been reported once the next fill returns 0, as at a
 //!    clean end. `SIGPIPE` comes with a dead target; Rust programs ignore it unless they were told not to.
 //! 10. *Readable, yet `WouldBlock` with an empty pipe: one `recv`.* An urgent byte stops splice in front of it
-//!     (`tcp_read_sock` in `net/ipv4/tcp.c`) while poll(2) goes on reporting the socket; only `recv` gets past.
+//!     (`tcp_read_sock` in `net/ipv4/tcp.c`) while poll(2) goes on reporting the socket; only `recv` gets past. With a
+//!     FIN behind that byte splice says 0 there, not `EAGAIN` (`tcp_splice_read`): before a 0 is believed, one `recv`.
 //!
 //! # Capacity is slots
 //!

@@ -84,7 +84,8 @@ impl Pipe {
         nix::sys::stat::fstat(&self.reader).expect("fstat of an open pipe").st_ino
     }
 
-    /// Moves up to `len` bytes from a socket into the pipe, which must be empty. 0 is the end of the stream.
+    /// Moves up to `len` bytes from a socket into the pipe, which must be empty. 0 is the end of the stream, or an
+    /// urgent byte with a FIN somewhere behind it: only `recv` tells them apart.
     ///
     /// Because the pipe is empty, [`io::ErrorKind::WouldBlock`] means that the *source* is dry, or that only an urgent
     /// byte is next. `len` is brought into 1 to [`MAX_FILL`]. The source must be non-blocking itself: for a socket

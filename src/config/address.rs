@@ -88,27 +88,27 @@ pub(super) fn host(text: &str) -> Result<Host, String> {
     Ok(Host::Name(text.to_ascii_lowercase()))
 }
 
-/// One port of decimal digits.
+/// One port of decimal digits, or what is found instead.
 fn port(text: &str) -> Result<u16, String> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let number = if digits { text.parse::<u16>().ok() } else { None };
-    number
-        .filter(|port| *port != 0)
-        .ok_or_else(|| if digits { format!("found port {}; allowed: {PORT}", cut(text)) } else { found(text, PORT) })
+    let instead = || if digits { format!("port {}", &text[..text.len().min(20)]) } else { quoted(text) };
+    number.filter(|port| *port != 0).ok_or_else(instead)
 }
 
-fn cut(digits: &str) -> &str {
-    &digits[..digits.len().min(20)]
+/// A port or a range, both ends included, or what is found instead.
+fn port_range(text: &str) -> Result<Ports, String> {
+    let Some((first, last)) = text.split_once('-') else { return port(text).map(Ports::one) };
+    let (first, last) = (port(first)?, port(last)?);
+    if last < first {
+        return Err(format!("ports {first}-{last}, the last below the first"));
+    }
+    Ok(Ports { first, last })
 }
 
 /// A port or a range, both ends included.
 pub(super) fn ports(text: &str) -> Result<Ports, String> {
-    let Some((first, last)) = text.split_once('-') else { return port(text).map(Ports::one) };
-    let (first, last) = (port(first)?, port(last)?);
-    if last < first {
-        return Err(format!("found ports {first}-{last}, the last below the first; allowed: {PORT}"));
-    }
-    Ok(Ports { first, last })
+    port_range(text).map_err(|instead| format!("found {instead}; allowed: {PORT}"))
 }
 
 /// `HOST:PORTS`, with brackets around IPv6.
@@ -148,7 +148,8 @@ fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
             ports = if ports(ports_text).is_ok() { ports_text } else { "PORT" },
         ));
     }
-    Ok((host(host_text)?, ports(ports_text)?))
+    let in_address = |instead| format!("found {instead} in {}; allowed: {PORT}", quoted(text));
+    Ok((host(host_text)?, port_range(ports_text).map_err(in_address)?))
 }
 
 /// Where to send sessions; names stay names.
@@ -254,9 +255,9 @@ mod tests {
             ("", "without a port"),
             (":9000", "0.0.0.0:9000"),
             ("*:9000", "[::]:9000"),
-            ("10.0.0.1:0", "found port 0;"),
-            ("10.0.0.1:70000", "found port 70000;"),
-            ("10.0.0.1:", "found \"\"; allowed: a port"),
+            ("10.0.0.1:0", "found port 0 in \"10.0.0.1:0\";"),
+            ("10.0.0.1:70000", "found port 70000 in \"10.0.0.1:70000\";"),
+            ("10.0.0.1:", "found \"\" in \"10.0.0.1:\"; allowed: a port"),
             ("10.0.0.1:+80", "found \"+80\""),
             ("10.0.0.1:9010-9000", "last below the first"),
             ("10.0.0.1:1-2-3", "found \"2-3\""),

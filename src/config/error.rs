@@ -37,6 +37,18 @@ pub enum Mark {
     Argument(&'static str),
 }
 
+impl Mark {
+    /// Line and column in `text`, both from 1; the start for what is not in it.
+    pub(super) fn line_column(self, text: &str) -> (usize, usize) {
+        match self {
+            Self::At(line, column) => (line, column),
+            Self::Offset(offset) => line_column(text, offset),
+            Self::Node(ordinal) => super::tree::locate(text, ordinal).line_column(text),
+            Self::Argument(_) => (1, 1),
+        }
+    }
+}
+
 /// An error that has not been given its file yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -55,12 +67,10 @@ impl Fault {
     /// The error to show, with the mark turned into a line and a column of `text`.
     #[must_use]
     pub fn in_file(self, file: &str, text: &str) -> ConfigError {
-        let (line, column) = match self.at {
-            Mark::At(line, column) => (line, column),
-            Mark::Offset(offset) => line_column(text, offset),
-            Mark::Node(ordinal) => super::tree::locate(text, ordinal),
-            Mark::Argument(name) => return ConfigError { place: None, message: format!("{name}: {}", self.message) },
-        };
+        if let Mark::Argument(name) = self.at {
+            return ConfigError { place: None, message: format!("{name}: {}", self.message) };
+        }
+        let (line, column) = self.at.line_column(text);
         ConfigError { place: Some((printable(file), line, column)), message: self.message }
     }
 }

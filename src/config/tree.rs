@@ -29,19 +29,24 @@ pub fn parse(text: &str) -> Result<Node, Fault> {
     let node = (&walk).deserialize(document).map_err(|error| walk.fault(&error))?;
     if let Some(second) = documents.next() {
         let stop = Walk::to(Some(0));
-        let at = (&stop).deserialize(second).err().and_then(|error| error.location());
-        let (line, column) = at.map_or((1, 1), |at| (at.line(), at.column()));
-        return Err(Fault::new(Mark::At(line, column), "found a second YAML document; allowed: one document"));
+        let at = (&stop).deserialize(second).err().and_then(|error| position(&error)).unwrap_or(Mark::At(1, 1));
+        return Err(Fault::new(at, "found a second YAML document; allowed: one document"));
     }
     Ok(node)
 }
 
-/// Line and column, from 1, of the node with that number.
-pub(super) fn locate(text: &str, ordinal: u32) -> (usize, usize) {
+/// Where the node with that number begins.
+pub(super) fn locate(text: &str, ordinal: u32) -> Mark {
     let walk = Walk::to(Some(ordinal));
     let document = serde_yaml::Deserializer::from_str(text).next();
-    let at = document.and_then(|document| (&walk).deserialize(document).err()).and_then(|error| error.location());
-    at.map_or((1, 1), |at| (at.line(), at.column()))
+    let at = document.and_then(|document| (&walk).deserialize(document).err()).and_then(|error| position(&error));
+    at.unwrap_or(Mark::At(1, 1))
+}
+
+/// Where the error is, by its offset: libyaml's own lines end at U+2028 and a lone carriage return too, which editors
+/// do not count.
+fn position(error: &serde_yaml::Error) -> Option<Mark> {
+    error.location().map(|at| Mark::Offset(at.index()))
 }
 
 /// One visit of a document.
@@ -86,9 +91,7 @@ impl Walk {
 
     fn fault(&self, error: &serde_yaml::Error) -> Fault {
         // Without a position of its own the error is at, or right behind, the last node.
-        let at = error
-            .location()
-            .map_or(Mark::Node(self.count.get().saturating_sub(1)), |at| Mark::At(at.line(), at.column()));
+        let at = position(error).unwrap_or(Mark::Node(self.count.get().saturating_sub(1)));
         if let Some(message) = self.complaint.borrow_mut().take() {
             return Fault::new(at, message);
         }
@@ -273,7 +276,7 @@ mod tests {
         let root = parse(text).unwrap();
         let mut places = Vec::new();
         collect(&root, &mut places);
-        let found: Vec<_> = places.into_iter().map(|ordinal| locate(text, ordinal)).collect();
+        let found: Vec<_> = places.into_iter().map(|ordinal| locate(text, ordinal).line_column(text)).collect();
         let expected =
             [(1, 1), (1, 1), (1, 4), (2, 1), (3, 3), (3, 5), (3, 6), (3, 9), (3, 12), (3, 15), (3, 16), (4, 5)];
         assert_eq!(found, expected);

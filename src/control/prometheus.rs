@@ -123,7 +123,7 @@ fn workers(page: &mut Page, workers: &[WorkerSnapshot]) {
     for w in workers {
         page.sample(&[("worker", &w.id)], u8::from(w.state == super::snapshot::WorkerState::Running));
     }
-    page.family("spliced_worker_busy_seconds_total", "counter", "Time the worker spent outside of the poller.");
+    page.family("spliced_worker_busy_seconds_total", "counter", "CPU time of the worker's thread.");
     for w in workers {
         page.sample(&[("worker", &w.id)], w.busy_seconds);
     }

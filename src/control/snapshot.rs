@@ -99,7 +99,7 @@ pub struct WorkerSnapshot {
     pub sessions_open: u64,
     /// Turns of its event loop.
     pub turns: u64,
-    /// Seconds spent outside of the poller.
+    /// CPU time of its thread in seconds, a second old at most while it turns.
     pub busy_seconds: f64,
     /// Accepted sessions it gave to another worker.
     pub handed_over: u64,

@@ -7,6 +7,8 @@
 mod choice;
 mod copy;
 mod splice;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::Shutdown;
@@ -192,6 +194,8 @@ impl Transfer for Lane<'_> {
         {
             return result;
         }
+        // An empty pipe may be left from an earlier fill of this turn: a pool must be given back what it gave.
+        self.park_pipe();
         self.fill_scratch()
     }
 
@@ -231,12 +235,11 @@ impl Transfer for Lane<'_> {
     fn park(&mut self) {
         self.pump.held = match std::mem::take(&mut self.pump.held) {
             Held::Scratch => self.park_scratch(),
-            Held::Pipe(pipe) if pipe.is_empty() => {
-                self.pumps.pools[self.pool].put(pipe);
-                Held::Nothing
-            }
             held => held,
         };
+        if matches!(&self.pump.held, Held::Pipe(pipe) if pipe.is_empty()) {
+            self.park_pipe();
+        }
         debug_assert!(self.pumps.filled.is_empty(), "the scratch buffer is free between turns");
     }
 }

@@ -32,29 +32,33 @@ impl Lane<'_> {
     pub(super) fn fill_pipe(&mut self) -> Option<io::Result<usize>> {
         let mut pipe = self.take_pipe()?;
         let result = pipe.fill_from(self.source, MOST);
+        self.pump.held = Held::Pipe(pipe);
         match &result {
-            Ok(0) => {}
-            Ok(n) => self.pump.choice.spliced(*n),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                if self.source_ready.urgent {
-                    // splice stops in front of an urgent byte and will for ever; recv steps over the mark.
-                    self.pump.held = Held::Pipe(pipe);
-                    self.park_pipe();
+            // In front of an urgent byte splice says that the stream has ended as soon as the peer has ended its half
+            // (tcp_splice_read in net/ipv4/tcp.c), and everything from that byte on would be lost. recv tells such an
+            // end from a true one.
+            Ok(0) => {
+                self.park_pipe();
+                let result = self.fill_scratch();
+                if matches!(result, Ok(1..)) {
                     self.count(Fallback::Urgent);
-                    return None;
                 }
-                self.source_ready.readable = false;
+                return Some(result);
             }
+            Ok(n) => self.pump.choice.spliced(*n),
+            // splice stops in front of an urgent byte and will for ever; recv steps over the mark.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.source_ready.urgent => {
+                self.count(Fallback::Urgent);
+                return None;
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.source_ready.readable = false,
             Err(e) => {
                 if let Some(refused) = refusal(e) {
-                    self.pump.held = Held::Pipe(pipe);
-                    self.park_pipe();
                     self.refused(&refused, Fallback::Source);
                     return None;
                 }
             }
         }
-        self.pump.held = Held::Pipe(pipe);
         Some(result)
     }
 
@@ -75,7 +79,8 @@ impl Lane<'_> {
         }
     }
 
-    fn park_pipe(&mut self) {
+    /// Gives the pipe back to its pool, if there is one.
+    pub(super) fn park_pipe(&mut self) {
         if let Held::Pipe(pipe) = std::mem::take(&mut self.pump.held) {
             self.pumps.pools[self.pool].put(pipe);
         }

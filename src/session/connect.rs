@@ -47,17 +47,6 @@ enum Wait {
     Name,
 }
 
-/// What came of an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attempt {
-    /// The handshake is under way.
-    Begun,
-    /// No descriptor, or no address yet: to be asked again later.
-    Later,
-    /// No address is left.
-    Over(End),
-}
-
 /// What connecting needs of the worker.
 #[derive(Debug)]
 pub struct Connector<'a> {
@@ -141,25 +130,27 @@ impl Session {
         matches!(&self.phase, Phase::Connecting(c) if c.next_ms > 0 && (c.give_up_ms == 0 || c.give_up_ms > now_ms))
     }
 
-    /// Begins to connect to the next address that accepts the attempt at all.
-    pub fn connect(&mut self, by: &Connector<'_>) -> Attempt {
+    /// Begins to connect to the next address that accepts the attempt at all. It waits then for the handshake or, as
+    /// [`wants_retry`](Self::wants_retry) says, to be asked again.
+    pub fn connect(&mut self, by: &Connector<'_>) -> Step {
         loop {
-            let Phase::Connecting(connecting) = &mut self.phase else { return Attempt::Begun };
+            let Phase::Connecting(connecting) = &mut self.phase else { return Step::Wait };
+            // What it has waited for until now decides nothing any more.
+            connecting.wait = Wait::Backend;
             let candidates = by.upstreams.candidates();
             let address = by.upstreams.candidate(connecting.first, connecting.attempts, connecting.port_offset);
             let Some(address) = address else {
                 if candidates == 0 {
                     connecting.wait = Wait::Name;
-                    return Attempt::Later;
+                    return Step::Wait;
                 }
-                return Attempt::Over(connecting.last.unwrap_or(End::of(EndReason::ConnectFailed)));
+                return Step::End(connecting.last.unwrap_or(End::of(EndReason::ConnectFailed)));
             };
             self.backend = None;
             match begin(address, by, connecting.attempts) {
                 Ok((socket, local)) => {
                     self.attempt = connecting.attempts;
                     connecting.attempts += 1;
-                    connecting.wait = Wait::Backend;
                     connecting.set_next(candidates.saturating_sub(connecting.attempts), by.now_us / 1000);
                     by.trace.forget(self.trace);
                     self.trace =
@@ -167,12 +158,12 @@ impl Session {
                     self.target = Some(address);
                     (self.backend_ready, self.backend_failed) = (Ready::default(), false);
                     self.backend = Some(socket);
-                    return Attempt::Begun;
+                    return Step::Wait;
                 }
                 Err(e) if is_exhausted(&e) => {
                     connecting.wait = Wait::Descriptor;
                     connecting.next_ms = 0;
-                    return Attempt::Later;
+                    return Step::Wait;
                 }
                 Err(e) => {
                     connecting.attempts += 1;
@@ -208,10 +199,7 @@ impl Session {
         if let Phase::Connecting(connecting) = &mut self.phase {
             connecting.last = Some(why.unwrap_or(End::of(EndReason::ConnectTimeout)));
         }
-        match self.connect(by) {
-            Attempt::Begun | Attempt::Later => Step::Wait,
-            Attempt::Over(end) => Step::End(end),
-        }
+        self.connect(by)
     }
 }
 
@@ -238,7 +226,10 @@ fn is_exhausted(error: &io::Error) -> bool {
 
 fn connect_end(error: &io::Error) -> End {
     let reason = match error.raw_os_error() {
-        Some(libc::ECONNREFUSED | libc::ECONNRESET) => EndReason::Refused,
+        Some(libc::ECONNREFUSED) => EndReason::Refused,
+        // A reset that answers a SYN is reported as a refusal (tcp_reset in net/ipv4/tcp_input.c), so the handshake was
+        // over here: the backend took the connection and reset it before this worker looked.
+        Some(libc::ECONNRESET | libc::EPIPE) => EndReason::ResetByBackend,
         Some(libc::ETIMEDOUT) => EndReason::ConnectTimeout,
         _ => EndReason::ConnectFailed,
     };

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-pub use self::connect::{Attempt, Connecting, Connector};
+pub use self::connect::{Connecting, Connector};
 use crate::flow::{Flow, Progress};
 use crate::plan::Timeouts;
 use crate::pump::{Choice, Direction, Lane, Pump, Pumps, Ready};
@@ -236,11 +236,12 @@ impl Session {
     /// Moves bytes both ways as far as they go.
     pub fn advance(&mut self, turn: &mut Turn<'_>) -> Step {
         debug_assert!(matches!(self.phase, Phase::Open), "only a connected session moves bytes");
-        let before = self.moved();
+        let before = (self.moved(), self.is_half_closed());
         let up = self.advance_way(Direction::Up, turn);
         let down = self.advance_way(Direction::Down, turn);
         let step = self.judge(up, down, turn);
-        if self.moved() != before {
+        // The first FIN counts like a byte: the time for the other half begins with it.
+        if (self.moved(), self.is_half_closed()) != before {
             self.active_us = turn.now_us;
         }
         step

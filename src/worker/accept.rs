@@ -5,16 +5,16 @@ use std::sync::atomic::Ordering;
 
 use mio::unix::SourceFd;
 
-use super::{Accepted, Message, PAUSE_MS, Worker};
+use super::{Accepted, GONE, Life, Message, PAUSE_MS, Worker};
 use crate::listener::AcceptError;
 use crate::plan::Refusal;
 use crate::pump::Choice;
-use crate::session::{Attempt, Connecting, End, Origin, Session, Step, client_token};
+use crate::session::{Connecting, End, Origin, Session, client_token};
 use crate::stats::EndReason;
 use crate::sys;
 
 /// Connections taken from one listener in a turn.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 impl Worker {
     /// Takes connections from every listener that may have some.
@@ -45,7 +45,6 @@ impl Worker {
         match sys::accept(&listener.socket) {
             Ok((socket, client)) => {
                 let (listener, port_offset) = (listener.index, listener.port_offset);
-                self.exhausted = false;
                 let hop = self.parts.shared.trace.look_up(client, || sys::meant_for(&socket));
                 self.hand_on(Accepted { socket, client, forward, listener, port_offset, hop });
             }
@@ -55,8 +54,7 @@ impl Worker {
                     AcceptError::Empty => listener.ready = false,
                     AcceptError::Gone => {}
                     AcceptError::Exhausted => {
-                        self.log_exhausted(&e);
-                        self.starve();
+                        self.starve(&format!("cannot accept connections: {e}"));
                     }
                 }
             }
@@ -71,13 +69,13 @@ impl Worker {
         let least = (0..loads.len()).min_by_key(|i| loads[*i].load(Ordering::Relaxed)).unwrap_or(self.parts.id);
         let surplus = mine.saturating_sub(loads[least].load(Ordering::Relaxed));
         // Exact while sessions are few; with many, an eighth more is not worth a wake-up each.
-        if surplus > mine / 8 && least != self.parts.id {
+        if surplus > mine / 8 && least != self.parts.id && self.life == Life::Serving {
             loads[least].fetch_add(1, Ordering::Relaxed);
             match self.parts.shared.mailboxes[least].post(Message::Accepted(accepted)) {
                 Ok(()) => return self.parts.stats.handed_over.add(1),
                 // That worker is gone; its count stays high, so that it is not asked again.
                 Err(Message::Accepted(back)) => {
-                    loads[least].store(usize::MAX / 2, Ordering::Relaxed);
+                    loads[least].store(GONE, Ordering::Relaxed);
                     loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
                     return self.begin(back);
                 }
@@ -98,6 +96,7 @@ impl Worker {
         let first = self.parts.routes[forward].upstreams.pick();
         let connecting = Connecting::new(first, port_offset, hop, plan.timeouts.connect, self.now_us);
         let refused = match plan.access.refuses(client.ip()) {
+            _ if self.life == Life::Stopping => Some(EndReason::Drain),
             Some(Refusal::Denied) => Some(EndReason::Denied),
             Some(Refusal::NotAllowed) => Some(EndReason::NotAllowed),
             None if hop.is_loop(forward) => Some(EndReason::Loop),
@@ -112,15 +111,18 @@ impl Worker {
             log::warn!("cannot watch a connection: {e}; fs.epoll.max_user_watches limits how many there may be");
             return self.end(key, End { reason: EndReason::Error, errno: e.raw_os_error() });
         }
-        let step = self.connect_with(key, |session, by| match session.connect(by) {
-            Attempt::Over(end) => Step::End(end),
-            Attempt::Begun | Attempt::Later => Step::Wait,
-        });
+        let step = self.connect_with(key, Session::connect);
         self.settle(key, step);
     }
 
     /// Descriptors have run out: empty pipes give theirs up, and accepting pauses.
-    pub(super) fn starve(&mut self) {
+    pub(super) fn starve(&mut self, what: &str) {
+        if self.parts.shared.shortage.begins() {
+            log::error!(
+                "{what}; {} descriptors are allowed (ulimit -n, LimitNOFILE=); clients wait in the queue until one is free",
+                sys::descriptor_limit()
+            );
+        }
         self.freed |= self.parts.pumps.give_up_pipes();
         self.pause_all();
     }
@@ -132,6 +134,9 @@ impl Worker {
     }
 
     fn pause(&mut self) {
+        if self.pause_until_ms == 0 {
+            self.parts.stats.accept_pauses.add(1);
+        }
         self.pause_until_ms = self.now_ms() + PAUSE_MS;
         self.parts.stats.accept_paused.set(1);
     }
@@ -152,17 +157,5 @@ impl Worker {
         for listener in &mut self.parts.listeners {
             (listener.ready, listener.paused) = (true, false);
         }
-    }
-
-    fn log_exhausted(&mut self, error: &std::io::Error) {
-        if std::mem::replace(&mut self.exhausted, true) {
-            return;
-        }
-        self.parts.stats.accept_pauses.add(1);
-        log::error!(
-            "cannot accept connections: {error}; {} descriptors are allowed (ulimit -n, LimitNOFILE=); \
-             clients wait in the queue until one is free",
-            sys::descriptor_limit()
-        );
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::{TRIM_MS, Worker};
+use super::{GONE, Life, Message, TRIM_MS, Worker};
 use crate::session::{End, Session};
 use crate::stats::{EndReason, SessionRecord};
 use crate::sys;
@@ -16,6 +16,10 @@ impl Worker {
     pub(super) fn end(&mut self, key: usize, end: End) {
         let Some(session) = self.sessions.try_remove(key) else { return };
         self.deadlines.clear(key);
+        if session.wants_retry() {
+            // Its key may soon be another session's, which would then stand in the queue twice.
+            self.retry.retain(|waiting| *waiting != key);
+        }
         self.freed = true;
         let forward = session.origin().forward;
         let stats = &self.parts.stats.forwards[forward];
@@ -86,19 +90,38 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Resets connections that are on their way to a worker that ends, and gives back what was taken for them.
+    fn turn_away(&self, reason: EndReason) {
+        while let Ok(message) = self.parts.inbox.try_recv() {
+            let Message::Accepted(accepted) = message else { continue };
+            let _ = accepted.socket.set_linger(Some(Duration::ZERO));
+            self.parts.stats.forwards[accepted.forward].accepted.add(1);
+            self.count_lost(accepted.forward, reason);
+        }
+    }
+
+    fn count_lost(&self, forward: usize, reason: EndReason) {
+        self.parts.stats.forwards[forward].ends[reason as usize].add(1);
+        self.parts.shared.slots.give();
+        self.parts.shared.forward_slots[forward].give();
+    }
+}
+
 impl Drop for Worker {
-    /// After a panic no stream may look complete: every session is reset and counted.
+    /// A worker that fails takes its sessions with it: no stream may look complete, so every one is reset and counted.
     fn drop(&mut self) {
+        self.parts.shared.loads[self.parts.id].store(GONE, Ordering::Relaxed);
+        let reason = if self.life == Life::Serving { EndReason::WorkerPanic } else { EndReason::Drain };
+        self.turn_away(reason);
         if !std::thread::panicking() {
             return;
         }
         for (_, session) in &self.sessions {
             session.reset();
-            let stats = &self.parts.stats.forwards[session.origin().forward];
-            stats.open.sub(1);
-            stats.ends[EndReason::WorkerPanic as usize].add(1);
-            self.parts.shared.slots.give();
-            self.parts.shared.forward_slots[session.origin().forward].give();
+            let forward = session.origin().forward;
+            self.parts.stats.forwards[forward].open.sub(1);
+            self.count_lost(forward, EndReason::WorkerPanic);
         }
     }
 }

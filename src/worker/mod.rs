@@ -8,28 +8,30 @@
 //! A turn reads the clock once, allocates nothing, and takes no lock.
 
 mod accept;
+mod connect;
 mod end;
+mod mailbox;
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::mpsc::{Receiver, Sender, SyncSender};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
-use socket2::Socket;
 
+pub use self::mailbox::{Accepted, Mailbox, Message};
 use crate::deadline::Deadlines;
-use crate::listener::{Listener, Slots};
+use crate::listener::{Listener, Shortage, Slots};
 use crate::plan::Plan;
 use crate::pump::Pumps;
-use crate::session::{Attempt, Connector, End, Session, Step, Turn, key_of};
+use crate::session::{End, Session, Step, Turn, key_of};
+
 use crate::stats::{EndReason, SessionRecord, WorkerStats};
-use crate::upstream::{Hop, Trace, Upstreams};
+use crate::upstream::{Trace, Upstreams};
 
 /// Wakes a worker whose mailbox holds something.
 pub(crate) const MAILBOX: Token = Token(usize::MAX);
@@ -39,6 +41,8 @@ const LISTENER: usize = 1 << (usize::BITS - 2);
 const PAUSE_MS: u64 = 50;
 /// A pipe nobody has needed for that long is closed.
 const TRIM_MS: u64 = 500;
+/// The load of a worker that takes no more connections: more than any other can have.
+const GONE: usize = usize::MAX / 2;
 
 /// What workers share. Nothing in it is locked.
 #[derive(Debug)]
@@ -51,66 +55,12 @@ pub struct Shared {
     pub forward_slots: Box<[Slots]>,
     /// Our own connections to backends.
     pub trace: Trace,
+    /// Descriptors or memory have run out.
+    pub shortage: Shortage,
     /// The listening addresses by number.
     pub listening: Box<[std::net::SocketAddr]>,
     /// One per worker.
     pub mailboxes: Box<[Mailbox]>,
-}
-
-/// How a worker is told things.
-#[derive(Debug)]
-pub struct Mailbox {
-    sender: Sender<Message>,
-    waker: Waker,
-}
-
-/// What a worker may be told.
-#[derive(Debug)]
-pub enum Message {
-    /// A connection another worker has accepted.
-    Accepted(Accepted),
-    /// The addresses of a name: forward, target, addresses.
-    Resolved(usize, usize, Vec<IpAddr>),
-    /// Accept no more; end when the last session has.
-    Drain,
-    /// End every session now.
-    Stop,
-    /// Fail, to test what the process makes of it.
-    #[cfg(test)]
-    Panic,
-}
-
-/// A connection on its way to the worker that will hold it.
-#[derive(Debug)]
-pub struct Accepted {
-    socket: Socket,
-    client: std::net::SocketAddr,
-    forward: usize,
-    listener: usize,
-    port_offset: u16,
-    hop: Hop,
-}
-
-impl Mailbox {
-    /// A mailbox and its other end.
-    #[must_use]
-    pub fn new(waker: Waker) -> (Self, Receiver<Message>) {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        (Self { sender, waker }, receiver)
-    }
-
-    /// Leaves a message; given back when the worker is gone.
-    ///
-    /// # Errors
-    /// The message, when nobody will read it.
-    pub fn post(&self, message: Message) -> Result<(), Message> {
-        self.sender.send(message).map_err(|e| e.0)?;
-        if let Err(e) = self.waker.wake() {
-            // The message is read at the worker's next turn all the same.
-            log::debug!("cannot wake a worker: {e}");
-        }
-        Ok(())
-    }
 }
 
 /// A forward as one worker sees it.
@@ -164,16 +114,25 @@ pub struct Worker {
     now_us: u64,
     /// Accepting pauses until then; 0 when it does not.
     pause_until_ms: u64,
-    /// A line about missing descriptors has been logged since they were last seen.
-    exhausted: bool,
     /// Since the last turn something has come free that sessions or listeners may wait for: a slot, a descriptor, an
     /// address.
     freed: bool,
-    draining: bool,
+    life: Life,
     /// When pipes that were not needed are closed; 0 while there are none.
     trim_ms: u64,
     /// When the worker's own CPU time is next measured.
     measure_us: u64,
+}
+
+/// How far a worker is on its way to the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// Takes connections.
+    Serving,
+    /// Takes none; its sessions go on.
+    Draining,
+    /// Keeps none either.
+    Stopping,
 }
 
 impl Worker {
@@ -199,9 +158,8 @@ impl Worker {
             clock: Instant::now(),
             now_us: 0,
             pause_until_ms: 0,
-            exhausted: false,
             freed: false,
-            draining: false,
+            life: Life::Serving,
             trim_ms: 0,
             measure_us: 0,
         })
@@ -213,7 +171,7 @@ impl Worker {
     /// The poller failed: nothing can be forwarded any more.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
-        while !(self.draining && self.sessions.is_empty()) {
+        while !self.is_over() {
             if let Err(e) = self.parts.poll.poll(&mut events, self.timeout())
                 && e.kind() != io::ErrorKind::Interrupted
             {
@@ -234,6 +192,17 @@ impl Worker {
         }
         self.report();
         Ok(())
+    }
+
+    /// Whether nothing is left to do. Before it says so it makes sure that no other worker chooses this one any more,
+    /// and takes what is on its way already.
+    fn is_over(&mut self) -> bool {
+        let idle = |worker: &Self| worker.life != Life::Serving && worker.sessions.is_empty();
+        if idle(self) {
+            self.parts.shared.loads[self.parts.id].store(GONE, Ordering::Relaxed);
+            self.read_mailbox();
+        }
+        idle(self)
     }
 
     fn now_ms(&self) -> u64 {
@@ -364,55 +333,6 @@ impl Worker {
         self.due = due;
     }
 
-    fn check_connect(&mut self, key: usize) -> Step {
-        self.connect_with(key, Session::check_connect)
-    }
-
-    /// Runs one step of connecting with what it needs; a session that must wait for something is queued for it.
-    fn connect_with(&mut self, key: usize, step: impl FnOnce(&mut Session, &Connector<'_>) -> Step) -> Step {
-        let Some(session) = self.sessions.get_mut(key) else { return Step::Wait };
-        let forward = session.origin().forward;
-        let waited = session.wants_retry();
-        let step = step(
-            session,
-            &Connector {
-                registry: self.parts.poll.registry(),
-                key,
-                forward: &self.parts.plan.forwards[forward],
-                upstreams: &self.parts.routes[forward].upstreams,
-                stats: &self.parts.stats.forwards[forward],
-                trace: &self.parts.shared.trace,
-                now_us: self.now_us,
-            },
-        );
-        let (waits, starves) = (session.wants_retry(), session.wants_descriptor());
-        if waits && !waited {
-            self.retry.push(key);
-        }
-        if starves {
-            self.starve();
-        }
-        step
-    }
-
-    /// Sessions that wait for a descriptor or a name try again when something may have changed.
-    fn retry(&mut self) {
-        for key in std::mem::take(&mut self.retry) {
-            let Some(session) = self.sessions.get(key) else { continue };
-            if !session.wants_retry() {
-                continue;
-            }
-            let step = self.connect_with(key, |session, by| match session.connect(by) {
-                Attempt::Over(end) => Step::End(end),
-                Attempt::Begun | Attempt::Later => Step::Wait,
-            });
-            if self.sessions.get(key).is_some_and(Session::wants_retry) {
-                self.retry.push(key);
-            }
-            self.settle(key, step);
-        }
-    }
-
     fn read_mailbox(&mut self) {
         while let Ok(message) = self.parts.inbox.try_recv() {
             match message {
@@ -430,18 +350,21 @@ impl Worker {
     }
 
     fn drain(&mut self) {
-        // A listener that closes resets what waits in its queue: take those first.
+        // From here on new connections stay with this worker: the others drain too and may be gone.
+        self.life = Life::Draining;
+        // A listener that closes resets what waits in its queue: take those first, but no more than a queue holds, or
+        // a storm of clients would keep the drain from its end.
+        let longest = self.parts.plan.forwards.iter().map(|f| f.tcp.backlog as usize).max().unwrap_or(0);
         self.resume();
-        while self.parts.listeners.iter().any(|l| l.ready && !l.paused) {
+        for _ in 0..=longest / accept::BATCH {
             self.accept();
         }
         self.parts.listeners.clear();
-        self.draining = true;
     }
 
     fn stop(&mut self) {
         self.parts.listeners.clear();
-        self.draining = true;
+        self.life = Life::Stopping;
         self.end_all(EndReason::Drain);
     }
 

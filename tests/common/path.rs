@@ -3,8 +3,10 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use super::netns::Chain;
+use super::pattern::exchange;
 use super::peer::{Reserved, accept, backend, connect};
 use super::spliced::{Launcher, Spliced};
+use super::stats::Stats;
 
 /// What is between client and backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +105,22 @@ impl Path {
     pub(crate) fn pair(&self) -> (TcpStream, TcpStream) {
         let client = self.connect();
         (client, accept(&self.backend))
+    }
+
+    /// One session that carries `up` and `down` bytes at the same time, each followed by a FIN, checked whole.
+    pub(crate) fn exchange(&self, up: u64, down: u64) {
+        let (client, server) = self.pair();
+        exchange(&client, &server, up, down);
+    }
+
+    /// The counters once every session has ended; `None` on the direct way. They must hold the bytes exactly.
+    pub(crate) fn settled(&self, up: u64, down: u64) -> Option<Stats> {
+        let spliced = self.spliced.as_ref()?;
+        let stats = spliced.stats_until("all sessions have ended", |stats| stats.open() == 0);
+        assert_eq!((stats.up().all(), stats.down().all()), (up, down), "bytes counted up and down");
+        let forward = stats.0.pointer("/forwards/0/bytes").expect("bytes of the only forward");
+        assert_eq!(Some(forward), stats.0.pointer("/total/bytes"), "the only forward has all the bytes");
+        Some(stats)
     }
 
     /// Waits until that many sessions have ended for a reason; nothing to wait for on the direct way.

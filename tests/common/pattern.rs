@@ -1,8 +1,9 @@
 //! Bytes that can be made and checked at any place of a stream without keeping the stream.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Once};
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A prime, so that losing, doubling or moving any whole number of pages, segments or buffers shows.
@@ -95,6 +96,19 @@ impl Pattern {
         Ok(())
     }
 
+    /// Writes what a non-blocking stream takes at once of the bytes from place `from` up to `to`.
+    pub(crate) fn send_now(&self, mut stream: &TcpStream, from: u64, to: u64) -> u64 {
+        let mut place = from;
+        while place < to {
+            match stream.write(self.at(place, to - place)) {
+                Ok(n) => place += n as u64,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) => panic!("send at {place}: {e}"),
+            }
+        }
+        place - from
+    }
+
     /// Writes from place 0 for as long as the stream takes bytes: until nothing more goes for the socket's write
     /// timeout, or an error. Returns how many went and the error, if there was one.
     pub(crate) fn send_all_it_takes(&self, mut stream: &TcpStream, at_most: u64) -> (u64, Option<io::Error>) {
@@ -172,4 +186,19 @@ impl Pattern {
         }
         Ok(n as u64)
     }
+}
+
+/// Sends `up` and `down` bytes at the same time, each followed by a FIN, and checks both streams whole.
+pub(crate) fn exchange(client: &TcpStream, server: &TcpStream, up: u64, down: u64) {
+    let (upward, downward) = (Pattern::new(up), Pattern::new(!down));
+    let send = |stream: &TcpStream, pattern: &Pattern, len: u64| {
+        pattern.send(stream, 0, len).expect("send");
+        stream.shutdown(Shutdown::Write).expect("half-close");
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| send(client, &upward, up));
+        scope.spawn(|| send(server, &downward, down));
+        scope.spawn(|| upward.expect_whole(server, 0, up));
+        downward.expect_whole(client, 0, down);
+    });
 }

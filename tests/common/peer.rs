@@ -50,10 +50,11 @@ pub(crate) fn backend() -> TcpListener {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port")
 }
 
-/// A listening socket whose peers stop sending early: its connections have the smallest receive buffer.
+/// A listening socket whose peers stop sending early: its connections have a small receive buffer. A smaller one
+/// still would have the kernel send by its timers, which is slow.
 pub(crate) fn backend_with_small_buffers() -> TcpListener {
     let listener = backend();
-    SockRef::from(&listener).set_recv_buffer_size(1).expect("SO_RCVBUF");
+    SockRef::from(&listener).set_recv_buffer_size(32_768).expect("SO_RCVBUF");
     listener
 }
 
@@ -92,18 +93,22 @@ pub(crate) fn connect(to: SocketAddr) -> TcpStream {
     with_deadlines(stream)
 }
 
-/// Accepts under a deadline.
-pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
-    listener.set_nonblocking(true).expect("non-blocking");
-    let stream = eventually("accept", LONG, || listener.accept().map_err(|e| e.to_string())).0;
-    stream.set_nonblocking(false).expect("blocking");
-    with_deadlines(stream)
+/// Connects where the connection may be reset before connect(2) has told of its success: `None` then.
+pub(crate) fn connect_or_reset(to: SocketAddr) -> Option<TcpStream> {
+    match TcpStream::connect(to) {
+        Ok(stream) => Some(with_deadlines(stream)),
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => None,
+        Err(e) => panic!("connect to {to}: {e}"),
+    }
 }
 
-/// True when a connection waits to be accepted; it is taken and dropped.
-pub(crate) fn takes_one(listener: &TcpListener) -> bool {
-    listener.set_nonblocking(true).expect("non-blocking");
-    listener.accept().is_ok()
+/// Accepts under a deadline: on Linux accept(2) obeys SO_RCVTIMEO.
+pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
+    SockRef::from(listener).set_read_timeout(Some(LONG)).expect("SO_RCVTIMEO");
+    match listener.accept() {
+        Ok((stream, _)) => with_deadlines(stream),
+        Err(e) => panic!("no connection arrived within {LONG:?}: {e}"),
+    }
 }
 
 /// Gives reads and writes the common deadline and takes Nagle's algorithm away.
@@ -163,11 +168,10 @@ impl Echo {
         let thread = thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
-                listener.set_nonblocking(true).expect("non-blocking");
+                SockRef::from(&listener).set_read_timeout(Some(Duration::from_millis(20))).expect("SO_RCVTIMEO");
                 while !stop.load(Ordering::Relaxed) {
-                    match listener.accept() {
-                        Ok((stream, _)) => drop(thread::spawn(move || echo(&stream))),
-                        Err(_) => thread::park_timeout(Duration::from_millis(2)),
+                    if let Ok((stream, _)) = listener.accept() {
+                        thread::spawn(move || echo(&stream));
                     }
                 }
             }
@@ -193,7 +197,8 @@ impl Drop for Echo {
 /// Sends back what comes until the end, or until the peer is gone.
 fn echo(mut stream: &TcpStream) {
     let mut buffer = [0; 4096];
-    stream.set_nonblocking(false).expect("blocking");
+    // The listener's own deadline is inherited.
+    stream.set_read_timeout(None).expect("no deadline");
     while let Ok(n @ 1..) = stream.read(&mut buffer) {
         if stream.write_all(&buffer[..n]).is_err() {
             return;

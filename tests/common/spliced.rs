@@ -29,6 +29,17 @@ pub(crate) fn ordinary_user() -> u32 {
     100_000 + std::process::id() % 50_000 * 64 + NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// A copy of a program in a directory that is given to a user. Another process makes it: a file that is open for
+/// writing here, or in a child that another test has just forked, cannot be run.
+pub(crate) fn copy_for(uid: u32, program: &Path, directory: &Path) -> PathBuf {
+    let copy = directory.join("copy");
+    let status = Command::new("cp").arg(program).arg(&copy).status().expect("cp");
+    assert!(status.success(), "copy {}: {status}", program.display());
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("our own file");
+    std::os::unix::fs::chown(directory, Some(uid), Some(uid)).expect("root gives its directory away");
+    copy
+}
+
 /// Whether strace may follow a process here; says why when not.
 pub(crate) fn can_inject() -> bool {
     let trial = ["-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=splice", "true"];
@@ -148,11 +159,7 @@ impl<'a> Launcher<'a> {
     /// As another user, from a place that user can read.
     pub(crate) fn user(mut self, uid: u32) -> Self {
         let directory = self.directory.path();
-        let copy = directory.join("spliced");
-        fs::copy(&self.binary, &copy).expect("room for a copy of the program");
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("our own file");
-        std::os::unix::fs::chown(directory, Some(uid), Some(uid)).expect("root gives its directory away");
-        self.binary = copy;
+        self.binary = copy_for(uid, &self.binary, directory);
         self.user = Some(uid);
         self
     }
@@ -189,6 +196,14 @@ impl<'a> Launcher<'a> {
 
     /// Starts it, waits until it says that it is ready and notes what it holds then.
     pub(crate) fn start(self) -> Spliced {
+        let mut spliced = self.start_without_control();
+        let start = eventually("the control socket answers", LONG, || spliced.rest());
+        spliced.start = Some(start);
+        spliced
+    }
+
+    /// As [`Self::start`], where faults keep the control socket from answering.
+    pub(crate) fn start_without_control(self) -> Spliced {
         let control = self.directory.path().join("control.sock");
         let mut child = self.spawn(Some(&control));
         let (lines, reader) = collect(&mut child);
@@ -199,8 +214,6 @@ impl<'a> Launcher<'a> {
             assert!(gone.is_none(), "it ended at the start: {gone:?}");
             spliced.logged("ready: ").into_iter().next().ok_or_else(|| "no line says ready".to_owned())
         });
-        let start = eventually("the control socket answers", LONG, || spliced.rest());
-        spliced.start = Some(start);
         spliced
     }
 
@@ -282,6 +295,12 @@ impl Spliced {
         status
     }
 
+    /// Ends of pipes beyond those it was started with.
+    pub(crate) fn pipe_ends(&self) -> usize {
+        let start = self.start.as_ref().expect("it was started");
+        self.process().descriptors().pipe_ends - start.pipe_ends_without_pool
+    }
+
     /// What it holds beside pooled pipes, and that its own counts agree with the kernel's.
     fn rest(&self) -> Result<Rest, String> {
         let stats = Stats::ask(&self.control).map_err(|e| e.to_string())?;
@@ -336,7 +355,11 @@ impl Drop for Spliced {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- standard error of spliced ({}) ---\n{}\n---", self.child.id(), self.text());
+            let lines = self.lines.lock().map_or_else(|held| held.into_inner().clone(), |lines| lines.clone());
+            // The start says how it was set up, the end what went wrong; a thousand sessions in between do not help.
+            let shown = lines.iter().enumerate().filter(|(at, _)| *at < 8 || at + 20 >= lines.len());
+            let shown: Vec<_> = shown.map(|(_, line)| line.as_str()).collect();
+            eprintln!("--- standard error of spliced ({}) ---\n{}\n---", self.child.id(), shown.join("\n"));
         }
     }
 }

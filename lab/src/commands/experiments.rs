@@ -9,13 +9,14 @@ use serde_json::json;
 use super::Error;
 use super::prepare::Prepared;
 use crate::cli::{AbArgs, Common, CrrArgs, RrArgs, RunArgs, StreamArgs};
+use crate::experiment::action::Pass;
 use crate::experiment::arm::{self, Arm};
 use crate::experiment::{Experiment, Finished, file, load, table};
 use crate::load::{Load, iperf3, netperf};
 use crate::plan::runner::Step;
 use crate::plan::{about, stop};
 use crate::report;
-use crate::results::{Missing, Settings};
+use crate::results::{Missing, Results, Settings};
 use crate::tools;
 use crate::topology::sandbox;
 
@@ -61,15 +62,21 @@ pub(super) fn stream(args: &StreamArgs) -> Result<ExitCode, Error> {
 }
 
 fn compare(name: &str, title: String, common: &Common, loads: Vec<Load>) -> Result<ExitCode, Error> {
-    let choose = || arm::choose(&common.arms, &common.peers, &common.peer).map_err(Error::Wrong);
-    if !sandbox::is_inside() {
-        choose()?;
-        return Prepared::outside(common.out.as_deref(), common.spliced.as_deref())?.run_inside();
-    }
-    let prepared = Prepared::inside()?;
-    stop::listen()?;
-    sandbox::settle(true)?;
-    let (arms, missing) = choose()?;
+    compare_with(name, title, common, loads, vec![Pass::Syscalls])
+}
+
+/// Runs every arm under every load; `passes` are looked at besides.
+pub(super) fn compare_with(
+    name: &str,
+    title: String,
+    common: &Common,
+    loads: Vec<Load>,
+    passes: Vec<Pass>,
+) -> Result<ExitCode, Error> {
+    let Begun { prepared, arms, missing } = match begin(common)? {
+        Ok(begun) => begun,
+        Err(ended) => return Ok(ended),
+    };
     let experiment = Experiment {
         name: name.to_owned(),
         title,
@@ -78,13 +85,42 @@ fn compare(name: &str, title: String, common: &Common, loads: Vec<Load>) -> Resu
         arms,
         loads,
         rounds: common.rounds,
-        syscalls: true,
+        passes,
         missing,
     };
     conduct(&experiment, &prepared, common.json.as_deref())
 }
 
-fn settings(common: &Common, arms: &[Arm]) -> Settings {
+/// What an experiment begins with inside.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) prepared: Prepared,
+    pub(super) arms: Vec<Arm>,
+    pub(super) missing: Vec<Missing>,
+}
+
+/// Goes inside. Outside, this is the end: how it ended inside.
+pub(super) fn begin(common: &Common) -> Result<Result<Begun, ExitCode>, Error> {
+    let choose = || arm::choose(&common.arms, &common.peers, &common.peer).map_err(Error::Wrong);
+    if !sandbox::is_inside() {
+        choose()?;
+        return Prepared::outside(common.out.as_deref(), common.spliced.as_deref())?.run_inside().map(Err);
+    }
+    let prepared = Prepared::inside()?;
+    settle()?;
+    let (arms, missing) = choose()?;
+    Ok(Ok(Begun { prepared, arms, missing }))
+}
+
+fn settle() -> Result<(), Error> {
+    stop::listen()?;
+    sandbox::settle(true)?;
+    // Each session is two descriptors of a forwarder; what the lab starts inherits this.
+    let _ = spliced::sys::raise_descriptor_limit();
+    Ok(())
+}
+
+pub(super) fn settings(common: &Common, arms: &[Arm]) -> Settings {
     let links = common.links.links();
     let or = |text: Option<String>, default: &str| json!(text.unwrap_or_else(|| default.to_owned()));
     let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
@@ -117,8 +153,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Error> {
         return prepared.run_inside();
     }
     let prepared = Prepared::inside()?;
-    stop::listen()?;
-    sandbox::settle(true)?;
+    settle()?;
     let (_, text) = file::read(&prepared.out.join(PLAN_FILE)).map_err(wrong)?;
     let name = args.file.to_string_lossy();
     let experiment = experiment(file::parse(&name, &text).map_err(wrong)?, &name);
@@ -136,7 +171,7 @@ fn experiment(written: file::Written, name: &str) -> Experiment {
         loads: written.loads,
         rounds: written.rounds,
         settings: settings.map(|(name, value)| (name.to_owned(), value)).into(),
-        syscalls: written.syscalls,
+        passes: written.passes,
         missing: written.missing,
     }
 }
@@ -155,16 +190,27 @@ fn steps(experiment: &Experiment) -> String {
     text
 }
 
-/// Runs an experiment, writes what it found and shows it.
+/// Runs an experiment to its end.
 fn conduct(experiment: &Experiment, prepared: &Prepared, json: Option<&Path>) -> Result<ExitCode, Error> {
-    let Finished { mut results, failed } = experiment.run(&prepared.spliced, &prepared.out)?;
+    let finished = experiment.run(&prepared.spliced, &prepared.out)?;
+    show(finished, prepared, json, |results| table::tables(results, &experiment.loads))
+}
+
+/// Writes and shows what was found, as far as it came.
+pub(super) fn show(
+    finished: Finished,
+    prepared: &Prepared,
+    json: Option<&Path>,
+    text: impl Fn(&Results) -> String,
+) -> Result<ExitCode, Error> {
+    let Finished { mut results, failed } = finished;
     if let Some(failed) = &failed {
         let how = if failed.stopped() { "it was stopped".to_owned() } else { failed.to_string() };
         results.missing.push(Missing { name: "the rest of the experiment".to_owned(), how });
     }
     if failed.is_none() || !results.rounds.is_empty() {
         report::write(&prepared.out, &results)?;
-        println!("{}", table::tables(&results, &experiment.loads));
+        println!("{}", text(&results));
         println!("results: {}", prepared.out.display());
     }
     if let Some(path) = json {

@@ -1,6 +1,7 @@
 //! The commands: each makes a plan and runs it.
 
 mod experiments;
+mod others;
 mod prepare;
 mod up;
 
@@ -87,7 +88,8 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
             println!("written again: {}", args.dir.display());
         }
         Command::Role(args) => load::run_role(args)?,
-        Command::Capacity(_) | Command::Profile(_) => return Err(Error::Failed("not yet".into())),
+        Command::Capacity(args) => return others::capacity(args),
+        Command::Profile(args) => return others::profile(args),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,47 +1,14 @@
 //! The steps of an experiment.
 
 use std::io;
-use std::path::PathBuf;
 
-use super::arm::{Arm, Started};
-use super::engine::Counters;
+use super::arm::Arm;
+use super::bench::Bench;
 use super::load;
-use crate::load::{self as loads, Load, Ready, Server};
-use crate::place::Wiring;
+use crate::load::{HoldKind, Load, Sessions};
+use crate::plan::CommandStep;
 use crate::plan::runner::{Outcome, Step, StepError};
-use crate::plan::{CommandStep, about};
-use crate::results::{Kind, Round, Samples};
-use crate::sample::{self, Meter, Tree};
-
-/// What the steps of an experiment work on.
-#[derive(Debug)]
-pub struct Bench {
-    /// The forwarder to measure.
-    pub spliced: PathBuf,
-    /// Where results go.
-    pub out: PathBuf,
-    /// The topology.
-    pub wiring: Wiring,
-    /// The server that is up.
-    pub server: Option<Server>,
-    /// The arm that is up.
-    pub started: Option<Started>,
-    /// The load that is connected.
-    pub ready: Option<Ready>,
-    /// The window that is open.
-    pub window: Option<Window>,
-    /// What the last load did.
-    pub done: Option<loads::Outcome>,
-    /// The round being measured.
-    pub round: Round,
-}
-
-/// Meters running.
-#[derive(Debug)]
-pub struct Window {
-    meter: Meter,
-    before: Option<Counters>,
-}
+use crate::sample::memory::KernelMemory;
 
 /// One step.
 #[derive(Debug, Clone)]
@@ -62,8 +29,44 @@ pub enum Action {
     Sample(Load),
     /// Memory and descriptors are looked at.
     Holdings,
-    /// System calls are counted by name during another, short load, for counting slows the forwarder.
-    Syscalls(Arm, Load),
+    /// Something is looked at during a load of its own, for looking slows the forwarder.
+    Look(Arm, Load, Pass),
+    /// Both ends of sessions that are only held are started.
+    Hold(Arm, HoldKind),
+    /// Their number is brought up to this, and what the forwarder holds for them is read.
+    Grow(u32),
+}
+
+/// What is looked at in a pass of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// System calls by name, by strace.
+    Syscalls,
+    /// Cycles, instructions and software counters, by perf.
+    Counters,
+    /// Where the time goes, by perf, as a flame graph.
+    Profile,
+}
+
+impl Pass {
+    /// In a few words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Syscalls => "count the system calls",
+            Self::Counters => "count cycles and events",
+            Self::Profile => "record the profile",
+        }
+    }
+}
+
+/// The name of a kind of held sessions in results.
+#[must_use]
+pub fn hold_name(kind: HoldKind) -> &'static str {
+    match kind {
+        HoldKind::Idle => "idle",
+        HoldKind::Stalled => "stalled",
+    }
 }
 
 impl Step for Action {
@@ -79,7 +82,9 @@ impl Step for Action {
             Self::Sample(load) => format!("read the meters of {}", load::name(load)),
             Self::Serve(load) => format!("start the server of {}", load::name(load)),
             Self::Holdings => "look at memory and descriptors".to_owned(),
-            Self::Syscalls(arm, _) => format!("count the system calls of {}", arm.name),
+            Self::Look(arm, _, pass) => format!("{} of {}", pass.name(), arm.name),
+            Self::Hold(arm, kind) => format!("hold {} sessions through {}", hold_name(*kind), arm.name),
+            Self::Grow(total) => format!("grow to {total} sessions"),
         }
     }
 
@@ -90,7 +95,10 @@ impl Step for Action {
             Self::Meter(_) | Self::Sample(_) => "process times and /proc".to_owned(),
             Self::Serve(load) | Self::Connect(_, load) | Self::Load(load) => load::describe(load),
             Self::Holdings => "/proc of its processes".to_owned(),
-            Self::Syscalls(_, load) => format!("strace -c -f under {}", load::describe(load)),
+            Self::Look(_, load, Pass::Syscalls) => format!("strace -c -f under {}", load::describe(load)),
+            Self::Look(_, load, Pass::Counters) => format!("perf stat under {}", load::describe(load)),
+            Self::Look(_, load, Pass::Profile) => format!("perf record under {}", load::describe(load)),
+            Self::Hold(..) | Self::Grow(_) => "sessions of our own, and /proc".to_owned(),
         }
     }
 
@@ -108,9 +116,7 @@ impl Step for Action {
                 Ok(Outcome::said(format!("processes {pids:?}")))
             }
             Self::Meter(arm) => {
-                let before = bench.counters()?;
-                let meter = Meter::start(&bench.tree(), arm.accounting(), &bench.wiring)?;
-                bench.window = Some(Window { meter, before });
+                bench.open_window(arm)?;
                 Ok(Outcome::default())
             }
             Self::Connect(arm, load) => {
@@ -135,7 +141,13 @@ impl Step for Action {
                 bench.holdings();
                 Ok(Outcome::default())
             }
-            Self::Syscalls(arm, load) => bench.syscalls(arm, load).map(Outcome::said).map_err(StepError::from),
+            Self::Look(arm, load, pass) => bench.look(arm, load, *pass).map(Outcome::said).map_err(StepError::from),
+            Self::Hold(arm, kind) => {
+                bench.sessions = Some(Sessions::start(&arm.wiring(&bench.wiring), *kind)?);
+                bench.kernel_before = KernelMemory::now();
+                Ok(Outcome::default())
+            }
+            Self::Grow(total) => bench.grow(*total).map(Outcome::said).map_err(StepError::from),
         }
     }
 
@@ -152,96 +164,8 @@ impl Step for Action {
                 Some(server.stop().map(|()| Outcome::default()).map_err(StepError::from))
             }
             Self::Connect(..) => bench.ready.take().map(|_| Ok(Outcome::default())),
-            Self::Load(_) | Self::Sample(_) | Self::Holdings | Self::Syscalls(..) => None,
+            Self::Hold(..) => bench.sessions.take().map(|_| Ok(Outcome::default())),
+            Self::Load(_) | Self::Sample(_) | Self::Holdings | Self::Look(..) | Self::Grow(_) => None,
         }
-    }
-}
-
-impl Bench {
-    fn tree(&self) -> Tree {
-        self.started.as_ref().map_or_else(|| Tree::new([]), Started::tree)
-    }
-
-    fn counters(&self) -> io::Result<Option<Counters>> {
-        match &self.started {
-            Some(Started::Engine(engine)) => engine.counters().map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    /// Reads the meters and says the main numbers.
-    fn sample(&mut self, load: &Load) -> io::Result<String> {
-        let nothing = |what| io::Error::other(format!("there is no {what} to read"));
-        let window = self.window.take().ok_or_else(|| nothing("window"))?;
-        let used = window.meter.finish()?;
-        let after = self.counters()?;
-        let done = self.done.take().ok_or_else(|| nothing("load"))?;
-        let mut samples = Samples::new();
-        used.samples(&mut samples);
-        used.per_gb(done.bytes, &mut samples);
-        if let Some((what, pieces)) = done.pieces {
-            used.per(what, pieces, &mut samples);
-        }
-        if let Load::Stream(stream) = load {
-            #[expect(clippy::cast_precision_loss, reason = "a measurement")]
-            let share = used.forwarder.seconds() / used.seconds / (stream.streams as f64 / 1000.0);
-            samples.insert("cpu_share_per_1000_streams".to_owned(), share);
-        }
-        if let (Some(before), Some(after)) = (window.before, after) {
-            #[expect(clippy::cast_precision_loss, reason = "a measurement")]
-            let mut add = |name: &str, value: u64| samples.insert(name.to_owned(), value as f64);
-            add("spliced_bytes", after.spliced - before.spliced);
-            add("copied_bytes", after.copied - before.copied);
-            add("pipes", after.pipes);
-        }
-        if self.round.kind == Kind::Limit {
-            // Nothing in user space forwards: that its cost is 0 is no measurement.
-            samples.retain(|name, _| {
-                !name.starts_with("forwarder_") && !name.starts_with("cpu_") && name != "context_switches_per_gb"
-            });
-        }
-        samples.extend(done.samples);
-        self.round.samples.extend(samples);
-        self.round.latency = done.latency;
-        self.round.notes.extend(done.notes);
-        Ok(load::headline(load, &self.round))
-    }
-
-    /// Counts system calls under a load of its own. Where it cannot be done, the round says so: its other numbers
-    /// stand.
-    fn syscalls(&mut self, arm: &Arm, load: &Load) -> io::Result<String> {
-        let directory = self.directory(arm)?;
-        let counting = match sample::syscalls::Syscalls::attach(&self.tree(), &directory) {
-            Ok(counting) => counting,
-            Err(error) => {
-                self.round.notes.push(format!("system calls were not counted: {error}"));
-                return Ok(error.to_string());
-            }
-        };
-        let done = load.prepare(&arm.wiring(&self.wiring), &directory)?.run()?;
-        let calls = counting.detach()?;
-        let total = calls.total();
-        #[expect(clippy::cast_precision_loss, reason = "a measurement")]
-        if done.bytes > 0 {
-            self.round.samples.insert("syscalls_per_gb".to_owned(), total as f64 / (done.bytes as f64 / 1e9));
-        }
-        self.round.syscalls = calls.calls;
-        Ok(format!("{total} calls for {} bytes", done.bytes))
-    }
-
-    /// Where files of an arm go.
-    fn directory(&self, arm: &Arm) -> io::Result<PathBuf> {
-        let directory = self.out.join(&arm.name);
-        std::fs::create_dir_all(&directory).map_err(about("make the directory", &directory))?;
-        Ok(directory)
-    }
-
-    fn holdings(&mut self) {
-        if self.round.kind == Kind::Limit {
-            return;
-        }
-        let tree = self.tree();
-        sample::memory::UserMemory::of(&tree).samples(&mut self.round.samples);
-        sample::descriptors::Descriptors::of(&tree).samples(&mut self.round.samples);
     }
 }

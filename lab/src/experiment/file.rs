@@ -6,6 +6,7 @@ use std::time::Duration;
 use spliced::config::ConfigError;
 use spliced::config::marked::{self, Fault, Key, Node, Value, size};
 
+use super::action::Pass;
 use super::arm::{Arm, ENGINES, What};
 use super::engine::EngineOptions;
 use super::load;
@@ -23,7 +24,7 @@ const TITLE: &str = "1 to 200 visible characters";
 const ENGINE: &str = "auto, splice, copy";
 const KINDS: &str = "bulk, rr, crr, stream";
 const WAY: &str = "forward, reverse, bidirectional";
-const SAMPLES: &str = "a list of: syscalls";
+const SAMPLES: &str = "a list of: syscalls, counters, profile";
 const COUNT: &str = "a number from 1 to 50000";
 const STREAMS: &str = "a number from 1 to 128";
 const ROUNDS: &str = "a number from 1 to 1000";
@@ -48,8 +49,8 @@ pub struct Written {
     pub loads: Vec<Load>,
     /// How often.
     pub rounds: u32,
-    /// Whether system calls are counted too.
-    pub syscalls: bool,
+    /// What else is looked at.
+    pub passes: Vec<Pass>,
 }
 
 /// Reads a file, `-` being standard input: its name for messages, and its text.
@@ -84,7 +85,7 @@ fn written(root: &Node) -> Result<Written, Fault> {
         missing: Vec::new(),
         loads: Vec::new(),
         rounds: 3,
-        syscalls: false,
+        passes: Vec::new(),
     };
     if let Some(node) = find("title") {
         written.title = node.text(title, TITLE)?;
@@ -93,8 +94,7 @@ fn written(root: &Node) -> Result<Written, Fault> {
         written.rounds = node.parse(|text| number(text, 1, 1000, ROUNDS), ROUNDS)?;
     }
     for node in find("samples").map_or(Ok(&[][..]), |node| node.items(SAMPLES))? {
-        node.text(|text| if text == "syscalls" { Ok(()) } else { Err(found(text, SAMPLES)) }, SAMPLES)?;
-        written.syscalls = true;
+        written.passes.push(node.text(pass, SAMPLES)?);
     }
     forwarders(needed("forwarders")?, &mut written)?;
     for node in needed("load")?.items(LOADS)? {
@@ -104,6 +104,15 @@ fn written(root: &Node) -> Result<Written, Fault> {
         return Err(needed("load")?.wrong(LOADS));
     }
     Ok(written)
+}
+
+fn pass(text: &str) -> Result<Pass, String> {
+    match text {
+        "syscalls" => Ok(Pass::Syscalls),
+        "counters" => Ok(Pass::Counters),
+        "profile" => Ok(Pass::Profile),
+        _ => Err(found(text, SAMPLES)),
+    }
 }
 
 fn topology(node: &Node) -> Result<Links, Fault> {
@@ -331,7 +340,7 @@ samples: [syscalls]
         let names: Vec<_> = written.arms.iter().map(|arm| arm.name.as_str()).collect();
         assert_eq!(names, ["copy-8K", "small", "mine", "direct"]);
         assert_eq!(written.links.loss, Some(Loss(1000)));
-        assert!(!written.links.offloads && written.syscalls);
+        assert!(!written.links.offloads && written.passes == [Pass::Syscalls]);
         assert_eq!(written.loads[1], load::exchanges(false, 32, 1024, Duration::from_secs(2)));
     }
 

@@ -2,6 +2,8 @@
 
 pub mod action;
 pub mod arm;
+pub mod bench;
+pub mod capacity;
 pub mod engine;
 pub mod file;
 pub mod host;
@@ -12,8 +14,9 @@ pub mod table;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use action::{Action, Bench};
+use action::{Action, Pass};
 use arm::Arm;
+use bench::Bench;
 use progress::Progress;
 
 use crate::load::Load;
@@ -43,8 +46,8 @@ pub struct Experiment {
     pub rounds: u32,
     /// What was asked for.
     pub settings: Settings,
-    /// Whether system calls are counted too, in a pass of its own in the first round.
-    pub syscalls: bool,
+    /// What else is looked at in the first round, each in a pass of its own.
+    pub passes: Vec<Pass>,
     /// What could not take part.
     pub missing: Vec<Missing>,
 }
@@ -77,8 +80,10 @@ impl Experiment {
             Action::Sample(load.clone()),
             Action::Holdings,
         ];
-        if self.syscalls && round == 1 && arm.kind != Kind::Limit {
-            steps.push(Action::Syscalls(arm.clone(), load::brief(load)));
+        if round == 1 && arm.kind != Kind::Limit {
+            // A profile is no better for being short.
+            let load = |pass| if pass == Pass::Profile { load.clone() } else { load::brief(load) };
+            steps.extend(self.passes.iter().map(|pass| Action::Look(arm.clone(), load(*pass), *pass)));
         }
         steps
     }
@@ -88,19 +93,8 @@ impl Experiment {
     /// # Errors
     /// When the trace cannot be written.
     pub fn run(&self, spliced: &Path, out: &Path) -> std::io::Result<Finished> {
-        let bench = Bench {
-            spliced: spliced.to_owned(),
-            out: out.to_owned(),
-            wiring: topology::wiring(),
-            server: None,
-            started: None,
-            ready: None,
-            window: None,
-            done: None,
-            round: Round::default(),
-        };
         let mut results = self.results(spliced);
-        let mut runner = Runner::new(bench, Trace::create(out)?);
+        let mut runner = Runner::new(Bench::new(spliced, out), Trace::create(out)?);
         let per_round = self.arms.len() * self.loads.len();
         let mut progress = Progress::new(u64::from(self.rounds) * u64::try_from(per_round).unwrap_or(u64::MAX));
         let failed =

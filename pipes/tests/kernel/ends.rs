@@ -1,6 +1,7 @@
 //! Resets and urgent bytes.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -95,4 +96,24 @@ fn an_inline_urgent_byte_comes_with_the_recv() {
     arrived(&server, 3);
     assert_eq!(pipe.fill_from(&server, usize::MAX).unwrap(), 3);
     assert_eq!(pipe.read_out().unwrap(), b"def");
+}
+
+/// The same with the end of the stream behind it: now splice does not say `EAGAIN` but 0, as at the end.
+#[test]
+fn splice_takes_an_urgent_byte_for_the_end_once_a_fin_is_there() {
+    let (mut client, mut server) = connection();
+    SockRef::from(&server).set_out_of_band_inline(true).unwrap();
+    let mut pipe = Pipe::new(min_pipe_size()).unwrap();
+    SockRef::from(&client).send_out_of_band(b"!").unwrap();
+    client.write_all(b"and more").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    // With our own half ended too, poll(2) tells when the other end's FIN is there.
+    server.shutdown(Shutdown::Write).unwrap();
+    let wanted = PollFlags::empty();
+    until("the FIN", || events(&server, wanted, Duration::from_secs(20)).contains(PollFlags::POLLHUP).then_some(()));
+
+    assert_eq!(pipe.fill_from(&server, usize::MAX).unwrap(), 0, "though nine bytes wait");
+    let mut rest = String::new();
+    server.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "!and more", "only recv sees them");
 }
