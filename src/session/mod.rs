@@ -21,7 +21,7 @@ use crate::pump::{Choice, Direction, Lane, Pump, Pumps, Ready};
 use crate::stats::{Bytes, EndReason, ForwardStats};
 
 /// Bytes one direction may move in a turn before others have theirs.
-const BUDGET: usize = 2 << 20;
+const BUDGET: usize = 1 << 20;
 
 /// One of a session's two sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

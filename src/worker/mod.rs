@@ -37,6 +37,8 @@ use crate::upstream::{Trace, Upstreams};
 pub(crate) const MAILBOX: Token = Token(usize::MAX);
 /// Marks the tokens of listeners.
 const LISTENER: usize = 1 << (usize::BITS - 2);
+/// Events looked at in a turn: with the budget of a session it bounds how long others, timers and new connections wait.
+const EVENTS: usize = 256;
 /// How long accepting pauses when descriptors have run out; a session that ends lets it go on at once.
 const PAUSE_MS: u64 = 50;
 /// A pipe nobody has needed for that long is closed.
@@ -170,7 +172,7 @@ impl Worker {
     /// # Errors
     /// The poller failed: nothing can be forwarded any more.
     pub fn run(&mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(1024);
+        let mut events = Events::with_capacity(EVENTS);
         while !self.is_over() {
             if let Err(e) = self.parts.poll.poll(&mut events, self.timeout())
                 && e.kind() != io::ErrorKind::Interrupted
