@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use mio::{Poll, Waker};
 
 use crate::listener::{self, Listener, Shortage, Slots};
-use crate::plan::{Pin, Plan};
+use crate::plan::{Forward, Pin, Plan};
 use crate::pump::Pumps;
 use crate::stats::{SessionRecord, WorkerStats};
 use crate::sys;
@@ -90,7 +90,7 @@ impl Fleet {
         listener::listen_all(plan, &sets)?;
         for (id, ((poll, inbox), listeners)) in ends.into_iter().zip(sets).enumerate() {
             let pools = budgets.budgets.iter().map(PipeBudget::pool).collect();
-            let scratch = plan.forwards.iter().map(|f| f.copy_buffer).max().unwrap_or(64 * 1024);
+            let scratch = plan.forwards.iter().map(Forward::largest_read).max().unwrap_or(64 * 1024);
             made.push(Worker::new(Parts {
                 id,
                 poll,

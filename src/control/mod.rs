@@ -87,6 +87,6 @@ fn announce(forward: &Forward) {
     let targets: Vec<_> = forward.targets.iter().map(ToString::to_string).collect();
     let targets = targets.join(", ");
     for listen in &forward.listen {
-        info!("listening on {listen}, forward {:?}, to {targets}, engine {}", forward.name, forward.engine);
+        info!("listening on {listen}, forward {:?}, to {targets}, engine {}", forward.name, forward.engine_text());
     }
 }

@@ -135,7 +135,7 @@ pub struct NamedForward {
     pub listen: Vec<String>,
     /// Targets it leads to.
     pub to: Vec<String>,
-    /// The engine asked for.
+    /// The engine asked for, with its arms where it is a live A/B.
     pub engine: String,
     /// Its counters over all workers.
     #[serde(flatten)]
@@ -199,7 +199,7 @@ fn forward(sources: &Sources<'_>, index: usize, plan: &Forward) -> NamedForward 
         name: plan.name.clone(),
         listen: plan.listen.iter().map(ToString::to_string).collect(),
         to: plan.targets.iter().map(ToString::to_string).collect(),
-        engine: plan.engine.to_string(),
+        engine: plan.engine_text(),
         counters,
     }
 }
@@ -249,6 +249,7 @@ pub(super) mod tests {
                 listen: vec![Listen { ip: [127, 0, 0, 1].into(), ports: Ports::one(9000) }],
                 targets: vec![Target { host: Host::Ip([10, 0, 0, 2].into()), ports: Ports::one(9001), weight: 1 }],
                 engine: Engine::Auto,
+                arms: Vec::new(),
                 copy_buffer: 65536,
                 pipe_size: None,
                 max_connections: None,
