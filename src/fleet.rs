@@ -83,7 +83,8 @@ impl Fleet {
         let workers = worker_count(plan);
         let sets = listener::bind_all(plan, workers)?;
         let budgets = Budgets::of(plan, workers);
-        let stats: Vec<_> = (0..workers).map(|_| Arc::new(WorkerStats::new(plan.forwards.len()))).collect();
+        let stats: Vec<_> =
+            (0..workers).map(|_| Arc::new(WorkerStats::new(plan.forwards.iter().map(|f| f.arms.len())))).collect();
         let splice_off = Arc::new(AtomicBool::new(!sys::HAS_SPLICE));
         let (shared, ends) = share(plan, &sets)?;
         let mut made = Vec::new();

@@ -7,6 +7,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde::Serialize;
 
+use crate::arms::{self, ArmSnapshot};
 use crate::plan::{Forward, Plan};
 use crate::stats::{ForwardSnapshot, WorkerStats};
 
@@ -140,6 +141,12 @@ pub struct NamedForward {
     /// Its counters over all workers.
     #[serde(flatten)]
     pub counters: ForwardSnapshot,
+    /// The arms of a live A/B; left out where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub arms: Vec<ArmSnapshot>,
+    /// What the arms show so far; left out where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
 }
 
 impl Snapshot {
@@ -192,15 +199,20 @@ fn worker(sources: &Sources<'_>, id: usize, stats: &WorkerStats) -> WorkerSnapsh
 
 fn forward(sources: &Sources<'_>, index: usize, plan: &Forward) -> NamedForward {
     let mut counters = ForwardSnapshot::default();
+    let mut arm_stats = Vec::with_capacity(sources.stats.len());
     for stats in sources.stats.iter().filter_map(|worker| worker.forwards.get(index)) {
         counters.add(stats);
+        arm_stats.push(&*stats.arms);
     }
+    let (arms, verdict) = arms::report(&plan.arms, &arm_stats);
     NamedForward {
         name: plan.name.clone(),
         listen: plan.listen.iter().map(ToString::to_string).collect(),
         to: plan.targets.iter().map(ToString::to_string).collect(),
         engine: plan.engine_text(),
         counters,
+        arms,
+        verdict,
     }
 }
 
@@ -263,7 +275,7 @@ pub(super) mod tests {
 
     /// Two workers with different counters.
     pub(in crate::control) fn stats() -> Vec<Arc<WorkerStats>> {
-        let workers: Vec<_> = (0..2).map(|_| Arc::new(WorkerStats::new(1))).collect();
+        let workers: Vec<_> = (0..2).map(|_| Arc::new(WorkerStats::new([0]))).collect();
         for (worker, n) in workers.iter().zip([1, 10]) {
             worker.forwards[0].accepted.add(5 * n);
             worker.forwards[0].open.add(n);

@@ -226,6 +226,7 @@ mod tests {
         SessionRecord {
             at: SystemTime::now(),
             forward: 0,
+            arm: None,
             client: ([127, 0, 0, 1], client_port).into(),
             listener: ([127, 0, 0, 1], 9000).into(),
             target: None,

@@ -27,11 +27,16 @@ impl Worker {
         stats.ends[end.reason as usize].add(1);
         let duration = Duration::from_micros(self.now_us.saturating_sub(session.origin().opened_us));
         stats.session_time.record(duration);
+        if let Some(arm) = session.arm {
+            stats.arms[usize::from(arm)].open.sub(1);
+            stats.arms[usize::from(arm)].session.record(duration);
+        }
         self.give_back(&session);
         if self.parts.log.is_some() {
             self.finished.push(SessionRecord {
                 at: SystemTime::now(),
                 forward,
+                arm: session.arm.map(usize::from),
                 client: session.origin().client,
                 listener: self.parts.shared.listening[session.origin().listener],
                 target: session.target(),
@@ -120,7 +125,11 @@ impl Drop for Worker {
         for (_, session) in &self.sessions {
             session.reset();
             let forward = session.origin().forward;
-            self.parts.stats.forwards[forward].open.sub(1);
+            let stats = &self.parts.stats.forwards[forward];
+            stats.open.sub(1);
+            if let Some(arm) = session.arm {
+                stats.arms[usize::from(arm)].open.sub(1);
+            }
             self.count_lost(forward, EndReason::WorkerPanic);
         }
     }

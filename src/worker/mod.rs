@@ -11,6 +11,7 @@ mod accept;
 mod connect;
 mod end;
 mod mailbox;
+mod trial;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -24,6 +25,7 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 pub use self::mailbox::{Accepted, Mailbox, Message};
+use self::trial::Trial;
 use crate::deadline::Deadlines;
 use crate::listener::{Listener, Shortage, Slots};
 use crate::plan::Plan;
@@ -112,6 +114,7 @@ pub struct Worker {
     /// Sessions that wait for a descriptor or a name.
     retry: Vec<usize>,
     finished: Vec<SessionRecord>,
+    trial: Trial,
     clock: Instant,
     now_us: u64,
     /// Accepting pauses until then; 0 when it does not.
@@ -147,8 +150,10 @@ impl Worker {
             let token = Token(LISTENER | index);
             parts.poll.registry().register(&mut SourceFd(&listener.socket.as_raw_fd()), token, Interest::READABLE)?;
         }
+        let trial = Trial::new();
         Ok(Self {
             parts,
+            trial,
             // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
             sessions: Slab::with_capacity(4096),
             deadlines: Deadlines::default(),
@@ -264,14 +269,19 @@ impl Worker {
         let step = match (step, self.sessions.get_mut(key)) {
             (Step::Again, Some(session)) if session.is_open() => {
                 let plan = &self.parts.plan.forwards[forward];
-                session.advance(&mut Turn {
+                let mut turn = Turn {
                     pumps: &mut self.parts.pumps,
                     stats: &self.parts.stats.forwards[forward],
                     timeouts: &plan.timeouts,
                     copy_buffer: plan.copy_buffer,
                     pool: self.parts.routes[forward].pool,
                     now_us: self.now_us,
-                })
+                    calls: 0,
+                };
+                match session.arm {
+                    None => session.advance(&mut turn),
+                    Some(arm) => self.trial.advance(key, session, &mut turn, &plan.arms[usize::from(arm)]),
+                }
             }
             _ => step,
         };

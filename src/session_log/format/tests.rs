@@ -8,6 +8,7 @@ fn record(reason: EndReason) -> SessionRecord {
     SessionRecord {
         at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
         forward: 0,
+        arm: None,
         client: "[::ffff:192.0.2.7]:5555".parse().unwrap(),
         listener: "127.0.0.1:9003".parse().unwrap(),
         target: Some("10.0.0.2:8003".parse().unwrap()),
