@@ -4,6 +4,7 @@
 //! one mio loop on the main thread; nothing here is on the data path, and no client of it gets a thread or an
 //! unbounded buffer.
 
+mod arms_table;
 mod client;
 mod event_loop;
 mod metrics;

@@ -242,7 +242,8 @@ impl Cpu {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::plan::{Access, Engine, Host, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
+    use crate::arms::Sampled;
+    use crate::plan::{Access, Arm, Engine, Host, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
     use crate::stats::EndReason;
 
     /// A plan with one forward of the given name, 127.0.0.1:9000 → 10.0.0.2:9001.
@@ -302,6 +303,54 @@ pub(super) mod tests {
             splices: true,
             log_lost: 2,
         })
+    }
+
+    /// A live A/B of a splice and a copy arm, with one session of each in each of two workers.
+    pub(in crate::control) fn trial() -> (Plan, Vec<Arc<WorkerStats>>) {
+        let mut plan = plan("web");
+        let arm = |name: &str, engine, share| Arm { name: name.to_owned(), engine, copy_buffer: 65536, share };
+        plan.forwards[0].arms = vec![arm("splice", Engine::Splice, 50), arm("copy-64KiB", Engine::Copy, 25)];
+        let workers: Vec<_> = (0..2).map(|_| Arc::new(WorkerStats::new([2]))).collect();
+        for arms in workers.iter().map(|worker| &worker.forwards[0].arms) {
+            for (arm, n) in arms.iter().zip([1, 2]) {
+                arm.sessions.add(1);
+                arm.open.add(n - 1);
+                arm.calls.add(10 * n);
+                arm.first_byte.record(Duration::from_micros(3 * n));
+                arm.measured(&mut Sampled::default(), 1_000_000, 500_000 * n);
+            }
+            arms[0].up_splice.add(1_000_000);
+            arms[1].down_copy.add(2_000_000);
+        }
+        (plan, workers)
+    }
+
+    #[test]
+    fn arms_are_told_where_there_are_some() {
+        let (plan, stats) = trial();
+        let json = serde_json::to_value(snapshot(&plan, &stats)).unwrap();
+        for (pointer, value) in [
+            ("/forwards/0/engine", "ab:splice=50,copy-64KiB=25".into()),
+            ("/forwards/0/verdict", "not enough data yet".into()),
+            ("/forwards/0/arms/0/name", "splice".into()),
+            ("/forwards/0/arms/1/share", 25.into()),
+            ("/forwards/0/arms/0/sessions", 2.into()),
+            ("/forwards/0/arms/1/open", 2.into()),
+            ("/forwards/0/arms/0/bytes/client_to_backend/splice", 2_000_000.into()),
+            ("/forwards/0/arms/1/bytes/backend_to_client/copy", 4_000_000.into()),
+            ("/forwards/0/arms/0/syscalls", 20.into()),
+            ("/forwards/0/arms/1/syscalls_per_gb", 10_000.0.into()),
+            ("/forwards/0/arms/0/cpu_seconds_per_gb", 0.5.into()),
+            ("/forwards/0/arms/0/cpu_ci95", serde_json::Value::Null),
+            ("/forwards/0/arms/1/measured/turns", 2.into()),
+            ("/forwards/0/arms/1/measured/cpu_seconds", 0.002.into()),
+            ("/forwards/0/arms/0/first_byte_time/sum_us", 6.into()),
+            ("/forwards/0/arms/0/session_time/mean_seconds", serde_json::Value::Null),
+        ] {
+            assert_eq!(json.pointer(pointer), Some(&value), "{pointer} in {json}");
+        }
+        let json = serde_json::to_value(snapshot(&self::plan("web"), &self::stats())).unwrap();
+        assert_eq!((json.pointer("/forwards/0/arms"), json.pointer("/forwards/0/verdict")), (None, None));
     }
 
     #[test]
