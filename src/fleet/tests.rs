@@ -84,7 +84,7 @@ fn lone_worker(target: SocketAddr) -> (Worker, Arc<Shared>, Arc<WorkerStats>) {
     let (shared, mut ends) = share(&plan, &[Vec::new()]).unwrap();
     let (poll, inbox) = ends.pop().unwrap();
     let budgets = Budgets::of(&plan, 1);
-    let stats = Arc::new(WorkerStats::new(1));
+    let stats = Arc::new(WorkerStats::new([0]));
     let parts = Parts {
         id: 0,
         poll,
