@@ -1,6 +1,7 @@
 //! Chance: which arm a session gets, and which turn is measured.
 
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU8;
 
 use crate::plan::Arm;
 
@@ -39,16 +40,30 @@ impl Random {
     }
 }
 
-/// The index of the arm a new session gets: each in proportion to its share. `arms` must not be empty.
-pub fn deal(arms: &[Arm], random: &mut Random) -> u8 {
+/// Which of its forward's arms a session has, in one byte also where it may have none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArmIndex(NonZeroU8);
+
+impl ArmIndex {
+    /// The index in the forward's arms.
+    #[must_use]
+    pub fn get(self) -> usize {
+        usize::from(self.0.get() - 1)
+    }
+}
+
+/// The arm a new session gets: each in proportion to its share. `arms` must not be empty.
+pub fn deal(arms: &[Arm], random: &mut Random) -> ArmIndex {
     let mut at = random.below(arms.iter().map(|arm| arm.share).sum());
-    for (index, arm) in (0u8..).zip(arms) {
+    let mut number = NonZeroU8::MIN;
+    for arm in arms {
         if at < arm.share {
-            return index;
+            break;
         }
         at -= arm.share;
+        number = number.saturating_add(1);
     }
-    0
+    ArmIndex(number)
 }
 
 #[cfg(test)]
@@ -68,7 +83,7 @@ mod tests {
             let (arms, mut random) = (arms(&shares), Random::seeded(seed));
             let mut dealt = vec![0u32; arms.len()];
             for _ in 0..DEALS {
-                dealt[usize::from(deal(&arms, &mut random))] += 1;
+                dealt[deal(&arms, &mut random).get()] += 1;
             }
             let total: u32 = shares.iter().sum();
             for (share, dealt) in shares.iter().zip(&dealt) {
@@ -83,7 +98,7 @@ mod tests {
     #[test]
     fn one_deal_tells_nothing_about_the_next() {
         let (arms, mut random) = (arms(&[50, 50]), Random::seeded(5));
-        let deals: Vec<u8> = (0..10_000).map(|_| deal(&arms, &mut random)).collect();
+        let deals: Vec<ArmIndex> = (0..10_000).map(|_| deal(&arms, &mut random)).collect();
         let same = deals.windows(2).filter(|pair| pair[0] == pair[1]).count();
         assert!((4800..5200).contains(&same), "{same} of 9999 deals repeat the one before");
     }

@@ -9,9 +9,7 @@ mod estimate;
 mod report;
 mod sample;
 
-pub use deal::Random;
+pub use deal::{ArmIndex, Random, deal};
 pub use estimate::{Interval, Moments};
 pub use report::{ArmSnapshot, Measured, TimesSnapshot, report};
 pub use sample::{ArmStats, EVERY, Sampled, Sampler, Times};
-
-pub use deal::deal;

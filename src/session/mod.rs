@@ -15,6 +15,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 pub use self::connect::{Connecting, Connector};
+use crate::arms::ArmIndex;
 use crate::flow::{Flow, Progress};
 use crate::plan::Timeouts;
 use crate::pump::{Choice, Direction, Lane, Pump, Pumps, Ready};
@@ -87,7 +88,7 @@ pub struct Session {
     /// Already in the queue of this or the next turn.
     pub queued: bool,
     /// The arm it was dealt to, in a live A/B.
-    pub arm: Option<u8>,
+    pub arm: Option<ArmIndex>,
     /// What the trace of our own connections holds for it.
     trace: u64,
 }

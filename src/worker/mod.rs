@@ -280,7 +280,7 @@ impl Worker {
                 };
                 match session.arm {
                     None => session.advance(&mut turn),
-                    Some(arm) => self.trial.advance(key, session, &mut turn, &plan.arms[usize::from(arm)]),
+                    Some(arm) => self.trial.advance(key, session, &mut turn, &plan.arms[arm.get()]),
                 }
             }
             _ => step,

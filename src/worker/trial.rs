@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::arms::{ArmStats, Random, Sampled, Sampler, deal};
+use crate::arms::{ArmIndex, ArmStats, Random, Sampled, Sampler, deal};
 use crate::plan::Arm;
 use crate::session::{Session, Step, Turn};
 
@@ -22,7 +22,7 @@ impl Trial {
     }
 
     /// The arm of a new session.
-    pub(super) fn deal(&mut self, arms: &[Arm]) -> u8 {
+    pub(super) fn deal(&mut self, arms: &[Arm]) -> ArmIndex {
         deal(arms, &mut self.random)
     }
 
@@ -38,7 +38,7 @@ impl Trial {
 
     /// Moves a session's bytes as its arm says, and counts what that took.
     pub(super) fn advance(&mut self, key: usize, session: &mut Session, turn: &mut Turn<'_>, arm: &Arm) -> Step {
-        let Some(stats) = session.arm.and_then(|index| turn.stats.arms.get(usize::from(index))) else {
+        let Some(stats) = session.arm.and_then(|index| turn.stats.arms.get(index.get())) else {
             return session.advance(turn);
         };
         turn.copy_buffer = arm.copy_buffer;
