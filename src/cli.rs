@@ -51,7 +51,7 @@ Prints every value of the resolved plan as YAML. Exit status 0 when the file is 
 FILE:LINE:COLUMN: what was found; what is allowed.
 
 Example:
-  spliced check --config spliced.yaml && systemctl reload spliced";
+  spliced check --config spliced.yaml && systemctl restart spliced";
 
 const CONVERT_EXAMPLES: &str = "\
 Examples:

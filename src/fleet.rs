@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use mio::{Poll, Waker};
 
 use crate::listener::{self, Listener, Shortage, Slots};
-use crate::plan::{Pin, Plan};
+use crate::plan::{Forward, Pin, Plan};
 use crate::pump::Pumps;
 use crate::stats::{SessionRecord, WorkerStats};
 use crate::sys;
@@ -83,14 +83,15 @@ impl Fleet {
         let workers = worker_count(plan);
         let sets = listener::bind_all(plan, workers)?;
         let budgets = Budgets::of(plan, workers);
-        let stats: Vec<_> = (0..workers).map(|_| Arc::new(WorkerStats::new(plan.forwards.len()))).collect();
+        let stats: Vec<_> =
+            (0..workers).map(|_| Arc::new(WorkerStats::new(plan.forwards.iter().map(|f| f.arms.len())))).collect();
         let splice_off = Arc::new(AtomicBool::new(!sys::HAS_SPLICE));
         let (shared, ends) = share(plan, &sets)?;
         let mut made = Vec::new();
         listener::listen_all(plan, &sets)?;
         for (id, ((poll, inbox), listeners)) in ends.into_iter().zip(sets).enumerate() {
             let pools = budgets.budgets.iter().map(PipeBudget::pool).collect();
-            let scratch = plan.forwards.iter().map(|f| f.copy_buffer).max().unwrap_or(64 * 1024);
+            let scratch = plan.forwards.iter().map(Forward::largest_read).max().unwrap_or(64 * 1024);
             made.push(Worker::new(Parts {
                 id,
                 poll,

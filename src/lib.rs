@@ -4,6 +4,7 @@
 #![doc = ""]
 
 pub mod ab;
+pub mod arms;
 pub mod cli;
 pub mod config;
 pub mod control;

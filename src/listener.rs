@@ -124,21 +124,32 @@ fn explain(address: SocketAddr, forward: &Forward, error: &io::Error) -> String 
 pub enum AcceptError {
     /// The queue is empty.
     Empty,
-    /// Descriptors or memory have run out: the connection stays in the queue, try again later.
+    /// Descriptors or memory have run out, or something else that may last: the connection stays in the queue, try
+    /// again later.
     Exhausted,
     /// That one connection is gone, the next may be there.
     Gone,
 }
 
 impl AcceptError {
-    /// Sorts an error. Anything unknown counts as a lost connection: accept(2) reports pending network errors of the
-    /// new socket, and they are no reason to stop.
+    /// Sorts an error. accept(2) also reports network errors that were pending on the new connection: that one is gone
+    /// and the next may be there. Anything unknown may last, and waiting is safer than a spin.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Exhausted,
             _ if error.kind() == io::ErrorKind::WouldBlock => Self::Empty,
-            _ => Self::Gone,
+            Some(
+                libc::EINTR
+                | libc::ECONNABORTED
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ETIMEDOUT,
+            ) => Self::Gone,
+            _ => Self::Exhausted,
         }
     }
 }
@@ -246,6 +257,9 @@ mod tests {
             (libc::ECONNABORTED, AcceptError::Gone),
             (libc::EPROTO, AcceptError::Gone),
             (libc::EINTR, AcceptError::Gone),
+            (libc::EHOSTUNREACH, AcceptError::Gone),
+            (libc::ENOSYS, AcceptError::Exhausted),
+            (libc::EPERM, AcceptError::Exhausted),
         ] {
             assert_eq!(AcceptError::of(&io::Error::from_raw_os_error(errno)), expected, "{errno}");
         }

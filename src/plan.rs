@@ -41,8 +41,10 @@ pub struct Forward {
     pub listen: Vec<Listen>,
     /// Where sessions go, tried in order from a start that rotates by weight. Never empty.
     pub targets: Vec<Target>,
-    /// How bytes move.
+    /// How bytes move where there are no arms.
     pub engine: Engine,
+    /// Live A/B: what each new session may be dealt to; empty when all sessions are alike, otherwise 2 to 16.
+    pub arms: Vec<Arm>,
     /// Bytes one read may take with the copy engine: 1 KiB to 16 MiB.
     pub copy_buffer: usize,
     /// Bytes of one pipe, 64 KiB to 1 GiB; `None` takes 1 MiB where the budget allows, else the largest that fits.
@@ -107,6 +109,22 @@ pub enum Engine {
     Splice,
     /// Always `recv` and `send` through the worker's scratch buffer.
     Copy,
+}
+
+/// One side of a live A/B.
+///
+/// Two arms may come to the same (`copy` beside `copy-64KiB`): such a comparison with nothing to find shows how far
+/// chance alone goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arm {
+    /// `splice`, `auto`, `copy`, `copy-64KiB` …: unique in its forward.
+    pub name: String,
+    /// How bytes of its sessions move.
+    pub engine: Engine,
+    /// Bytes one read may take when it copies: 1 KiB to 16 MiB.
+    pub copy_buffer: usize,
+    /// Its share of new sessions relative to the other arms: 1 to 1000.
+    pub share: u32,
 }
 
 /// Whether workers are bound to CPUs.
@@ -229,6 +247,24 @@ impl Ports {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         false
+    }
+}
+
+impl Forward {
+    /// The engine as it is written in a configuration: `splice`, or `ab:splice=50,copy-64KiB=50`.
+    #[must_use]
+    pub fn engine_text(&self) -> String {
+        if self.arms.is_empty() {
+            return self.engine.to_string();
+        }
+        let arms: Vec<String> = self.arms.iter().map(|arm| format!("{}={}", arm.name, arm.share)).collect();
+        format!("ab:{}", arms.join(","))
+    }
+
+    /// Most bytes a read of any of its sessions may take.
+    #[must_use]
+    pub fn largest_read(&self) -> usize {
+        self.arms.iter().map(|arm| arm.copy_buffer).fold(self.copy_buffer, usize::max)
     }
 }
 

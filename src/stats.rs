@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::arms::ArmStats;
+
 /// A number only its worker changes and anybody may read.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -32,6 +34,23 @@ impl Counter {
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A sum of fractions that only its worker changes and anybody may read.
+#[derive(Debug, Default)]
+pub struct Sum(AtomicU64);
+
+impl Sum {
+    /// Adds `x`. Only the owning worker may call this.
+    pub fn add(&self, x: f64) {
+        self.0.store((self.get() + x).to_bits(), Ordering::Relaxed);
+    }
+
+    /// The present value.
+    #[must_use]
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
     }
 }
 
@@ -136,7 +155,7 @@ impl Histogram {
         self.sum_us.add(us);
     }
 
-    fn add_to(&self, sum: &mut HistogramSnapshot) {
+    pub(crate) fn add_to(&self, sum: &mut HistogramSnapshot) {
         sum.buckets.resize(Self::BUCKETS, 0);
         for (to, from) in sum.buckets.iter_mut().zip(&self.buckets) {
             *to += from.get();
@@ -170,6 +189,8 @@ pub struct ForwardStats {
     pub first_byte_time: Histogram,
     /// From accept to the end.
     pub session_time: Histogram,
+    /// One per arm of a live A/B, in the order of the plan; else empty.
+    pub arms: Box<[ArmStats]>,
 }
 
 /// Counters of one worker.
@@ -200,10 +221,12 @@ pub struct WorkerStats {
 }
 
 impl WorkerStats {
-    /// Zeroes for a plan with that many forwards.
+    /// Zeroes for the forwards of a plan, each with so many arms.
     #[must_use]
-    pub fn new(forwards: usize) -> Self {
-        Self { forwards: (0..forwards).map(|_| ForwardStats::default()).collect(), ..Self::default() }
+    pub fn new(arms: impl IntoIterator<Item = usize>) -> Self {
+        let arm_stats = |arms| (0..arms).map(|_| ArmStats::default()).collect();
+        let forward = |arms| ForwardStats { arms: arm_stats(arms), ..ForwardStats::default() };
+        Self { forwards: arms.into_iter().map(forward).collect(), ..Self::default() }
     }
 }
 
@@ -223,6 +246,22 @@ pub struct Bytes {
     pub client_to_backend: PathBytes,
     /// From the backend to the client.
     pub backend_to_client: PathBytes,
+}
+
+impl PathBytes {
+    /// By either path.
+    #[must_use]
+    pub fn total(self) -> u64 {
+        self.splice + self.copy
+    }
+}
+
+impl Bytes {
+    /// In both directions, by either path.
+    #[must_use]
+    pub fn total(self) -> u64 {
+        self.client_to_backend.total() + self.backend_to_client.total()
+    }
 }
 
 /// A [`Histogram`] summed over workers.
@@ -286,6 +325,8 @@ pub struct SessionRecord {
     pub at: std::time::SystemTime,
     /// Index of the forward in the plan.
     pub forward: usize,
+    /// Index of the arm in the forward's, in a live A/B.
+    pub arm: Option<usize>,
     /// The client's address.
     pub client: std::net::SocketAddr,
     /// The local address the client connected to.

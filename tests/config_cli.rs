@@ -184,8 +184,8 @@ fn wrong_command_lines() {
         (&["forward", "0.0.0.0:1", "a:1", "--metrics", "127.0.0.1:1"], "spliced: LISTEN: found", "address of metrics"),
         (
             &["forward", "127.0.0.1:1", "a:1", "--engine", "ab:"],
-            "spliced: --engine: found \"ab:\", which this version does not have; allowed: auto, splice, copy",
-            "",
+            "spliced: --engine: found \"\" without a share in \"ab:\"; allowed: 2 to 16 different arms",
+            "ab:splice=50,copy-64KiB=50",
         ),
         (&["forward", "127.0.0.1:1", "a:1", "--workers", "0"], "spliced: --workers: found \"0\"", "auto, or a number"),
         (&["forward", "127.0.0.1:1", "a:1", "--copy-buffer", "1GiB"], "spliced: --copy-buffer:", "1KiB to 16MiB"),

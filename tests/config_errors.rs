@@ -84,7 +84,10 @@ fn yaml_keys() {
 fn yaml_values() {
     for (line, column, part) in [
         ("engine: turbo", 9, "\"turbo\"; allowed: auto, splice, copy"),
-        ("engine: \"ab:splice=1\"", 9, "which this version does not have; allowed: auto, splice, copy"),
+        ("engine: \"ab:splice=1\"", 9, "found a single arm in \"ab:splice=1\"; allowed: 2 to 16 different arms"),
+        ("engine: ab:splice=1,splice=2", 9, "found arm \"splice\" a second time"),
+        ("engine: ab:splice=1,copy-5GiB=2", 9, "found arm \"copy-5GiB\""),
+        ("engine: ab:splice=1,copy=2000", 9, "found share \"2000\""),
         ("engine: 5", 9, "\"5\"; allowed: auto, splice, copy"),
         ("engine: true", 9, "found true"),
         ("pin: true", 6, "found true; allowed: auto, on, off"),

@@ -10,7 +10,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
-    Access, Engine, Forward, Host, Listen, LogFormat, LogPlan, Pattern, Pin, Plan, Ports, Target, TcpOptions, Timeouts,
+    Access, Arm, Engine, Forward, Host, Listen, LogFormat, LogPlan, Pattern, Pin, Plan, Ports, Target, TcpOptions,
+    Timeouts,
 };
 
 fn plan(text: &str) -> Plan {
@@ -41,6 +42,7 @@ fn yaml_defaults() {
         listen: vec![Listen { ip: IpAddr::from([127, 0, 0, 1]), ports: Ports::one(9000) }],
         targets: vec![Target { host: Host::Name("db".to_owned()), ports: Ports::one(9001), weight: 1 }],
         engine: Engine::Auto,
+        arms: Vec::new(),
         copy_buffer: 65536,
         pipe_size: None,
         max_connections: None,
@@ -86,8 +88,11 @@ fn a_forward_goes_before_the_top_level() {
 #[test]
 fn the_command_line_has_the_last_word() {
     let mut overrides = Overrides { allow: vec![text("*")], ..Overrides::default() };
-    overrides.forward =
-        ForwardOptions { engine: Some(Engine::Copy), idle_timeout: Some(Maybe(None)), ..ForwardOptions::default() };
+    overrides.forward = ForwardOptions {
+        engine: Some(Engine::Copy.into()),
+        idle_timeout: Some(Maybe(None)),
+        ..ForwardOptions::default()
+    };
     overrides.process.workers = Some(Maybe(Some(2)));
     let file = "engine: splice\nworkers: 7\nidle_timeout: 5s\nconnect_timeout: 1s\nallow: [10.*]\n\
                 forwards: [{listen: \"127.0.0.1:1\", to: \"a:1\", engine: splice}]\n";
@@ -238,6 +243,28 @@ fn patterns() -> impl Strategy<Value = Vec<Pattern>> {
     )
 }
 
+/// What an arm's name says about its buffer.
+fn own_buffer(arm: &str) -> Option<usize> {
+    arm.strip_prefix("copy-").map(|kib| kib.trim_end_matches("KiB").parse::<usize>().expect("a number") << 10)
+}
+
+/// No arms, or several with the forward's copy buffer where their name has none.
+fn arms() -> impl Strategy<Value = Vec<Arm>> {
+    let kinds = vec![
+        ("splice".to_owned(), Engine::Splice),
+        ("auto".to_owned(), Engine::Auto),
+        ("copy".to_owned(), Engine::Copy),
+        ("copy-1KiB".to_owned(), Engine::Copy),
+        ("copy-1000KiB".to_owned(), Engine::Copy),
+    ];
+    let chosen = proptest::sample::subsequence(kinds, 2..=5).prop_shuffle();
+    let several = (chosen, proptest::collection::vec(1u32..=1000, 5)).prop_map(|(kinds, shares)| {
+        let arm = |((name, engine), share)| Arm { name, engine, copy_buffer: 0, share };
+        kinds.into_iter().zip(shares).map(arm).collect()
+    });
+    prop_oneof![Just(Vec::new()), several]
+}
+
 fn forward() -> impl Strategy<Value = Forward> {
     let time = || proptest::option::of((1u64..100_000_000).prop_map(Duration::from_millis));
     let buffer = || proptest::option::of(1024usize..=1 << 30);
@@ -251,31 +278,37 @@ fn forward() -> impl Strategy<Value = Forward> {
     let tcp = (proptest::option::of(1u64..=32767), time(), buffer(), buffer(), 1u32..=1_000_000);
     (
         ("[^\\s\\p{Cc}]{1,9}", ports, proptest::collection::vec(target, 1..4)),
-        (prop_oneof![Just(Engine::Auto), Just(Engine::Splice), Just(Engine::Copy)], 1024usize..=16 << 20),
+        (prop_oneof![Just(Engine::Auto), Just(Engine::Splice), Just(Engine::Copy)], arms(), 1024usize..=16 << 20),
         (proptest::option::of(65536usize..=1 << 30), proptest::option::of(1u64..=1_000_000_000)),
         (time(), time(), time()),
         tcp,
         (patterns(), patterns()),
     )
         .prop_map(
-            |((name, ports, targets), (engine, copy_buffer), (pipe_size, most), times, tcp, (allow, deny))| Forward {
-                name,
-                listen: vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }],
-                targets,
-                engine,
-                copy_buffer,
-                pipe_size,
-                max_connections: most,
-                timeouts: Timeouts { connect: times.0, idle: times.1, half_closed: times.2 },
-                tcp: TcpOptions {
-                    keepalive: tcp.0.map(Duration::from_secs),
-                    user_timeout: tcp.1,
-                    receive_buffer: tcp.2,
-                    send_buffer: tcp.3,
-                    backlog: tcp.4,
-                },
-                source: None,
-                access: Access { allow, deny, ..Access::default() },
+            |((name, ports, targets), (engine, arms, copy_buffer), (pipe_size, most), times, tcp, (allow, deny))| {
+                Forward {
+                    name,
+                    listen: vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }],
+                    targets,
+                    engine: if arms.is_empty() { engine } else { Engine::Auto },
+                    arms: arms
+                        .into_iter()
+                        .map(|arm| Arm { copy_buffer: own_buffer(&arm.name).unwrap_or(copy_buffer), ..arm })
+                        .collect(),
+                    copy_buffer,
+                    pipe_size,
+                    max_connections: most,
+                    timeouts: Timeouts { connect: times.0, idle: times.1, half_closed: times.2 },
+                    tcp: TcpOptions {
+                        keepalive: tcp.0.map(Duration::from_secs),
+                        user_timeout: tcp.1,
+                        receive_buffer: tcp.2,
+                        send_buffer: tcp.3,
+                        backlog: tcp.4,
+                    },
+                    source: None,
+                    access: Access { allow, deny, ..Access::default() },
+                }
             },
         )
 }

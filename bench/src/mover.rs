@@ -137,6 +137,7 @@ impl Mover {
             copy_buffer: self.copy_buffer,
             pool: 0,
             last: false,
+            calls: 0,
         };
         let start = Instant::now();
         let progress = self.flow.advance(&mut lane, TURN);

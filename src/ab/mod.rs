@@ -30,6 +30,7 @@ use clap::Args;
 
 pub use self::arm::Arm;
 pub use self::role::{RoleArgs, run_role};
+pub(crate) use self::table::Table;
 use crate::config;
 
 /// Compare the engines on this host: no root, nothing else to install, every byte verified.

@@ -4,18 +4,18 @@ use std::fmt;
 
 /// Rows of cells; the first column is left-aligned, the others right-aligned.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table whose first row is `head`.
-    pub(super) fn new<const N: usize>(head: [&str; N]) -> Self {
+    pub(crate) fn new<const N: usize>(head: [&str; N]) -> Self {
         Self { rows: vec![head.map(str::to_owned).into()] }
     }
 
     /// Adds a row.
-    pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.into());
     }
 }

@@ -8,7 +8,7 @@ use super::check;
 use super::error::{Fault, Mark};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
-use crate::plan::{Access, Forward, Listen, LogPlan, Pattern, Plan, Target, TcpOptions, Timeouts};
+use crate::plan::{Access, Engine, Forward, Listen, LogPlan, Pattern, Plan, Target, TcpOptions, Timeouts};
 
 /// Everything one file says.
 #[derive(Debug, Default)]
@@ -93,12 +93,15 @@ impl DraftForward {
         };
         let default = Timeouts::default();
         let tcp = TcpOptions::default();
+        let copy_buffer = options.copy_buffer.unwrap_or(64 << 10);
+        let (engine, arms) = options.engine.clone().unwrap_or_else(|| Engine::default().into()).resolve(copy_buffer);
         let forward = Forward {
             name,
             listen,
             targets,
-            engine: options.engine.unwrap_or_default(),
-            copy_buffer: options.copy_buffer.unwrap_or(64 << 10),
+            engine,
+            arms,
+            copy_buffer,
             pipe_size: options.pipe_size.and_then(|size| size.0),
             max_connections: self.max_connections.and_then(|n| n.0),
             timeouts: Timeouts {

@@ -9,6 +9,7 @@ mod address;
 mod check;
 mod depth;
 mod draft;
+mod engine;
 mod error;
 mod lines;
 mod node;
@@ -23,6 +24,7 @@ mod yaml;
 use std::path::Path;
 
 pub use address::Lookup;
+pub use engine::{ArmOption, EngineOption};
 pub use error::ConfigError;
 pub use options::{ForwardOptions, Overrides, ProcessOptions};
 pub use render::render;

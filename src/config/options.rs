@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::engine::EngineOption;
 use super::error::Fault;
 use super::node::{Key, Node};
 use super::value::{self, Maybe};
 use super::{address, node};
-use crate::plan::{Engine, LogFormat, Pattern, Pin};
+use crate::plan::{LogFormat, Pattern, Pin};
 
 /// Makes a struct of options that is a part of the command line, and lets YAML set the same fields by name.
 macro_rules! options {
@@ -79,9 +80,11 @@ options! {
 options! {
     /// Options of a forward. At the top level of a file they are the defaults of all forwards.
     ForwardOptions {
-        /// How bytes move: auto, splice (through a pipe in the kernel), copy (through memory) [default: auto]
+        /// How bytes move: auto, splice (through a pipe in the kernel), copy (through memory); or ab: sessions are dealt at
+        /// random to arms that `spliced stats` compares, such as ab:splice=50,copy-64KiB=50, which is what ab alone
+        /// means [default: auto]
         #[arg(value_name = "ENGINE", help_heading = "Workers and engine")]
-        engine: Engine = engine, ENGINE;
+        engine: EngineOption = engine, ENGINE;
         /// Most bytes one read takes with copy: 1KiB to 16MiB [default: 64KiB]
         #[arg(value_name = "SIZE", help_heading = "Workers and engine")]
         copy_buffer: usize = copy_buffer, COPY_BUFFER;

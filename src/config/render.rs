@@ -86,7 +86,7 @@ fn forward(out: &mut String, forward: &Forward) {
 fn options(forward: &Forward) -> [(&'static str, String); 12] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
-        ("engine", forward.engine.to_string()),
+        ("engine", engine(forward)),
         ("copy_buffer", Size(forward.copy_buffer).to_string()),
         ("pipe_size", size(forward.pipe_size)),
         ("connect_timeout", time(forward.timeouts.connect)),
@@ -99,6 +99,10 @@ fn options(forward: &Forward) -> [(&'static str, String); 12] {
         ("backlog", forward.tcp.backlog.to_string()),
         ("source", forward.source.map_or("none".to_owned(), |ip: IpAddr| quote(&ip.to_string()))),
     ]
+}
+
+fn engine(forward: &Forward) -> String {
+    if forward.arms.is_empty() { forward.engine.to_string() } else { quote(&forward.engine_text()) }
 }
 
 fn time(time: Option<Duration>) -> String {

@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::arms_table;
+
 /// Where `spliced stats` looks when no path is given.
 pub const DEFAULT_CONTROL: &str = "/run/spliced/control.sock";
 
@@ -120,6 +122,9 @@ struct Forward {
     engine: String,
     #[serde(flatten)]
     counters: Counters,
+    #[serde(default)]
+    arms: Vec<arms_table::Arm>,
+    verdict: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -132,15 +137,15 @@ struct Counters {
 }
 
 #[derive(Debug, Deserialize)]
-struct Bytes {
-    client_to_backend: PathBytes,
-    backend_to_client: PathBytes,
+pub(super) struct Bytes {
+    pub(super) client_to_backend: PathBytes,
+    pub(super) backend_to_client: PathBytes,
 }
 
 #[derive(Debug, Deserialize)]
-struct PathBytes {
-    splice: u64,
-    copy: u64,
+pub(super) struct PathBytes {
+    pub(super) splice: u64,
+    pub(super) copy: u64,
 }
 
 fn table(stats: &Stats) -> String {
@@ -170,6 +175,7 @@ fn table(stats: &Stats) -> String {
         let (listen, to) = (forward.listen.join(", "), forward.to.join(", "));
         out.push_str(&format!("{heading}  {listen} → {to}  engine {}\n", forward.engine));
         counters(&mut out, &forward.counters);
+        arms_table::describe(&mut out, &forward.arms, forward.verdict.as_deref());
     }
     out
 }
@@ -211,13 +217,13 @@ fn by_path(bytes: &PathBytes) -> String {
     format!("{}: {} spliced, {} copied", human(total), human(bytes.splice), human(bytes.copy))
 }
 
-fn line(out: &mut String, indent: usize, label: &str, text: &str) {
+pub(super) fn line(out: &mut String, indent: usize, label: &str, text: &str) {
     let width = 18 - indent;
     let _ = writeln!(out, "{:indent$}{label:width$} {text}", "");
 }
 
 /// Bytes with a binary unit and three digits: `640 B`, `1.50 KiB`, `23.4 GiB`.
-fn human(bytes: u64) -> String {
+pub(super) fn human(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -235,7 +241,7 @@ fn human(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::snapshot::tests::{plan, snapshot, stats};
+    use super::super::snapshot::tests::{plan, snapshot, stats, trial};
     use super::*;
 
     #[test]
@@ -255,6 +261,22 @@ mod tests {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
         assert!(!text.contains("idle") && !text.contains("fallbacks") && !text.contains('\x1b'), "{text}");
+    }
+
+    #[test]
+    fn arms_are_a_table_with_a_verdict() {
+        let (plan, stats) = trial();
+        let json = serde_json::to_value(snapshot(&plan, &stats)).unwrap();
+        let text = table(&Stats::deserialize(json).unwrap());
+        let row = |name: &str| {
+            let line =
+                text.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{text}"));
+            line.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(row("arm "), "arm share sessions bytes spliced calls/GB CPU s/GB (95 %) first byte session");
+        assert_eq!(row("splice "), "splice 50 2 1.91 MiB 100 % 10000 0.500 3.00 µs ±0 % –");
+        assert_eq!(row("copy-64KiB "), "copy-64KiB 25 2 3.81 MiB 0 % 10000 1.000 6.00 µs ±0 % –");
+        assert_eq!(row("verdict"), "verdict not enough data yet");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! one mio loop on the main thread; nothing here is on the data path, and no client of it gets a thread or an
 //! unbounded buffer.
 
+mod arms_table;
 mod client;
 mod event_loop;
 mod metrics;
@@ -87,6 +88,6 @@ fn announce(forward: &Forward) {
     let targets: Vec<_> = forward.targets.iter().map(ToString::to_string).collect();
     let targets = targets.join(", ");
     for listen in &forward.listen {
-        info!("listening on {listen}, forward {:?}, to {targets}, engine {}", forward.name, forward.engine);
+        info!("listening on {listen}, forward {:?}, to {targets}, engine {}", forward.name, forward.engine_text());
     }
 }

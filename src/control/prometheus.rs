@@ -5,7 +5,8 @@
 use std::fmt::{self, Display, Write};
 
 use super::snapshot::{NamedForward, Snapshot, WorkerSnapshot};
-use crate::stats::HistogramSnapshot;
+use crate::arms::ArmSnapshot;
+use crate::stats::{Bytes, HistogramSnapshot};
 
 /// The whole page.
 #[must_use]
@@ -14,6 +15,7 @@ pub fn render(snapshot: &Snapshot) -> String {
     process(&mut page, snapshot);
     workers(&mut page, &snapshot.workers);
     forwards(&mut page, &snapshot.forwards);
+    arms(&mut page, &snapshot.forwards);
     page.text
 }
 
@@ -39,25 +41,30 @@ impl Page {
         self.write(format_args!("{family}{suffix}{labels} {value}\n"));
     }
 
-    fn histogram(&mut self, forward: &str, times: &HistogramSnapshot) {
+    fn histogram(&mut self, labels: &[(&str, &dyn Display)], times: &HistogramSnapshot) {
         let mut count = 0;
         for (i, bucket) in times.buckets.iter().enumerate() {
             count += bucket;
             // The last bucket takes what no bound covers: it is the +Inf one, written below.
             if i + 1 < times.buckets.len() {
                 let bound = (1u64 << i) as f64 / 1e6;
-                self.sample_of("_bucket", &[("forward", &forward), ("le", &bound)], count);
+                self.sample_of("_bucket", &bounded(labels, &bound), count);
             }
         }
-        self.sample_of("_bucket", &[("forward", &forward), ("le", &"+Inf")], count);
-        self.sample_of("_sum", &[("forward", &forward)], times.sum_us as f64 / 1e6);
-        self.sample_of("_count", &[("forward", &forward)], count);
+        self.sample_of("_bucket", &bounded(labels, &"+Inf"), count);
+        self.sample_of("_sum", labels, times.sum_us as f64 / 1e6);
+        self.sample_of("_count", labels, count);
     }
 
     fn write(&mut self, text: fmt::Arguments<'_>) {
         // Writing to a String cannot fail.
         let _ = self.text.write_fmt(text);
     }
+}
+
+/// A bucket's labels.
+fn bounded<'a>(labels: &[(&'a str, &'a dyn Display)], bound: &'a dyn Display) -> Vec<(&'a str, &'a dyn Display)> {
+    [labels, &[("le", bound)]].concat()
 }
 
 struct Labels<'a>(&'a [(&'a str, &'a dyn Display)]);
@@ -174,13 +181,8 @@ fn forwards(page: &mut Page, forwards: &[NamedForward]) {
     }
     page.family("spliced_bytes_total", "counter", "Bytes delivered, by direction and by the path they took.");
     for f in forwards {
-        let bytes = &f.counters.bytes;
-        for (direction, by_path) in
-            [("client_to_backend", bytes.client_to_backend), ("backend_to_client", bytes.backend_to_client)]
-        {
-            for (path, bytes) in [("splice", by_path.splice), ("copy", by_path.copy)] {
-                page.sample(&[("forward", &f.name), ("direction", &direction), ("path", &path)], bytes);
-            }
+        for (direction, path, bytes) in by_path(&f.counters.bytes) {
+            page.sample(&[("forward", &f.name), ("direction", &direction), ("path", &path)], bytes);
         }
     }
     page.family(
@@ -195,21 +197,70 @@ fn forwards(page: &mut Page, forwards: &[NamedForward]) {
     }
     page.family("spliced_connect_seconds", "histogram", "From the first connect call to the connected backend.");
     for f in forwards {
-        page.histogram(&f.name, &f.counters.connect_time);
+        page.histogram(&[("forward", &f.name)], &f.counters.connect_time);
     }
     page.family("spliced_first_byte_seconds", "histogram", "From accept to the backend's first byte.");
     for f in forwards {
-        page.histogram(&f.name, &f.counters.first_byte_time);
+        page.histogram(&[("forward", &f.name)], &f.counters.first_byte_time);
     }
     page.family("spliced_session_seconds", "histogram", "From accept to the end of the session.");
     for f in forwards {
-        page.histogram(&f.name, &f.counters.session_time);
+        page.histogram(&[("forward", &f.name)], &f.counters.session_time);
+    }
+}
+
+/// Direction, path and bytes.
+fn by_path(bytes: &Bytes) -> [(&'static str, &'static str, u64); 4] {
+    let (up, down) = (bytes.client_to_backend, bytes.backend_to_client);
+    [
+        ("client_to_backend", "splice", up.splice),
+        ("client_to_backend", "copy", up.copy),
+        ("backend_to_client", "splice", down.splice),
+        ("backend_to_client", "copy", down.copy),
+    ]
+}
+
+/// Arms of live A/Bs; families that would be empty are left out.
+fn arms(page: &mut Page, forwards: &[NamedForward]) {
+    let arms: Vec<_> = forwards.iter().flat_map(|f| f.arms.iter().map(move |arm| (&f.name, arm))).collect();
+    if arms.is_empty() {
+        return;
+    }
+    let of = |name: &'static str, kind, help, value: fn(&ArmSnapshot) -> f64, page: &mut Page| {
+        page.family(name, kind, help);
+        for (forward, arm) in &arms {
+            page.sample(&[("forward", forward), ("arm", &arm.name)], value(arm));
+        }
+    };
+    of("spliced_arm_sessions_open", "gauge", "Sessions of the arm open now.", |arm| arm.open as f64, page);
+    of("spliced_arm_sessions_total", "counter", "Sessions dealt to the arm.", |arm| arm.sessions as f64, page);
+    page.family("spliced_arm_bytes_total", "counter", "Bytes the arm delivered, by direction and path.");
+    for (forward, arm) in &arms {
+        for (direction, path, bytes) in by_path(&arm.bytes) {
+            page.sample(&[("forward", forward), ("arm", &arm.name), ("direction", &direction), ("path", &path)], bytes);
+        }
+    }
+    let help = "System calls that moved bytes of the arm or tried to: recv, send, splice, shutdown.";
+    of("spliced_arm_syscalls_total", "counter", help, |arm| arm.syscalls as f64, page);
+    let help = "Turns of the arm's sessions whose CPU time was measured.";
+    of("spliced_arm_measured_turns_total", "counter", help, |arm| arm.measured.turns as f64, page);
+    let help = "Bytes delivered in measured turns.";
+    of("spliced_arm_measured_bytes_total", "counter", help, |arm| arm.measured.bytes as f64, page);
+    let help = "CPU time of measured turns; by their bytes it is the CPU time per byte.";
+    of("spliced_arm_measured_cpu_seconds_total", "counter", help, |arm| arm.measured.cpu_seconds, page);
+    page.family("spliced_arm_first_byte_seconds", "histogram", "From accept to the backend's first byte.");
+    for (forward, arm) in &arms {
+        page.histogram(&[("forward", forward), ("arm", &arm.name)], &arm.first_byte_time.histogram);
+    }
+    page.family("spliced_arm_session_seconds", "histogram", "From accept to the end of the session.");
+    for (forward, arm) in &arms {
+        page.histogram(&[("forward", forward), ("arm", &arm.name)], &arm.session_time.histogram);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::snapshot::tests::{plan, snapshot, stats};
+    use super::super::snapshot::tests::{plan, snapshot, stats, trial};
     use super::*;
 
     fn page(name: &str) -> String {
@@ -255,7 +306,10 @@ mod tests {
 
     #[test]
     fn every_family_is_described_once_and_every_sample_has_a_number() {
-        let page = page("web");
+        well_formed(&page("web"));
+    }
+
+    fn well_formed(page: &str) {
         let mut families = std::collections::HashSet::new();
         let mut current = "";
         for line in page.lines() {
@@ -270,6 +324,27 @@ mod tests {
                 value.parse::<f64>().unwrap();
             }
         }
+    }
+
+    #[test]
+    fn arms_have_a_label_of_their_own() {
+        let (plan, stats) = trial();
+        let page = render(&snapshot(&plan, &stats));
+        for line in [
+            r#"spliced_arm_sessions_open{forward="web",arm="copy-64KiB"} 2"#,
+            r#"spliced_arm_sessions_total{forward="web",arm="splice"} 2"#,
+            r#"spliced_arm_bytes_total{forward="web",arm="splice",direction="client_to_backend",path="splice"} 2000000"#,
+            r#"spliced_arm_syscalls_total{forward="web",arm="copy-64KiB"} 40"#,
+            r#"spliced_arm_measured_turns_total{forward="web",arm="splice"} 2"#,
+            r#"spliced_arm_measured_bytes_total{forward="web",arm="splice"} 2000000"#,
+            r#"spliced_arm_measured_cpu_seconds_total{forward="web",arm="splice"} 0.001"#,
+            r#"spliced_arm_first_byte_seconds_bucket{forward="web",arm="splice",le="0.000004"} 2"#,
+            r#"spliced_arm_session_seconds_count{forward="web",arm="splice"} 0"#,
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} is missing in\n{page}");
+        }
+        well_formed(&page);
+        assert!(!self::page("web").contains("spliced_arm_"), "no family without samples");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde::Serialize;
 
+use crate::arms::{self, ArmSnapshot};
 use crate::plan::{Forward, Plan};
 use crate::stats::{ForwardSnapshot, WorkerStats};
 
@@ -135,11 +136,17 @@ pub struct NamedForward {
     pub listen: Vec<String>,
     /// Targets it leads to.
     pub to: Vec<String>,
-    /// The engine asked for.
+    /// The engine asked for, with its arms where it is a live A/B.
     pub engine: String,
     /// Its counters over all workers.
     #[serde(flatten)]
     pub counters: ForwardSnapshot,
+    /// The arms of a live A/B; left out where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub arms: Vec<ArmSnapshot>,
+    /// What the arms show so far; left out where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
 }
 
 impl Snapshot {
@@ -192,15 +199,20 @@ fn worker(sources: &Sources<'_>, id: usize, stats: &WorkerStats) -> WorkerSnapsh
 
 fn forward(sources: &Sources<'_>, index: usize, plan: &Forward) -> NamedForward {
     let mut counters = ForwardSnapshot::default();
+    let mut arm_stats = Vec::with_capacity(sources.stats.len());
     for stats in sources.stats.iter().filter_map(|worker| worker.forwards.get(index)) {
         counters.add(stats);
+        arm_stats.push(&*stats.arms);
     }
+    let (arms, verdict) = arms::report(&plan.arms, &arm_stats);
     NamedForward {
         name: plan.name.clone(),
         listen: plan.listen.iter().map(ToString::to_string).collect(),
         to: plan.targets.iter().map(ToString::to_string).collect(),
-        engine: plan.engine.to_string(),
+        engine: plan.engine_text(),
         counters,
+        arms,
+        verdict,
     }
 }
 
@@ -230,7 +242,8 @@ impl Cpu {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::plan::{Access, Engine, Host, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
+    use crate::arms::Sampled;
+    use crate::plan::{Access, Arm, Engine, Host, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
     use crate::stats::EndReason;
 
     /// A plan with one forward of the given name, 127.0.0.1:9000 → 10.0.0.2:9001.
@@ -249,6 +262,7 @@ pub(super) mod tests {
                 listen: vec![Listen { ip: [127, 0, 0, 1].into(), ports: Ports::one(9000) }],
                 targets: vec![Target { host: Host::Ip([10, 0, 0, 2].into()), ports: Ports::one(9001), weight: 1 }],
                 engine: Engine::Auto,
+                arms: Vec::new(),
                 copy_buffer: 65536,
                 pipe_size: None,
                 max_connections: None,
@@ -262,7 +276,7 @@ pub(super) mod tests {
 
     /// Two workers with different counters.
     pub(in crate::control) fn stats() -> Vec<Arc<WorkerStats>> {
-        let workers: Vec<_> = (0..2).map(|_| Arc::new(WorkerStats::new(1))).collect();
+        let workers: Vec<_> = (0..2).map(|_| Arc::new(WorkerStats::new([0]))).collect();
         for (worker, n) in workers.iter().zip([1, 10]) {
             worker.forwards[0].accepted.add(5 * n);
             worker.forwards[0].open.add(n);
@@ -289,6 +303,54 @@ pub(super) mod tests {
             splices: true,
             log_lost: 2,
         })
+    }
+
+    /// A live A/B of a splice and a copy arm, with one session of each in each of two workers.
+    pub(in crate::control) fn trial() -> (Plan, Vec<Arc<WorkerStats>>) {
+        let mut plan = plan("web");
+        let arm = |name: &str, engine, share| Arm { name: name.to_owned(), engine, copy_buffer: 65536, share };
+        plan.forwards[0].arms = vec![arm("splice", Engine::Splice, 50), arm("copy-64KiB", Engine::Copy, 25)];
+        let workers: Vec<_> = (0..2).map(|_| Arc::new(WorkerStats::new([2]))).collect();
+        for arms in workers.iter().map(|worker| &worker.forwards[0].arms) {
+            for (arm, n) in arms.iter().zip([1, 2]) {
+                arm.sessions.add(1);
+                arm.open.add(n - 1);
+                arm.calls.add(10 * n);
+                arm.first_byte.record(Duration::from_micros(3 * n));
+                arm.measured(&mut Sampled::default(), 1_000_000, 500_000 * n);
+            }
+            arms[0].up_splice.add(1_000_000);
+            arms[1].down_copy.add(2_000_000);
+        }
+        (plan, workers)
+    }
+
+    #[test]
+    fn arms_are_told_where_there_are_some() {
+        let (plan, stats) = trial();
+        let json = serde_json::to_value(snapshot(&plan, &stats)).unwrap();
+        for (pointer, value) in [
+            ("/forwards/0/engine", "ab:splice=50,copy-64KiB=25".into()),
+            ("/forwards/0/verdict", "not enough data yet".into()),
+            ("/forwards/0/arms/0/name", "splice".into()),
+            ("/forwards/0/arms/1/share", 25.into()),
+            ("/forwards/0/arms/0/sessions", 2.into()),
+            ("/forwards/0/arms/1/open", 2.into()),
+            ("/forwards/0/arms/0/bytes/client_to_backend/splice", 2_000_000.into()),
+            ("/forwards/0/arms/1/bytes/backend_to_client/copy", 4_000_000.into()),
+            ("/forwards/0/arms/0/syscalls", 20.into()),
+            ("/forwards/0/arms/1/syscalls_per_gb", 10_000.0.into()),
+            ("/forwards/0/arms/0/cpu_seconds_per_gb", 0.5.into()),
+            ("/forwards/0/arms/0/cpu_ci95", serde_json::Value::Null),
+            ("/forwards/0/arms/1/measured/turns", 2.into()),
+            ("/forwards/0/arms/1/measured/cpu_seconds", 0.002.into()),
+            ("/forwards/0/arms/0/first_byte_time/sum_us", 6.into()),
+            ("/forwards/0/arms/0/session_time/mean_seconds", serde_json::Value::Null),
+        ] {
+            assert_eq!(json.pointer(pointer), Some(&value), "{pointer} in {json}");
+        }
+        let json = serde_json::to_value(snapshot(&self::plan("web"), &self::stats())).unwrap();
+        assert_eq!((json.pointer("/forwards/0/arms"), json.pointer("/forwards/0/verdict")), (None, None));
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::plan::{Access, Engine, Forward, Host, Listen, LogPlan, Ports, Target, TcpOptions, Timeouts};
+use crate::plan::{Access, Engine, Host, Listen, LogPlan, Ports, Target, TcpOptions, Timeouts};
 use crate::stats::EndReason;
 use crate::worker::Accepted;
 
@@ -13,6 +13,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         listen: vec![Listen { ip: listen.ip(), ports: Ports::one(listen.port()) }],
         targets: vec![Target { host: Host::Ip(target.ip()), ports: Ports::one(target.port()), weight: 1 }],
         engine: Engine::Auto,
+        arms: Vec::new(),
         copy_buffer: 64 * 1024,
         pipe_size: None,
         max_connections: None,
@@ -83,7 +84,7 @@ fn lone_worker(target: SocketAddr) -> (Worker, Arc<Shared>, Arc<WorkerStats>) {
     let (shared, mut ends) = share(&plan, &[Vec::new()]).unwrap();
     let (poll, inbox) = ends.pop().unwrap();
     let budgets = Budgets::of(&plan, 1);
-    let stats = Arc::new(WorkerStats::new(1));
+    let stats = Arc::new(WorkerStats::new([0]));
     let parts = Parts {
         id: 0,
         poll,

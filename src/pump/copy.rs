@@ -26,6 +26,7 @@ impl Lane<'_> {
     pub(super) fn fill_scratch(&mut self) -> io::Result<usize> {
         let asked = self.copy_buffer.min(self.pumps.scratch.len());
         let mut source = self.source;
+        self.calls += 1;
         let result = source.read(&mut self.pumps.scratch[..asked]);
         match &result {
             Ok(0) => {}
@@ -49,6 +50,7 @@ impl Lane<'_> {
     }
 
     pub(super) fn drain_scratch(&mut self) -> io::Result<usize> {
+        self.calls += 1;
         let sent = self.target.send_with_flags(&self.pumps.scratch[self.pumps.filled.clone()], SEND_FLAGS)?;
         self.pumps.filled.start += sent;
         if self.pumps.filled.is_empty() {
@@ -60,6 +62,7 @@ impl Lane<'_> {
 
     pub(super) fn drain_rest(&mut self) -> io::Result<usize> {
         let Held::Rest(rest) = &mut self.pump.held else { return Ok(0) };
+        self.calls += 1;
         let sent = self.target.send_with_flags(&rest.bytes[rest.sent..], SEND_FLAGS)?;
         rest.sent += sent;
         if rest.len() == 0 {

@@ -31,6 +31,7 @@ impl Lane<'_> {
     /// Fills a pipe from the source; `None` means: copy this time.
     pub(super) fn fill_pipe(&mut self) -> Option<io::Result<usize>> {
         let mut pipe = self.take_pipe()?;
+        self.calls += 1;
         let result = pipe.fill_from(self.source, MOST);
         self.pump.held = Held::Pipe(pipe);
         match &result {
@@ -103,6 +104,7 @@ impl Lane<'_> {
 
     pub(super) fn drain_pipe(&mut self) -> io::Result<usize> {
         let Held::Pipe(pipe) = &mut self.pump.held else { return Ok(0) };
+        self.calls += 1;
         match pipe.drain_into(self.target) {
             Ok(n) => {
                 self.delivered(n, 0);
@@ -118,6 +120,7 @@ impl Lane<'_> {
     /// The pipe cannot be spliced out: reads it into memory and goes on from there. Nothing is lost.
     fn rescue(&mut self, refused: &Refusal, error: io::Error) -> io::Result<usize> {
         let Held::Pipe(pipe) = &mut self.pump.held else { return Err(error) };
+        self.calls += 1;
         let bytes = pipe.read_out()?;
         self.park_pipe();
         self.pump.held = Held::Rest(Rest::new(&bytes));

@@ -15,13 +15,14 @@ use std::time::Duration;
 use socket2::Socket;
 
 pub use self::connect::{Connecting, Connector};
+use crate::arms::ArmIndex;
 use crate::flow::{Flow, Progress};
 use crate::plan::Timeouts;
 use crate::pump::{Choice, Direction, Lane, Pump, Pumps, Ready};
 use crate::stats::{Bytes, EndReason, ForwardStats};
 
 /// Bytes one direction may move in a turn before others have theirs.
-const BUDGET: usize = 2 << 20;
+const BUDGET: usize = 1 << 20;
 
 /// One of a session's two sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +87,8 @@ pub struct Session {
     pub armed_ms: u64,
     /// Already in the queue of this or the next turn.
     pub queued: bool,
+    /// The arm it was dealt to, in a live A/B.
+    pub arm: Option<ArmIndex>,
     /// What the trace of our own connections holds for it.
     trace: u64,
 }
@@ -137,6 +140,8 @@ pub struct Turn<'a> {
     pub pool: usize,
     /// The turn's clock reading, in microseconds.
     pub now_us: u64,
+    /// System calls its lanes have made.
+    pub calls: u32,
 }
 
 impl End {
@@ -169,6 +174,7 @@ impl Session {
             active_us: origin.opened_us,
             armed_ms: 0,
             queued: false,
+            arm: None,
             trace: 0,
         }
     }
@@ -322,8 +328,11 @@ impl Session {
             copy_buffer: turn.copy_buffer,
             pool: turn.pool,
             last,
+            calls: 0,
         };
-        way.flow.advance(&mut lane, budget)
+        let progress = way.flow.advance(&mut lane, budget);
+        turn.calls += lane.calls;
+        progress
     }
 
     /// When it ends by itself if nothing happens, in milliseconds of the worker's clock.

@@ -29,6 +29,8 @@ pub(super) struct Formatter {
 struct JsonLine<'a> {
     at: String,
     forward: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arm: Option<&'a str>,
     client: SocketAddr,
     listener: SocketAddr,
     target: Option<SocketAddr>,
@@ -75,10 +77,18 @@ impl Formatter {
         self.forwards.get(forward).map_or("?", |forward| forward.name.as_str())
     }
 
+    fn arm(&self, record: &SessionRecord) -> Option<&str> {
+        let arm = self.forwards.get(record.forward)?.arms.get(record.arm?)?;
+        Some(&arm.name)
+    }
+
     fn text(&self, record: &SessionRecord, out: &mut String) -> fmt::Result {
         self.prefix(record.at, out)?;
         let (up, down) = (record.bytes.client_to_backend, record.bytes.backend_to_client);
         write!(out, "forward={} ", Word(self.name(record.forward)))?;
+        if let Some(arm) = self.arm(record) {
+            write!(out, "arm={arm} ")?;
+        }
         write!(out, "client={} listener={} ", record.client, record.listener)?;
         match record.target {
             Some(target) => write!(out, "target={target} ")?,
@@ -97,6 +107,7 @@ impl Formatter {
         let line = JsonLine {
             at: format!("{:.3}", timestamp(record.at)),
             forward: self.name(record.forward),
+            arm: self.arm(record),
             client: record.client,
             listener: record.listener,
             target: record.target,

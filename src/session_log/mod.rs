@@ -210,6 +210,7 @@ mod tests {
                 listen: vec![Listen { ip: [0, 0, 0, 0].into(), ports: Ports { first: 9000, last: 9010 } }],
                 targets: vec![Target { host, ports: Ports { first: 8000, last: 8010 }, weight: 1 }],
                 engine: Engine::Auto,
+                arms: Vec::new(),
                 copy_buffer: 65536,
                 pipe_size: None,
                 max_connections: None,
@@ -225,6 +226,7 @@ mod tests {
         SessionRecord {
             at: SystemTime::now(),
             forward: 0,
+            arm: None,
             client: ([127, 0, 0, 1], client_port).into(),
             listener: ([127, 0, 0, 1], 9000).into(),
             target: None,

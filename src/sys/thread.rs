@@ -35,6 +35,21 @@ pub fn pin_to(cpu: usize) -> std::io::Result<()> {
     }
 }
 
+/// Nanoseconds of CPU time of the calling thread, for differences over short times (`CLOCK_THREAD_CPUTIME_ID`,
+/// clock_gettime(2)); zero where the system does not say.
+#[must_use]
+pub fn thread_cpu_ns() -> u64 {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::sys::time::TimeValLike;
+        use nix::time::ClockId;
+        if let Ok(time) = ClockId::CLOCK_THREAD_CPUTIME_ID.now() {
+            return u64::try_from(time.num_nanoseconds()).unwrap_or(0);
+        }
+    }
+    0
+}
+
 /// User and system CPU time of the calling thread; zero where the system does not say.
 #[must_use]
 pub fn thread_cpu_time() -> Duration {

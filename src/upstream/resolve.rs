@@ -1,10 +1,12 @@
-//! Names are resolved by a thread of their own; workers are told of changes.
+//! Names are resolved by threads of their own; workers are told of changes.
+//!
+//! A name that cannot be resolved takes seconds to say so: each name has its own thread, up to a bound, so that it
+//! holds up no other.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::plan::{Host, Plan};
@@ -13,6 +15,11 @@ use crate::plan::{Host, Plan};
 const REFRESH: Duration = Duration::from_secs(30);
 /// How often while some name has none.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// Threads at most; names beyond share them.
+const MOST_THREADS: usize = 32;
+/// Bytes of a thread's stack; getaddrinfo(3) keeps its buffers there.
+const STACK: usize = 256 * 1024;
 
 /// The places in a plan that hold one name: (forward, target).
 pub(super) type Places = Vec<(usize, usize)>;
@@ -31,29 +38,37 @@ pub fn names(plan: &Plan) -> HashMap<String, Places> {
     names
 }
 
-/// The resolver thread. It ends when this value is dropped, after the look-up it is in.
+/// The resolver's threads. They end when this value is dropped, each after the look-up it is in.
 #[derive(Debug)]
 pub struct Resolver {
-    _stop: Sender<()>,
-    _thread: JoinHandle<()>,
+    _stop: Vec<Sender<()>>,
 }
 
 impl Resolver {
-    /// Starts the thread; `tell` is called with (forward, target, addresses) whenever the addresses of a name change.
+    /// Starts the threads; `tell` is called with (forward, target, addresses) whenever the addresses of a name change.
     ///
     /// # Errors
-    /// The thread cannot be started.
+    /// A thread cannot be started.
     pub fn start(
         names: HashMap<String, Places>,
-        tell: impl Fn(usize, usize, &[IpAddr]) + Send + 'static,
+        tell: impl Fn(usize, usize, &[IpAddr]) + Clone + Send + 'static,
     ) -> io::Result<Self> {
-        let (stop, stopped) = channel();
-        let thread = std::thread::Builder::new().name("resolver".into()).spawn(move || run(names, &stopped, tell))?;
-        Ok(Self { _stop: stop, _thread: thread })
+        let mut shares: Vec<Vec<(String, Places)>> = vec![Vec::new(); names.len().min(MOST_THREADS)];
+        let count = shares.len();
+        for (i, name) in names.into_iter().enumerate() {
+            shares[i % count].push(name);
+        }
+        let start = |names| {
+            let (stop, stopped) = channel();
+            let tell = tell.clone();
+            let thread = std::thread::Builder::new().name("resolver".into()).stack_size(STACK);
+            thread.spawn(move || run(names, &stopped, tell)).map(|_| stop)
+        };
+        Ok(Self { _stop: shares.into_iter().map(start).collect::<io::Result<_>>()? })
     }
 }
 
-fn run(names: HashMap<String, Places>, stopped: &Receiver<()>, tell: impl Fn(usize, usize, &[IpAddr])) {
+fn run(names: Vec<(String, Places)>, stopped: &Receiver<()>, tell: impl Fn(usize, usize, &[IpAddr])) {
     let mut known: HashMap<&str, Vec<IpAddr>> = HashMap::new();
     let mut failing: HashMap<&str, bool> = HashMap::new();
     loop {

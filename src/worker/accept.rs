@@ -103,7 +103,14 @@ impl Worker {
             None => None,
         };
         let fd = socket.as_raw_fd();
-        let key = self.sessions.insert(Session::new(socket, origin, Choice::new(plan.engine), connecting));
+        // A client that is refused moves no byte by any engine: it belongs to no arm.
+        let arm = if plan.arms.is_empty() || refused.is_some() { None } else { Some(self.trial.deal(&plan.arms)) };
+        let engine = arm.map_or(plan.engine, |arm| plan.arms[arm.get()].engine);
+        let key = self.sessions.insert(Session::new(socket, origin, Choice::new(engine), connecting));
+        if let Some(arm) = arm {
+            self.sessions[key].arm = Some(arm);
+            self.trial.open(key, &self.parts.stats.forwards[forward].arms[arm.get()]);
+        }
         if let Some(reason) = refused {
             return self.end(key, End::of(reason));
         }

@@ -31,7 +31,7 @@ impl Worker {
             self.retry.push(key);
         }
         if starves {
-            self.starve("cannot connect to a backend: too many open files");
+            self.starve("cannot connect to a backend: out of descriptors or memory");
         }
         step
     }

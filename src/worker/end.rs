@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use super::{GONE, Life, Message, TRIM_MS, Worker};
+use crate::arms::ArmIndex;
 use crate::session::{End, Session};
 use crate::stats::{EndReason, SessionRecord};
 use crate::sys;
@@ -27,11 +28,16 @@ impl Worker {
         stats.ends[end.reason as usize].add(1);
         let duration = Duration::from_micros(self.now_us.saturating_sub(session.origin().opened_us));
         stats.session_time.record(duration);
+        if let Some(arm) = session.arm {
+            stats.arms[arm.get()].open.sub(1);
+            stats.arms[arm.get()].session.record(duration);
+        }
         self.give_back(&session);
         if self.parts.log.is_some() {
             self.finished.push(SessionRecord {
                 at: SystemTime::now(),
                 forward,
+                arm: session.arm.map(ArmIndex::get),
                 client: session.origin().client,
                 listener: self.parts.shared.listening[session.origin().listener],
                 target: session.target(),
@@ -120,7 +126,11 @@ impl Drop for Worker {
         for (_, session) in &self.sessions {
             session.reset();
             let forward = session.origin().forward;
-            self.parts.stats.forwards[forward].open.sub(1);
+            let stats = &self.parts.stats.forwards[forward];
+            stats.open.sub(1);
+            if let Some(arm) = session.arm {
+                stats.arms[arm.get()].open.sub(1);
+            }
             self.count_lost(forward, EndReason::WorkerPanic);
         }
     }

@@ -11,6 +11,7 @@ mod accept;
 mod connect;
 mod end;
 mod mailbox;
+mod trial;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -24,6 +25,7 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 pub use self::mailbox::{Accepted, Mailbox, Message};
+use self::trial::Trial;
 use crate::deadline::Deadlines;
 use crate::listener::{Listener, Shortage, Slots};
 use crate::plan::Plan;
@@ -37,6 +39,8 @@ use crate::upstream::{Trace, Upstreams};
 pub(crate) const MAILBOX: Token = Token(usize::MAX);
 /// Marks the tokens of listeners.
 const LISTENER: usize = 1 << (usize::BITS - 2);
+/// Events looked at in a turn: with the budget of a session it bounds how long others, timers and new connections wait.
+const EVENTS: usize = 256;
 /// How long accepting pauses when descriptors have run out; a session that ends lets it go on at once.
 const PAUSE_MS: u64 = 50;
 /// A pipe nobody has needed for that long is closed.
@@ -110,6 +114,7 @@ pub struct Worker {
     /// Sessions that wait for a descriptor or a name.
     retry: Vec<usize>,
     finished: Vec<SessionRecord>,
+    trial: Trial,
     clock: Instant,
     now_us: u64,
     /// Accepting pauses until then; 0 when it does not.
@@ -145,8 +150,10 @@ impl Worker {
             let token = Token(LISTENER | index);
             parts.poll.registry().register(&mut SourceFd(&listener.socket.as_raw_fd()), token, Interest::READABLE)?;
         }
+        let trial = Trial::new();
         Ok(Self {
             parts,
+            trial,
             // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
             sessions: Slab::with_capacity(4096),
             deadlines: Deadlines::default(),
@@ -170,7 +177,7 @@ impl Worker {
     /// # Errors
     /// The poller failed: nothing can be forwarded any more.
     pub fn run(&mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(1024);
+        let mut events = Events::with_capacity(EVENTS);
         while !self.is_over() {
             if let Err(e) = self.parts.poll.poll(&mut events, self.timeout())
                 && e.kind() != io::ErrorKind::Interrupted
@@ -262,14 +269,19 @@ impl Worker {
         let step = match (step, self.sessions.get_mut(key)) {
             (Step::Again, Some(session)) if session.is_open() => {
                 let plan = &self.parts.plan.forwards[forward];
-                session.advance(&mut Turn {
+                let mut turn = Turn {
                     pumps: &mut self.parts.pumps,
                     stats: &self.parts.stats.forwards[forward],
                     timeouts: &plan.timeouts,
                     copy_buffer: plan.copy_buffer,
                     pool: self.parts.routes[forward].pool,
                     now_us: self.now_us,
-                })
+                    calls: 0,
+                };
+                match session.arm {
+                    None => session.advance(&mut turn),
+                    Some(arm) => self.trial.advance(key, session, &mut turn, &plan.arms[arm.get()]),
+                }
             }
             _ => step,
         };

@@ -238,6 +238,11 @@ impl Spliced {
         Process(self.child.id())
     }
 
+    /// Where it answers.
+    pub(crate) fn control(&self) -> &Path {
+        &self.control
+    }
+
     /// Its counters now.
     pub(crate) fn stats(&self) -> Stats {
         eventually("the control socket answers", LONG, || Stats::ask(&self.control).map_err(|e| e.to_string()))

@@ -11,6 +11,7 @@ mod hold;
 pub mod iperf3;
 mod latency;
 pub mod netperf;
+mod outcome;
 pub mod role;
 mod server;
 mod stream;
@@ -27,16 +28,14 @@ use spliced::ab::child::Child;
 
 pub use self::client::Window;
 pub use self::hold::Held;
+pub use self::outcome::Outcome;
 pub use self::role::{BulkReport, ExchangeReport, RoleArgs, ServerCounts, StreamReport, run_role};
 
 use crate::place::{Place, Wiring};
 use crate::process::failed;
-use crate::results::{Latency, Samples};
 
 /// How long one of our own ends may take to get ready or to answer, beyond the time of its work.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// Share of its threads' time from which on a generator is taken for the limit.
-const SATURATED: f64 = 0.95;
 
 /// What is to be sent.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,21 +115,6 @@ pub struct Ready {
     out: PathBuf,
     /// The client where it is one of our own.
     child: Option<Child>,
-}
-
-/// What a window gave.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Outcome {
-    /// What was measured.
-    pub samples: Samples,
-    /// Distribution of the time of an exchange, a connection, or a gap.
-    pub latency: Option<Latency>,
-    /// Bytes that arrived, for costs by the byte.
-    pub bytes: u64,
-    /// What else costs can be given by, such as `exchange`, and how many there were.
-    pub pieces: Option<(&'static str, u64)>,
-    /// What a reader should know.
-    pub notes: Vec<String>,
 }
 
 impl Load {
@@ -240,119 +224,6 @@ impl Ready {
             return Err(io::Error::other("this load has no client of its own"));
         };
         child.ask("go", patience)
-    }
-}
-
-impl Outcome {
-    fn add(&mut self, name: &str, value: f64) {
-        self.samples.insert(name.to_owned(), value);
-    }
-
-    fn of_iperf3(report: &iperf3::Report, settings: &iperf3::Settings) -> Self {
-        let cpus = cpus();
-        let mut outcome = Self { bytes: report.bytes, ..Self::default() };
-        outcome.add("gbit_per_second", report.gbit_per_second());
-        outcome.add("bytes", report.bytes as f64);
-        outcome.add("generator_busy_share", report.busy_share(cpus));
-        outcome.notes.extend(report.note(cpus));
-        let directions = if settings.direction == iperf3::Direction::Both { 2.0 } else { 1.0 };
-        if let Some(rate) = settings.rate.map(|rate| rate as f64 * directions / 1e9)
-            && report.gbit_per_second() < 0.97 * rate
-        {
-            let reached = report.gbit_per_second();
-            outcome
-                .notes
-                .push(format!("{reached:.2} of the offered {rate:.2} Gbit/s arrived: costs are not at that rate"));
-        }
-        outcome
-    }
-
-    fn of_netperf(report: netperf::Report, settings: &netperf::Settings) -> Self {
-        let count = report.latency.count;
-        let (name, piece) = match settings.test {
-            netperf::Test::Rr => ("exchanges_per_second", "exchange"),
-            netperf::Test::Crr => ("connections_per_second", "connection"),
-        };
-        let bytes = count * u64::from(settings.request + settings.reply);
-        let mut outcome =
-            Self { bytes, pieces: Some((piece, count)), latency: Some(report.latency), ..Self::default() };
-        outcome.add(name, report.per_second);
-        outcome.notes.push("netperf gives no 99.9th percentile".to_owned());
-        outcome
-    }
-
-    fn of_exchange(report: ExchangeReport, piece: &'static str, size: usize) -> Self {
-        let ExchangeReport { window, exchanges, latency } = report;
-        let mut outcome = Self {
-            bytes: exchanges * size as u64,
-            pieces: Some((piece, exchanges)),
-            latency: Some(latency),
-            ..Self::default()
-        };
-        outcome.add(&format!("{piece}s_per_second"), exchanges as f64 / window.seconds);
-        outcome.window(&window);
-        outcome
-    }
-
-    fn of_bulk(report: &BulkReport) -> Self {
-        let mut outcome = Self { bytes: report.bytes, ..Self::default() };
-        outcome.add("gbit_per_second", report.bytes as f64 * 8.0 / report.window.seconds / 1e9);
-        for (name, n) in [
-            ("bytes", report.bytes),
-            ("streams", report.streams),
-            ("slowest_stream_bytes", report.slowest_bytes),
-            ("median_stream_bytes", report.median_bytes),
-        ] {
-            outcome.add(name, n as f64);
-        }
-        outcome.window(&report.window);
-        outcome
-    }
-
-    fn of_stream(report: StreamReport, load: Stream) -> Self {
-        let StreamReport { window, chunks, first_byte_cold_us, first_byte_warm, first_byte_loaded, gap, delay } =
-            report;
-        let mut outcome = Self {
-            bytes: chunks * load.chunk as u64,
-            pieces: Some(("chunk", chunks)),
-            latency: Some(gap.clone()),
-            ..Self::default()
-        };
-        for (name, value) in [
-            ("chunks_per_second", chunks as f64 / window.seconds),
-            ("first_byte_us_cold", first_byte_cold_us),
-            ("first_byte_us_p50", first_byte_warm.p50_us),
-            ("first_byte_us_p99", first_byte_warm.p99_us),
-            ("first_byte_loaded_us_p50", first_byte_loaded.p50_us),
-            ("first_byte_loaded_us_p99", first_byte_loaded.p99_us),
-            ("gap_us_p50", gap.p50_us),
-            ("gap_us_p99", gap.p99_us),
-            ("delay_us_p50", delay.p50_us),
-            ("delay_us_p99", delay.p99_us),
-        ] {
-            outcome.add(name, value);
-        }
-        let offered = load.streams as f64 * load.rate;
-        if (chunks as f64 / window.seconds) < 0.97 * offered {
-            let reached = chunks as f64 / window.seconds;
-            outcome.notes.push(format!("{reached:.0} of the offered {offered:.0} chunks a second arrived"));
-        }
-        outcome.window(&window);
-        outcome
-    }
-
-    /// What is said of the window itself.
-    fn window(&mut self, window: &Window) {
-        self.add("generator_busy_share", window.busy_share);
-        if window.busy_share >= SATURATED {
-            let percent = window.busy_share * 100.0;
-            self.notes.push(format!("the load generator was at its own limit ({percent:.0} % busy)"));
-        }
-        if window.errors > 0 {
-            self.add("load_errors", window.errors as f64);
-            let first = window.first_errors.first().map_or("", String::as_str);
-            self.notes.push(format!("{} connections broke, the first: {first}", window.errors));
-        }
     }
 }
 

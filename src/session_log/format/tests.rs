@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::plan::{Arm, Engine};
 use crate::session_log::tests::plan;
 use crate::stats::PathBytes;
 
@@ -8,6 +9,7 @@ fn record(reason: EndReason) -> SessionRecord {
     SessionRecord {
         at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
         forward: 0,
+        arm: None,
         client: "[::ffff:192.0.2.7]:5555".parse().unwrap(),
         listener: "127.0.0.1:9003".parse().unwrap(),
         target: Some("10.0.0.2:8003".parse().unwrap()),
@@ -87,6 +89,26 @@ fn json() {
             "error": null,
         })
     );
+}
+
+#[test]
+fn the_arm_is_told_and_rinetds_formats_stay_rinetds() {
+    let arm = |name: &str| Arm { name: name.to_owned(), engine: Engine::Copy, copy_buffer: 1024, share: 1 };
+    let line = |format, arm_of_record| {
+        let mut formatter = formatter(format, "web", ip());
+        formatter.forwards[0].arms = vec![arm("splice"), arm("copy-1KiB")];
+        let mut out = String::new();
+        formatter.line(&SessionRecord { arm: arm_of_record, ..record(EndReason::Done) }, &mut out);
+        out
+    };
+    assert!(line(LogFormat::Text, Some(1)).contains(" forward=web arm=copy-1KiB client="));
+    let json: serde_json::Value = serde_json::from_str(&line(LogFormat::Json, Some(0))).unwrap();
+    assert_eq!(json["arm"], "splice");
+    // A client that was refused belongs to no arm.
+    assert!(!line(LogFormat::Text, None).contains("arm="));
+    for format in [LogFormat::Rinetd, LogFormat::Common] {
+        assert_eq!(line(format, Some(1)), line(format, None));
+    }
 }
 
 #[test]
