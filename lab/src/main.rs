@@ -1,2 +1,7 @@
-//! The network laboratory of spliced.
-fn main() {}
+//! The program: a command line becomes one command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lab::commands::main()
+}

@@ -23,6 +23,8 @@ use super::spawn_small;
 const LAST_WORDS: usize = 8;
 /// How long to wait for them once the child has ended.
 const LAST_WORDS_WAIT: Duration = Duration::from_millis(500);
+/// How soon a wait notices that it is interrupted.
+const NOTICE: Duration = Duration::from_millis(20);
 /// Longest line kept, in bytes.
 const LONGEST_WORDS: usize = 400;
 
@@ -36,6 +38,8 @@ pub struct Child {
     last_words: Arc<Mutex<VecDeque<String>>>,
     /// Closed once standard error has been read to its end.
     all_said: Receiver<Infallible>,
+    /// Says that nobody wants the answer any more.
+    interrupted: fn() -> bool,
 }
 
 impl Child {
@@ -61,8 +65,15 @@ impl Child {
         let last_words = Arc::default();
         let (saying, all_said) = sync_channel(0);
         // From here on dropping `child` ends the process.
-        let child =
-            Self { name: name.to_owned(), process, stdin, lines, last_words: Arc::clone(&last_words), all_said };
+        let child = Self {
+            name: name.to_owned(),
+            process,
+            stdin,
+            lines,
+            last_words: Arc::clone(&last_words),
+            all_said,
+            interrupted: || false,
+        };
         if let Some(stdout) = stdout {
             spawn_small("child stdout", move || {
                 for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -81,6 +92,12 @@ impl Child {
         Ok(child)
     }
 
+    /// From now on every wait for an answer ends with an error of the kind `Interrupted` soon after `interrupted` says
+    /// so.
+    pub fn interrupt_by(&mut self, interrupted: fn() -> bool) {
+        self.interrupted = interrupted;
+    }
+
     /// The process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -90,9 +107,22 @@ impl Child {
     /// The next line of its standard output.
     ///
     /// # Errors
-    /// When it ended instead (with its status and last words), or said nothing within `patience`.
+    /// When it ended instead (with its status and last words), said nothing within `patience`, or see
+    /// [`Child::interrupt_by`].
     pub fn line(&mut self, patience: Duration) -> io::Result<String> {
-        match self.lines.recv_timeout(patience) {
+        let begun = Instant::now();
+        let result = loop {
+            let left = patience.saturating_sub(begun.elapsed());
+            match self.lines.recv_timeout(left.min(NOTICE)) {
+                Err(RecvTimeoutError::Timeout) if (self.interrupted)() => {
+                    let what = format!("{} was not waited for any longer", self.name);
+                    return Err(io::Error::new(io::ErrorKind::Interrupted, what));
+                }
+                Err(RecvTimeoutError::Timeout) if left > NOTICE => {}
+                result => break result,
+            }
+        };
+        match result {
             Ok(line) => Ok(line),
             Err(RecvTimeoutError::Disconnected) => Err(self.died()),
             Err(RecvTimeoutError::Timeout) => {

@@ -208,7 +208,10 @@ fn watch(pid: u32, socket: &Path) -> io::Result<()> {
 }
 
 /// Lines of standard input. The process ends when there are no more.
-fn commands() -> io::Result<Receiver<String>> {
+///
+/// # Errors
+/// When the thread that reads them cannot be started.
+pub fn commands() -> io::Result<Receiver<String>> {
     let (send, receive) = sync_channel(1);
     spawn_small("commands", move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
@@ -230,11 +233,19 @@ fn count(n: u64, begun: Instant) -> Count {
     Count { n, at_ns: u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX) }
 }
 
-fn answer(value: &impl Serialize) -> io::Result<()> {
+/// Prints one line of JSON.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn answer(value: &impl Serialize) -> io::Result<()> {
     say(&serde_json::to_string(value)?)
 }
 
-fn say(line: &str) -> io::Result<()> {
+/// Prints one line.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn say(line: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;
     stdout.flush()

@@ -26,12 +26,12 @@ impl Error for ConfigError {}
 
 /// Where something was written, in whatever form its reader knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mark {
+pub enum Mark {
     /// Line and column, from 1.
     At(usize, usize),
     /// Byte offset in the text.
     Offset(usize),
-    /// Ordinal of a YAML node in the order of visiting; [`super::tree::locate`] finds its position.
+    /// Ordinal of a YAML node in the order of visiting; visiting again finds its position.
     Node(u32),
     /// An argument of the command line, by its name in the help text.
     Argument(&'static str),
@@ -51,18 +51,22 @@ impl Mark {
 
 /// An error that has not been given its file yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub(super) at: Mark,
-    pub(super) message: String,
+pub struct Fault {
+    /// What it is about.
+    pub at: Mark,
+    /// What was found and what is allowed.
+    pub message: String,
 }
 
 impl Fault {
-    pub(super) fn new(at: Mark, message: impl Into<String>) -> Self {
+    /// An error at that place.
+    pub fn new(at: Mark, message: impl Into<String>) -> Self {
         Self { at, message: message.into() }
     }
 
     /// The error to show, with the mark turned into a line and a column of `text`.
-    pub(super) fn in_file(self, file: &str, text: &str) -> ConfigError {
+    #[must_use]
+    pub fn in_file(self, file: &str, text: &str) -> ConfigError {
         if let Mark::Argument(name) = self.at {
             return ConfigError { place: None, message: format!("{name}: {}", self.message) };
         }

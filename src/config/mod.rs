@@ -36,6 +36,15 @@ use crate::plan::{Plan, Target};
 use draft::{Draft, DraftForward};
 use error::{Fault, Mark};
 
+/// YAML whose values know where they stand, for other files of ours whose errors should be as exact.
+pub mod marked {
+    pub use super::error::{Fault, Mark};
+    pub use super::node::{Key, Node, Value};
+    pub use super::source::read;
+    pub use super::tree::parse;
+    pub use super::value::size;
+}
+
 /// The format of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {

@@ -4,36 +4,45 @@ use super::error::{Fault, Mark, quoted};
 
 /// A value and where it stands.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) mark: Mark,
-    pub(super) value: Value,
+pub struct Node {
+    /// Where.
+    pub mark: Mark,
+    /// What.
+    pub value: Value,
 }
 
 /// What a value is.
 #[derive(Debug)]
-pub(super) enum Value {
+pub enum Value {
     /// Nothing, `~` or `null`.
     Nothing,
+    /// `true` or `false`.
     Bool(bool),
     /// A number as text.
     Number(String),
+    /// Any other scalar.
     Text(String),
     /// What has no place in a configuration, such as a date; the text says what.
     Other(&'static str),
+    /// Items in order.
     List(Vec<Node>),
+    /// Entries in order.
     Map(Vec<(Key, Node)>),
 }
 
 /// The key of a map entry.
 #[derive(Debug)]
-pub(super) struct Key {
-    pub(super) mark: Mark,
-    pub(super) text: String,
+pub struct Key {
+    /// Where.
+    pub mark: Mark,
+    /// What it says.
+    pub text: String,
 }
 
 impl Node {
     /// An error about this value as a whole.
-    pub(super) fn wrong(&self, allowed: &str) -> Fault {
+    #[must_use]
+    pub fn wrong(&self, allowed: &str) -> Fault {
         Fault::new(self.mark, format!("found {}; allowed: {allowed}", self.describe()))
     }
 
@@ -50,7 +59,10 @@ impl Node {
     }
 
     /// Text or a number, through a parser.
-    pub(super) fn parse<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>, allowed: &str) -> Result<T, Fault> {
+    ///
+    /// # Errors
+    /// The parser's, or another kind of value.
+    pub fn parse<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>, allowed: &str) -> Result<T, Fault> {
         match &self.value {
             Value::Text(text) | Value::Number(text) => parse(text).map_err(|message| Fault::new(self.mark, message)),
             _ => Err(self.wrong(allowed)),
@@ -58,7 +70,10 @@ impl Node {
     }
 
     /// Text alone, through a parser: for names and paths, where a number is more likely a slip.
-    pub(super) fn text<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>, allowed: &str) -> Result<T, Fault> {
+    ///
+    /// # Errors
+    /// The parser's, or another kind of value.
+    pub fn text<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>, allowed: &str) -> Result<T, Fault> {
         match &self.value {
             Value::Text(text) => parse(text).map_err(|message| Fault::new(self.mark, message)),
             _ => Err(self.wrong(allowed)),
@@ -66,7 +81,10 @@ impl Node {
     }
 
     /// The entries of a map, each key once and known.
-    pub(super) fn entries(&self, allowed: &str, known: &[&str]) -> Result<&[(Key, Node)], Fault> {
+    ///
+    /// # Errors
+    /// An unknown key, a key twice, or another kind of value.
+    pub fn entries(&self, allowed: &str, known: &[&str]) -> Result<&[(Key, Node)], Fault> {
         let Value::Map(entries) = &self.value else { return Err(self.wrong(allowed)) };
         let mut seen: Vec<&str> = Vec::with_capacity(known.len());
         for (key, _) in entries {
@@ -83,7 +101,10 @@ impl Node {
     }
 
     /// The items of a list.
-    pub(super) fn items(&self, allowed: &str) -> Result<&[Node], Fault> {
+    ///
+    /// # Errors
+    /// Another kind of value.
+    pub fn items(&self, allowed: &str) -> Result<&[Node], Fault> {
         match &self.value {
             Value::List(items) => Ok(items),
             _ => Err(self.wrong(allowed)),
@@ -91,7 +112,8 @@ impl Node {
     }
 
     /// The items of a list, or the value itself as the only one.
-    pub(super) fn one_or_many(&self) -> &[Node] {
+    #[must_use]
+    pub fn one_or_many(&self) -> &[Node] {
         match &self.value {
             Value::List(items) => items,
             _ => std::slice::from_ref(self),

@@ -15,7 +15,10 @@ const ANY_FORMAT: &str =
     "a text file with our YAML (`forwards:` …), rinetd or oi lines (`0.0.0.0 9000 10.0.0.2 9001`), or oi TOML";
 
 /// Name and text of a file; `-` is standard input. Never reads more than one byte over the limit.
-pub(super) fn read(path: &Path) -> Result<(String, String), ConfigError> {
+///
+/// # Errors
+/// A file that cannot be read, is larger than [`MOST_BYTES`] or no UTF-8.
+pub fn read(path: &Path) -> Result<(String, String), ConfigError> {
     let name = if path == Path::new("-") { "<stdin>".to_owned() } else { path.to_string_lossy().into_owned() };
     let fault = |message: String| ConfigError { place: Some((printable(&name), 1, 1)), message };
     let mut bytes = Vec::new();

@@ -16,12 +16,15 @@ use super::node::{Key, Node, Value};
 const MOST_NODES: u32 = 1 << 20;
 
 /// The only document of the text.
-pub(super) fn parse(text: &str) -> Result<Node, Fault> {
+///
+/// # Errors
+/// What is no YAML, nests too deep, has tags, expands without end, or is more than one document.
+pub fn parse(text: &str) -> Result<Node, Fault> {
     depth::refuse_deep(text)?;
     let walk = Walk::to(None);
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let Some(document) = documents.next() else {
-        return Err(Fault::new(Mark::At(1, 1), "found no YAML document; allowed: one mapping with forwards"));
+        return Err(Fault::new(Mark::At(1, 1), "found no YAML document; allowed: one mapping"));
     };
     let node = (&walk).deserialize(document).map_err(|error| walk.fault(&error))?;
     if let Some(second) = documents.next() {
@@ -96,9 +99,7 @@ impl Walk {
         let message = match problem.as_str() {
             "recursion limit exceeded" => return depth::too_deep(at),
             "repetition limit exceeded" => "found aliases that expand without end; allowed: plain values".to_owned(),
-            _ => format!(
-                "found text that is not YAML: {problem}; allowed: YAML such as `forwards:` with a list under it"
-            ),
+            _ => format!("found text that is not YAML: {problem}; allowed: YAML, such as a line `key: value`"),
         };
         Fault::new(at, message)
     }

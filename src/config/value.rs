@@ -93,7 +93,10 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
 }
 
 /// Bytes: a bare number, or one with B, K, KiB, M, MiB, G or GiB in any case, all powers of 1024.
-pub(crate) fn size(text: &str, least: u64, most: u64, allowed: &str) -> Parsed<usize> {
+///
+/// # Errors
+/// What was found and what is allowed.
+pub fn size(text: &str, least: u64, most: u64, allowed: &str) -> Parsed<usize> {
     let Some((value, unit)) = number_and_unit(text) else { return Err(found(text, allowed)) };
     let factor = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1,

@@ -1,0 +1,232 @@
+//! The commands that compare: `ab`, `rr`, `crr`, `stream` and `run`.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::Error;
+use super::prepare::Prepared;
+use crate::cli::{AbArgs, Common, CrrArgs, RrArgs, RunArgs, StreamArgs};
+use crate::experiment::action::Pass;
+use crate::experiment::arm::{self, Arm};
+use crate::experiment::{Experiment, Finished, file, load, table};
+use crate::load::{Load, iperf3, netperf};
+use crate::plan::runner::Step;
+use crate::plan::{about, stop};
+use crate::report;
+use crate::results::{Missing, Results, Settings};
+use crate::tools;
+use crate::topology::sandbox;
+
+/// The copy of a file that was run, beside its results.
+const PLAN_FILE: &str = "plan.yaml";
+
+/// `lab ab`.
+pub(super) fn ab(args: &AbArgs) -> Result<ExitCode, Error> {
+    let way = load::direction(&args.way).unwrap_or(iperf3::Direction::Up);
+    let bulk = |offered| load::bulk(args.streams, way, offered, args.common.seconds);
+    let loads = std::iter::once(bulk(None)).chain(args.offered.map(|rate| bulk(Some(rate)))).collect();
+    let title = format!("Bulk transfer, {} streams, {}", args.streams, args.way);
+    compare("ab", title, &args.common, loads)
+}
+
+/// `lab rr`.
+pub(super) fn rr(args: &RrArgs) -> Result<ExitCode, Error> {
+    let (size, seconds) = (args.size, args.common.seconds);
+    let own = args.streams.iter().map(|connections| load::exchanges(false, *connections, size, seconds));
+    let mut loads: Vec<Load> = own.collect();
+    if !args.no_netperf && tools::NETPERF.find().is_ok() {
+        loads.push(load::netperf(netperf::Test::Rr, 32, seconds));
+    }
+    compare("rr", format!("Exchanges of {size} bytes on open connections"), &args.common, loads)
+}
+
+/// `lab crr`.
+pub(super) fn crr(args: &CrrArgs) -> Result<ExitCode, Error> {
+    let (size, seconds) = (args.size, args.common.seconds);
+    let mut loads = vec![load::exchanges(true, args.streams, size, seconds)];
+    if !args.no_netperf && tools::NETPERF.find().is_ok() {
+        loads.push(load::netperf(netperf::Test::Crr, size, seconds));
+    }
+    compare("crr", "Connect, request, response, close".to_owned(), &args.common, loads)
+}
+
+/// `lab stream`.
+pub(super) fn stream(args: &StreamArgs) -> Result<ExitCode, Error> {
+    let StreamArgs { streams, chunks, size, common } = args;
+    let load = load::streams(*streams, *chunks, *size, common.seconds);
+    let title = format!("{streams} streams of {chunks} chunks of {size} bytes a second");
+    compare("stream", title, common, vec![load])
+}
+
+fn compare(name: &str, title: String, common: &Common, loads: Vec<Load>) -> Result<ExitCode, Error> {
+    compare_with(name, title, common, loads, vec![Pass::Syscalls])
+}
+
+/// Runs every arm under every load; `passes` are looked at besides.
+pub(super) fn compare_with(
+    name: &str,
+    title: String,
+    common: &Common,
+    loads: Vec<Load>,
+    passes: Vec<Pass>,
+) -> Result<ExitCode, Error> {
+    let Begun { prepared, arms, missing } = match begin(common)? {
+        Ok(begun) => begun,
+        Err(ended) => return Ok(ended),
+    };
+    let experiment = Experiment {
+        name: name.to_owned(),
+        title,
+        links: common.links.links(),
+        settings: settings(common, &arms),
+        arms,
+        loads,
+        rounds: common.rounds,
+        passes,
+        missing,
+    };
+    conduct(&experiment, &prepared, common.json.as_deref())
+}
+
+/// What an experiment begins with inside.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) prepared: Prepared,
+    pub(super) arms: Vec<Arm>,
+    pub(super) missing: Vec<Missing>,
+}
+
+/// Goes inside. Outside, this is the end: how it ended inside.
+pub(super) fn begin(common: &Common) -> Result<Result<Begun, ExitCode>, Error> {
+    let choose = || arm::choose(&common.arms, &common.peers, &common.peer).map_err(Error::Wrong);
+    if !sandbox::is_inside() {
+        choose()?;
+        return Prepared::outside(common.out.as_deref(), common.spliced.as_deref())?.run_inside().map(Err);
+    }
+    let prepared = Prepared::inside()?;
+    settle()?;
+    let (arms, missing) = choose()?;
+    Ok(Ok(Begun { prepared, arms, missing }))
+}
+
+fn settle() -> Result<(), Error> {
+    stop::listen()?;
+    sandbox::settle(true)?;
+    // Each session is two descriptors of a forwarder; what the lab starts inherits this.
+    let _ = spliced::sys::raise_descriptor_limit();
+    Ok(())
+}
+
+pub(super) fn settings(common: &Common, arms: &[Arm]) -> Settings {
+    let links = common.links.links();
+    let or = |text: Option<String>, default: &str| json!(text.unwrap_or_else(|| default.to_owned()));
+    let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
+    [
+        ("rounds", json!(common.rounds)),
+        ("seconds", json!(common.seconds.as_secs_f64())),
+        ("mtu", or(links.mtu.map(|mtu| mtu.to_string()), "1500")),
+        ("offloads", json!(if links.offloads { "on" } else { "off" })),
+        ("rate", or(links.rate.map(|rate| rate.to_string()), "none")),
+        ("loss", or(links.loss.map(|loss| loss.to_string()), "none")),
+        ("arms", json!(names.join(" "))),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// `lab run FILE.yaml`.
+pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Error> {
+    let wrong = |error: spliced::config::ConfigError| Error::Wrong(error.to_string());
+    if !sandbox::is_inside() {
+        let (name, text) = file::read(&args.file).map_err(wrong)?;
+        let written = file::parse(&name, &text).map_err(wrong)?;
+        if args.check {
+            print!("{}", steps(&experiment(written, &name)));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let prepared = Prepared::outside(args.out.as_deref(), args.spliced.as_deref())?;
+        let copy = prepared.out.join(PLAN_FILE);
+        fs::write(&copy, text).map_err(about("write", &copy))?;
+        return prepared.run_inside();
+    }
+    let prepared = Prepared::inside()?;
+    settle()?;
+    let (_, text) = file::read(&prepared.out.join(PLAN_FILE)).map_err(wrong)?;
+    let name = args.file.to_string_lossy();
+    let experiment = experiment(file::parse(&name, &text).map_err(wrong)?, &name);
+    conduct(&experiment, &prepared, args.json.as_deref())
+}
+
+fn experiment(written: file::Written, name: &str) -> Experiment {
+    let links = serde_json::to_value(written.links).unwrap_or_default();
+    let settings = [("file", json!(name)), ("rounds", json!(written.rounds)), ("links", links)];
+    Experiment {
+        name: "run".to_owned(),
+        title: written.title,
+        links: written.links,
+        arms: written.arms,
+        loads: written.loads,
+        rounds: written.rounds,
+        settings: settings.map(|(name, value)| (name.to_owned(), value)).into(),
+        passes: written.passes,
+        missing: written.missing,
+    }
+}
+
+/// Every step that would be taken, once.
+fn steps(experiment: &Experiment) -> String {
+    let mut text = String::new();
+    let setup = experiment.setup();
+    let measured = experiment
+        .loads
+        .iter()
+        .flat_map(|load| experiment.arms.iter().flat_map(move |arm| experiment.measurement(1, arm, load)));
+    for step in setup.into_iter().chain(measured) {
+        text.push_str(&format!("{}: {}\n", step.name(), step.tried()));
+    }
+    text
+}
+
+/// Runs an experiment to its end.
+fn conduct(experiment: &Experiment, prepared: &Prepared, json: Option<&Path>) -> Result<ExitCode, Error> {
+    let finished = experiment.run(&prepared.spliced, &prepared.out)?;
+    show(finished, prepared, json, |results| table::tables(results, &experiment.loads))
+}
+
+/// Writes and shows what was found, as far as it came.
+pub(super) fn show(
+    finished: Finished,
+    prepared: &Prepared,
+    json: Option<&Path>,
+    text: impl Fn(&Results) -> String,
+) -> Result<ExitCode, Error> {
+    let Finished { mut results, failed } = finished;
+    if let Some(failed) = &failed {
+        let how = if failed.stopped() { "it was stopped".to_owned() } else { failed.to_string() };
+        results.missing.push(Missing { name: "the rest of the experiment".to_owned(), how });
+    }
+    if failed.is_none() || !results.rounds.is_empty() {
+        report::write(&prepared.out, &results)?;
+        let told = format!("{}\nresults: {}", text(&results), prepared.out.display());
+        // JSON on standard output stands alone there.
+        if json == Some(Path::new("-")) { eprintln!("{told}") } else { println!("{told}") }
+    }
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&results).map_err(std::io::Error::other)?;
+        if path == Path::new("-") {
+            println!("{text}");
+        } else {
+            fs::write(path, text).map_err(about("write", path))?;
+        }
+    }
+    match failed {
+        Some(failed) => Err(failed.into()),
+        None if results.rounds.iter().all(|round| round.error.is_some()) => {
+            Err(Error::Failed("every measurement failed; see above and trace.jsonl".to_owned()))
+        }
+        None => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,103 @@
+//! What an experiment needs before it goes inside: a directory for its results and a forwarder to measure.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use super::Error;
+use crate::plan::about;
+use crate::topology::sandbox;
+
+/// Tells the process inside where results go.
+const OUT: &str = "SPLICED_LAB_OUT";
+/// Tells it which forwarder to measure.
+const SPLICED: &str = "SPLICED_LAB_SPLICED";
+
+/// What the process inside works with.
+#[derive(Debug, Clone)]
+pub(super) struct Prepared {
+    /// Where results go; it exists.
+    pub(super) out: PathBuf,
+    /// The forwarder to measure.
+    pub(super) spliced: PathBuf,
+}
+
+impl Prepared {
+    /// What the guard prepared.
+    pub(super) fn inside() -> Result<Self, Error> {
+        let path = |name: &str| {
+            let value = std::env::var_os(name).map(PathBuf::from);
+            value.ok_or_else(|| Error::Failed(format!("{name} is not set; do not set SPLICED_LAB_INSIDE yourself")))
+        };
+        Ok(Self { out: path(OUT)?, spliced: path(SPLICED)? })
+    }
+
+    /// Prepares outside. A directory of results is never written over.
+    pub(super) fn outside(out: Option<&Path>, spliced: Option<&Path>) -> Result<Self, Error> {
+        let out = out.map_or_else(default_out, Path::to_owned);
+        let spliced = find_spliced(spliced)?;
+        fs::create_dir_all(&out).map_err(about("make the directory", &out))?;
+        let out = fs::canonicalize(&out).map_err(about("find the directory", &out))?;
+        for path in [&out, &spliced] {
+            if sandbox::hides(path) {
+                let message = format!("found {}; allowed: a path outside of /run and /proc", path.display());
+                return Err(Error::Wrong(message));
+            }
+        }
+        Ok(Self { out, spliced })
+    }
+
+    /// Runs this program again inside.
+    pub(super) fn run_inside(&self) -> Result<ExitCode, Error> {
+        let environment: [(&str, &OsStr); 2] = [(OUT, self.out.as_os_str()), (SPLICED, self.spliced.as_os_str())];
+        let status = sandbox::run_inside(&environment)?;
+        match status.code() {
+            Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(super::FAILED))),
+            None => Err(Error::Failed(format!("the lab was ended from outside ({status}); nothing of it is left"))),
+        }
+    }
+}
+
+fn default_out() -> PathBuf {
+    let time = jiff::Zoned::now().strftime("%Y-%m-%d-%H%M%S").to_string();
+    Path::new("lab-results").join(time)
+}
+
+/// The forwarder: the one named, else the release build beside this program, brought up to date first.
+fn find_spliced(named: Option<&Path>) -> Result<PathBuf, Error> {
+    if let Some(path) = named {
+        return fs::canonicalize(path).map_err(|error| Error::Wrong(format!("--spliced {}: {error}", path.display())));
+    }
+    let program = std::env::current_exe()?;
+    let profile = program.parent().unwrap_or(Path::new("/"));
+    let target = profile.parent().unwrap_or(profile);
+    let path = target.join("release").join("spliced");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("Cargo.toml");
+    if manifest.is_file() {
+        build(&manifest, target).or_else(|error| if path.is_file() { Ok(()) } else { Err(error) })?;
+    }
+    if path.is_file() {
+        return Ok(path);
+    }
+    let beside = profile.join("spliced");
+    if beside.is_file() {
+        return Ok(beside);
+    }
+    Err(Error::Failed(format!("no forwarder at {} or beside it; name one with --spliced PATH", path.display())))
+}
+
+/// A measurement of yesterday's build helps nobody; when nothing changed this takes a moment.
+fn build(manifest: &Path, target: &Path) -> Result<(), Error> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    eprintln!("lab: cargo build --release -p spliced");
+    let status = Command::new(&cargo)
+        .args(["build", "--quiet", "--release", "-p", "spliced", "--manifest-path"])
+        .arg(manifest)
+        .arg("--target-dir")
+        .arg(target)
+        .status()
+        .map_err(|error: io::Error| Error::Failed(format!("cannot run {}: {error}", cargo.to_string_lossy())))?;
+    if status.success() { Ok(()) } else { Err(Error::Failed(format!("cargo build --release -p spliced: {status}"))) }
+}

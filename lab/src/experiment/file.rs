@@ -1,0 +1,376 @@
+//! `lab run FILE.yaml`: an experiment as people write it. Errors say where, what was found and what is allowed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use spliced::config::ConfigError;
+use spliced::config::marked::{self, Fault, Key, Node, Value, size};
+
+use super::action::Pass;
+use super::arm::{Arm, ENGINES, What};
+use super::engine::EngineOptions;
+use super::load;
+use crate::cli::{SECONDS, seconds};
+use crate::load::{Load, iperf3};
+use crate::peers::{self, Given};
+use crate::results::{Kind, Missing};
+use crate::topology::links::{self, Links, Loss, Rate};
+
+const ROOT: &str = "a mapping with forwarders and load, such as `{forwarders: [auto, splice], load: [{kind: bulk}]}`";
+const FORWARDERS: &str = "a list of forwarders, each a name such as splice, or a mapping with a name";
+const LOADS: &str = "a list of loads, each a mapping with kind";
+const LOAD: &str = "a mapping with kind, such as {kind: bulk, streams: 8}";
+const TITLE: &str = "1 to 200 visible characters";
+const ENGINE: &str = "auto, splice, copy";
+const KINDS: &str = "bulk, rr, crr, stream";
+const WAY: &str = "forward, reverse, bidirectional";
+const SAMPLES: &str = "a list of: syscalls, counters, profile";
+const COUNT: &str = "a number from 1 to 50000";
+const STREAMS: &str = "a number from 1 to 128";
+const ROUNDS: &str = "a number from 1 to 1000";
+const BYTES: &str = "a size from 1 to 1MiB, such as 64 or 16KiB";
+const COPY_BUFFER: &str = "a size from 1KiB to 16MiB, such as 64KiB";
+const PIPE_SIZE: &str = "a size from 64KiB to 1GiB, such as 256KiB";
+const WORKERS: &str = "a number from 1 to 1024";
+const COMMAND: &str = "a command with {listen} and {target} in it, or the program of a forwarder the lab knows";
+
+/// An experiment from a file.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// One line for people.
+    pub title: String,
+    /// What the links are like.
+    pub links: Links,
+    /// What is compared.
+    pub arms: Vec<Arm>,
+    /// What could not be found of it.
+    pub missing: Vec<Missing>,
+    /// Under what.
+    pub loads: Vec<Load>,
+    /// How often.
+    pub rounds: u32,
+    /// What else is looked at.
+    pub passes: Vec<Pass>,
+}
+
+/// Reads a file, `-` being standard input: its name for messages, and its text.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read(path: &Path) -> Result<(String, String), ConfigError> {
+    marked::read(path)
+}
+
+/// Understands the text of a file called `name`.
+///
+/// # Errors
+/// `FILE:LINE:COLUMN: found …; allowed: …`.
+pub fn parse(name: &str, text: &str) -> Result<Written, ConfigError> {
+    marked::parse(text).and_then(|root| written(&root)).map_err(|fault| fault.in_file(name, text))
+}
+
+fn written(root: &Node) -> Result<Written, Fault> {
+    let known = ["title", "rounds", "seconds", "topology", "forwarders", "load", "samples"];
+    let entries = root.entries(ROOT, &known)?;
+    let find = |name: &str| entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node);
+    let needed = |name: &str| {
+        find(name).ok_or_else(|| Fault::new(root.mark, format!("found no key \"{name}\"; allowed: {ROOT}")))
+    };
+    let or = |name: &str, default: Duration| find(name).map_or(Ok(default), |node| node.parse(seconds, SECONDS));
+    let seconds = or("seconds", Duration::from_secs(3))?;
+    let mut written = Written {
+        title: "an experiment of our own".to_owned(),
+        links: find("topology").map_or(Ok(Links::default()), topology)?,
+        arms: Vec::new(),
+        missing: Vec::new(),
+        loads: Vec::new(),
+        rounds: 3,
+        passes: Vec::new(),
+    };
+    if let Some(node) = find("title") {
+        written.title = node.text(title, TITLE)?;
+    }
+    if let Some(node) = find("rounds") {
+        written.rounds = node.parse(|text| number(text, 1, 1000, ROUNDS), ROUNDS)?;
+    }
+    for node in find("samples").map_or(Ok(&[][..]), |node| node.items(SAMPLES))? {
+        written.passes.push(node.text(pass, SAMPLES)?);
+    }
+    forwarders(needed("forwarders")?, &mut written)?;
+    for node in needed("load")?.items(LOADS)? {
+        written.loads.push(load_of(node, seconds)?);
+    }
+    if written.loads.is_empty() {
+        return Err(needed("load")?.wrong(LOADS));
+    }
+    Ok(written)
+}
+
+fn pass(text: &str) -> Result<Pass, String> {
+    match text {
+        "syscalls" => Ok(Pass::Syscalls),
+        "counters" => Ok(Pass::Counters),
+        "profile" => Ok(Pass::Profile),
+        _ => Err(found(text, SAMPLES)),
+    }
+}
+
+fn topology(node: &Node) -> Result<Links, Fault> {
+    let mut links = Links::default();
+    for (key, node) in
+        node.entries("a mapping of mtu, offloads, rate and loss", &["mtu", "offloads", "rate", "loss"])?
+    {
+        match key.text.as_str() {
+            "mtu" => links.mtu = Some(node.parse(links::mtu, links::MTU)?),
+            // To some on and off are booleans.
+            "offloads" => {
+                links.offloads = match node.value {
+                    Value::Bool(on) => on,
+                    _ => node.text(links::offloads, links::OFFLOADS)?,
+                }
+            }
+            "rate" => links.rate = Some(node.text(Rate::parse, links::RATE)?),
+            _ => links.loss = Some(node.parse(Loss::parse, links::LOSS)?),
+        }
+    }
+    Ok(links)
+}
+
+fn forwarders(list: &Node, written: &mut Written) -> Result<(), Fault> {
+    let mut names: Vec<String> = Vec::new();
+    for node in list.items(FORWARDERS)? {
+        let arm = match &node.value {
+            Value::Text(name) => named(node, name, &[])?,
+            Value::Map(_) => forwarder(node)?,
+            _ => return Err(node.wrong(FORWARDERS)),
+        };
+        let name = match &arm {
+            Ok(arm) => &arm.name,
+            Err(missing) => &missing.name,
+        };
+        if names.contains(name) {
+            return Err(Fault::new(
+                node.mark,
+                format!("found forwarder {name:?} a second time; allowed: each name once"),
+            ));
+        }
+        names.push(name.clone());
+        match arm {
+            Ok(arm) => written.arms.push(arm),
+            Err(missing) => written.missing.push(missing),
+        }
+    }
+    if names.is_empty() {
+        return Err(list.wrong(FORWARDERS));
+    }
+    Ok(())
+}
+
+/// An arm the lab knows by name, or what it misses to run it.
+fn named(node: &Node, name: &str, given: &[Given]) -> Result<Result<Arm, Missing>, Fault> {
+    if given.is_empty() {
+        if let Some(arm) = Arm::engine(name) {
+            return Ok(Ok(arm));
+        }
+        if !peers::names().contains(&name) {
+            let allowed = [&ENGINES[..], &peers::names()].concat().join(", ");
+            let message = found(name, &format!("{allowed}, copy-SIZE, or a mapping with name and engine or command"));
+            return Err(Fault::new(node.mark, message));
+        }
+    }
+    Ok(peers::find(name, given).map(Arm::peer))
+}
+
+fn forwarder(node: &Node) -> Result<Result<Arm, Missing>, Fault> {
+    let known = ["name", "engine", "copy_buffer", "pipe_size", "workers", "environment", "command"];
+    let (mut name, mut command, mut engine) = (None, None, None::<&Key>);
+    let mut options = EngineOptions { engine: "auto".to_owned(), ..EngineOptions::default() };
+    for (key, node) in node.entries(FORWARDERS, &known)? {
+        match key.text.as_str() {
+            "name" => name = Some(node.text(arm_name, ARM_NAME)?),
+            "command" => command = Some((node, node.text(|text| Ok(text.to_owned()), COMMAND)?)),
+            "engine" => options.engine = node.text(|text| word(text, ENGINE), ENGINE)?,
+            "copy_buffer" => {
+                options.copy_buffer = Some(node.parse(|text| bytes(text, 1 << 10, 16 << 20, COPY_BUFFER), COPY_BUFFER)?)
+            }
+            "pipe_size" => {
+                options.pipe_size = Some(node.parse(|text| bytes(text, 64 << 10, 1 << 30, PIPE_SIZE), PIPE_SIZE)?)
+            }
+            "workers" => options.workers = Some(node.parse(|text| number(text, 1, 1024, WORKERS), WORKERS)?.into()),
+            _ => options.environment = environment(node)?,
+        }
+        if !matches!(key.text.as_str(), "name" | "command") {
+            engine = Some(key);
+        }
+    }
+    let Some(name) = name else {
+        return Err(Fault::new(node.mark, format!("found a forwarder without name; allowed: {FORWARDERS}")));
+    };
+    match (command, engine) {
+        (Some(_), Some(key)) => {
+            let message = format!("found {} beside command; allowed: either a command or an engine", key.text);
+            Err(Fault::new(key.mark, message))
+        }
+        (Some((node, command)), None) => {
+            let given = format!("{name}={command}").parse::<Given>().map_err(|message| {
+                Fault::new(node.mark, format!("found {command:?}: {message}; allowed: {COMMAND}"))
+            })?;
+            named(node, &name, &[given])
+        }
+        (None, Some(_)) => Ok(Ok(Arm { name, kind: Kind::Engine, what: What::Engine(options) })),
+        (None, None) => named(node, &name, &[]),
+    }
+}
+
+fn environment(node: &Node) -> Result<Vec<(String, String)>, Fault> {
+    let allowed = "a mapping of names to values";
+    let Value::Map(entries) = &node.value else { return Err(node.wrong(allowed)) };
+    let plain = |text: &str| text.chars().all(|c| !c.is_control());
+    entries
+        .iter()
+        .map(|(key, value)| {
+            if key.text.is_empty() || key.text.contains('=') || !plain(&key.text) {
+                return Err(Fault::new(key.mark, found(&key.text, "the name of a variable")));
+            }
+            let text =
+                |text: &str| if plain(text) { Ok(text.to_owned()) } else { Err(found(text, "visible characters")) };
+            Ok((key.text.clone(), value.parse(text, "text")?))
+        })
+        .collect()
+}
+
+/// The keys of each kind of load.
+fn keys(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "bulk" => &["kind", "seconds", "streams", "way", "offered"],
+        "rr" => &["kind", "seconds", "connections", "size"],
+        "crr" => &["kind", "seconds", "clients", "size"],
+        _ => &["kind", "seconds", "streams", "chunks_per_second", "size"],
+    }
+}
+
+fn load_of(node: &Node, seconds: Duration) -> Result<Load, Fault> {
+    let Value::Map(entries) = &node.value else { return Err(node.wrong(LOAD)) };
+    let Some((_, kind)) = entries.iter().find(|(key, _)| key.text == "kind") else {
+        return Err(Fault::new(node.mark, format!("found a load without kind; allowed: {LOAD}")));
+    };
+    let kind = kind.text(|text| word(text, KINDS), KINDS)?;
+    let entries = node.entries(LOAD, keys(&kind))?;
+    let find = |name: &str| entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node);
+    let count = |name: &str, default: u32| {
+        find(name).map_or(Ok(default), |node| node.parse(|text| number(text, 1, 50_000, COUNT), COUNT))
+    };
+    let length = |default: u32| {
+        let parse = |node: &Node| node.parse(|text| bytes(text, 1, 1 << 20, BYTES), BYTES);
+        find("size").map_or(Ok(u64::from(default)), parse).map(|size| u32::try_from(size).unwrap_or(u32::MAX))
+    };
+    let seconds = find("seconds").map_or(Ok(seconds), |node| node.parse(crate::cli::seconds, SECONDS))?;
+    Ok(match kind.as_str() {
+        "bulk" => {
+            let way = find("way").map_or(Ok(iperf3::Direction::Up), |node| {
+                node.text(|text| load::direction(text).ok_or_else(|| found(text, WAY)), WAY)
+            })?;
+            let offered = find("offered").map(|node| node.text(Rate::parse, links::RATE)).transpose()?;
+            let parse = |node: &Node| node.parse(|text| number(text, 1, 128, STREAMS), STREAMS);
+            load::bulk(find("streams").map_or(Ok(8), parse)?, way, offered, seconds)
+        }
+        "rr" => load::exchanges(false, count("connections", 16)?, length(64)?, seconds),
+        "crr" => load::exchanges(true, count("clients", 8)?, length(1)?, seconds),
+        _ => load::streams(count("streams", 1000)?, count("chunks_per_second", 20)?, length(64)?, seconds),
+    })
+}
+
+const ARM_NAME: &str = "1 to 40 letters, digits, - . and _";
+
+/// Names become names of files.
+fn arm_name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let fits = (1..=40).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('.');
+    if fits { Ok(text.to_owned()) } else { Err(found(text, ARM_NAME)) }
+}
+
+fn title(text: &str) -> Result<String, String> {
+    let fits = (1..=200).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+    if fits { Ok(text.to_owned()) } else { Err(found(text, TITLE)) }
+}
+
+/// One of the words listed.
+fn word(text: &str, words: &str) -> Result<String, String> {
+    if words.split(", ").any(|word| word == text) { Ok(text.to_owned()) } else { Err(found(text, words)) }
+}
+
+fn number(text: &str, least: u32, most: u32, allowed: &str) -> Result<u32, String> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    let value = text.parse().ok().filter(|value| digits && (least..=most).contains(value));
+    value.ok_or_else(|| found(text, allowed))
+}
+
+fn bytes(text: &str, least: u64, most: u64, allowed: &str) -> Result<u64, String> {
+    size(text, least, most, allowed).map(|bytes| bytes as u64)
+}
+
+fn found(text: &str, allowed: &str) -> String {
+    let cut: String = text.chars().take(80).collect();
+    format!("found {cut:?}; allowed: {allowed}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "\
+title: small pipes
+rounds: 2
+seconds: 1
+topology: {mtu: 9000, offloads: off, rate: 1gbit, loss: 0.1%}
+forwarders:
+  - copy-8K
+  - {name: small, engine: splice, pipe_size: 64KiB, workers: 1, environment: {A: 1}}
+  - {name: mine, command: 'sh -c true {listen} {target}'}
+  - direct
+load:
+  - {kind: bulk, streams: 4, way: reverse, offered: 500mbit}
+  - {kind: rr, connections: 32, size: 1KiB, seconds: 2}
+samples: [syscalls]
+";
+
+    #[test]
+    fn a_file_becomes_an_experiment() {
+        let written = parse("x.yaml", GOOD).unwrap();
+        let names: Vec<_> = written.arms.iter().map(|arm| arm.name.as_str()).collect();
+        assert_eq!(names, ["copy-8K", "small", "mine", "direct"]);
+        assert_eq!(written.links.loss, Some(Loss(1000)));
+        assert!(!written.links.offloads && written.passes == [Pass::Syscalls]);
+        assert_eq!(written.loads[1], load::exchanges(false, 32, 1024, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn every_mistake_is_told_with_its_place() {
+        let base = "forwarders: [splice]\nload: [{kind: bulk}]\n";
+        assert!(parse("f", base).is_ok());
+        for (text, expected) in [
+            ("load: [{kind: bulk}]", "f:1:1: found no key \"forwarders\""),
+            ("forwarders: []\nload: [{kind: bulk}]", "f:1:13: found a list"),
+            ("forwarders: [splice]\nload: []", "f:2:7: found a list"),
+            ("forwarders: [slice]\nload: [{kind: bulk}]", "f:1:14: found \"slice\"; allowed: copy-8K"),
+            ("forwarders: [splice, splice]\nload: [{kind: bulk}]", "f:1:22: found forwarder \"splice\" a second time"),
+            ("forwarders: [{engine: copy}]\nload: [{kind: bulk}]", "f:1:14: found a forwarder without name"),
+            ("forwarders: [{name: ../x, engine: copy}]\nload: [{kind: bulk}]", "f:1:21: found \"../x\""),
+            ("forwarders: [{name: x, engine: turbo}]\nload: [{kind: bulk}]", "f:1:32: found \"turbo\"; allowed: auto"),
+            ("forwarders: [{name: x, engine: copy, command: a}]\nload: [{kind: bulk}]", "f:1:24: found engine beside"),
+            ("forwarders: [{name: x, command: a}]\nload: [{kind: bulk}]", "f:1:33: found \"a\""),
+            ("forwarders: [splice]\nload: [{kind: bulky}]", "f:2:15: found \"bulky\"; allowed: bulk, rr"),
+            ("forwarders: [splice]\nload: [{streams: 3}]", "f:2:8: found a load without kind"),
+            ("forwarders: [splice]\nload: [{kind: rr, streams: 3}]", "f:2:19: found unknown key \"streams\""),
+            ("forwarders: [splice]\nload: [{kind: bulk, streams: 0}]", "f:2:30: found \"0\"; allowed: a number"),
+            ("topology: {mtu: 20}\nforwarders: [splice]\nload: [{kind: bulk}]", "f:1:17: found \"20\"; allowed:"),
+            ("topology: {delay: 20}\nforwarders: [splice]\nload: [{kind: bulk}]", "f:1:12: found unknown key"),
+            ("samples: [all]\nforwarders: [splice]\nload: [{kind: bulk}]", "f:1:11: found \"all\""),
+            ("rounds: many\nforwarders: [splice]\nload: [{kind: bulk}]", "f:1:9: found \"many\""),
+            ("forwarders: [splice\nload: 1", "f:2:"),
+        ] {
+            let error = parse("f", text).map(drop).unwrap_err().to_string();
+            assert!(error.starts_with(expected) && error.contains("; allowed: "), "{text}: {error}");
+        }
+    }
+}

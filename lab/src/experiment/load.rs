@@ -1,0 +1,212 @@
+//! Loads by the names that results, plans and tables have for them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::table;
+use crate::load::{Exchange, Load, Stream, iperf3, netperf};
+use crate::results::{Round, Settings};
+use crate::tools::{self, Tool};
+use crate::topology::links::Rate;
+
+/// Longest pass that only looks.
+const BRIEF: f64 = 1.0;
+
+/// Bulk by iperf3.
+#[must_use]
+pub fn bulk(streams: u32, direction: iperf3::Direction, offered: Option<Rate>, seconds: Duration) -> Load {
+    let (seconds, rate) = (whole(seconds), offered.map(|rate| rate.0));
+    Load::Iperf3(iperf3::Settings { streams, seconds, direction, rate, message: None })
+}
+
+/// Exchanges, or with `connect` a connection for each, of requests and answers of one size.
+#[must_use]
+pub fn exchanges(connect: bool, connections: u32, size: u32, seconds: Duration) -> Load {
+    let size = size as usize;
+    let load =
+        Exchange { connections: connections as usize, request: size, reply: size, seconds: seconds.as_secs_f64() };
+    if connect { Load::Connect(load) } else { Load::Exchange(load) }
+}
+
+/// Streams of chunks.
+#[must_use]
+pub fn streams(streams: u32, chunks_per_second: u32, size: u32, seconds: Duration) -> Load {
+    Load::Stream(Stream {
+        streams: streams as usize,
+        rate: chunks_per_second.into(),
+        chunk: size as usize,
+        seconds: seconds.as_secs_f64(),
+    })
+}
+
+/// Exchanges by netperf, as in the founding post.
+#[must_use]
+pub fn netperf(test: netperf::Test, size: u32, seconds: Duration) -> Load {
+    Load::Netperf(netperf::Settings { test, request: size, reply: size, seconds: whole(seconds) })
+}
+
+/// iperf3 and netperf take whole seconds.
+fn whole(seconds: Duration) -> u32 {
+    u32::try_from(seconds.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
+/// Way of the bytes by its name: forward, reverse, bidirectional.
+#[must_use]
+pub fn direction(text: &str) -> Option<iperf3::Direction> {
+    match text {
+        "forward" => Some(iperf3::Direction::Up),
+        "reverse" => Some(iperf3::Direction::Reverse),
+        "bidirectional" => Some(iperf3::Direction::Both),
+        _ => None,
+    }
+}
+
+/// Its name in results.
+#[must_use]
+pub fn name(load: &Load) -> &'static str {
+    match load {
+        Load::Iperf3(iperf3::Settings { rate: Some(_), .. }) => "rate",
+        Load::Iperf3(settings) => match settings.direction {
+            iperf3::Direction::Up => "bulk",
+            iperf3::Direction::Reverse => "reverse",
+            iperf3::Direction::Both => "bidirectional",
+        },
+        Load::Netperf(settings) => match settings.test {
+            netperf::Test::Rr => "rr",
+            netperf::Test::Crr => "crr",
+        },
+        Load::Exchange(_) => "rr",
+        Load::Connect(_) => "crr",
+        Load::Bulk(_) => "sessions",
+        Load::Stream(_) => "stream",
+    }
+}
+
+/// What is particular to it.
+#[must_use]
+pub fn settings(load: &Load) -> Settings {
+    let pairs: Vec<(&str, Value)> = match load {
+        Load::Iperf3(load) => {
+            let mut pairs = vec![("streams", json!(load.streams)), ("seconds", json!(load.seconds))];
+            pairs.extend(load.rate.map(|rate| ("offered", json!(Rate(rate).to_string()))));
+            pairs
+        }
+        Load::Netperf(load) => vec![
+            ("by", json!("netperf")),
+            ("connections", json!(1)),
+            ("request", json!(load.request)),
+            ("reply", json!(load.reply)),
+            ("seconds", json!(load.seconds)),
+        ],
+        Load::Exchange(load) | Load::Connect(load) => vec![
+            ("by", json!("lab")),
+            ("connections", json!(load.connections)),
+            ("request", json!(load.request)),
+            ("reply", json!(load.reply)),
+            ("seconds", json!(load.seconds)),
+        ],
+        Load::Bulk(load) => {
+            vec![("streams", json!(load.streams)), ("message", json!(load.message)), ("seconds", json!(load.seconds))]
+        }
+        Load::Stream(load) => vec![
+            ("streams", json!(load.streams)),
+            ("chunks_per_second", json!(load.rate)),
+            ("chunk", json!(load.chunk)),
+            ("seconds", json!(load.seconds)),
+        ],
+    };
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// In one line, for traces and headings.
+#[must_use]
+pub fn describe(load: &Load) -> String {
+    let settings = settings(load);
+    let settings = settings.iter().map(|(name, value)| {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        format!("{name} {value}")
+    });
+    format!("{}: {}", name(load), Vec::from_iter(settings).join(", "))
+}
+
+/// The programs of others it takes.
+#[must_use]
+pub fn tools(load: &Load) -> Vec<Tool> {
+    match load {
+        Load::Iperf3(_) => vec![tools::IPERF3],
+        Load::Netperf(_) => vec![tools::NETPERF],
+        _ => Vec::new(),
+    }
+}
+
+/// The same, but short: for a pass that only looks.
+#[must_use]
+pub fn brief(load: &Load) -> Load {
+    let mut load = load.clone();
+    match &mut load {
+        Load::Iperf3(load) => load.seconds = 1,
+        Load::Netperf(load) => load.seconds = 1,
+        Load::Exchange(load) | Load::Connect(load) => load.seconds = load.seconds.min(BRIEF),
+        Load::Bulk(load) => load.seconds = load.seconds.min(BRIEF),
+        Load::Stream(load) => load.seconds = load.seconds.min(BRIEF),
+    }
+    load
+}
+
+/// The samples that tell most of it, with the words for them.
+#[must_use]
+pub fn columns(load: &Load) -> &'static [(&'static str, &'static str)] {
+    match name(load) {
+        "rr" => &[
+            ("exchanges_per_second", "exchanges/s"),
+            ("cpu_us_per_exchange", "CPU µs each"),
+            ("latency_us_p50", "p50 µs"),
+            ("latency_us_p99", "p99 µs"),
+        ],
+        "crr" => &[
+            ("connections_per_second", "connections/s"),
+            ("cpu_us_per_connection", "CPU µs each"),
+            ("latency_us_p50", "p50 µs"),
+            ("latency_us_p99", "p99 µs"),
+        ],
+        "stream" => &[
+            ("first_byte_us_cold", "cold first byte µs"),
+            ("first_byte_us_p50", "first byte p50 µs"),
+            ("gap_us_p50", "gap p50 µs"),
+            ("gap_us_p99", "gap p99 µs"),
+            ("cpu_share_per_1000_streams", "CPUs per 1,000"),
+        ],
+        _ => &[
+            ("gbit_per_second", "Gbit/s"),
+            ("forwarder_cpu_seconds_per_gb", "CPU s/GB"),
+            ("machine_cpu_seconds_per_gb", "machine s/GB"),
+            ("syscalls_per_gb", "calls/GB"),
+        ],
+    }
+}
+
+/// A line for the progress.
+#[must_use]
+pub fn headline(load: &Load, round: &Round) -> String {
+    let column = |(name, words): &(&str, &str)| {
+        table::value(round, name).map(|value| format!("{} {words}", table::number(value)))
+    };
+    Vec::from_iter(columns(load).iter().filter_map(column)).join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_is_told_by_name_and_settings() {
+        let seconds = Duration::from_millis(1500);
+        let load = bulk(8, iperf3::Direction::Up, Some(Rate(4_000_000_000)), seconds);
+        assert_eq!(describe(&load), "rate: offered 4gbit, seconds 2, streams 8");
+        assert_eq!(name(&bulk(8, iperf3::Direction::Reverse, None, seconds)), "reverse");
+        let load = exchanges(true, 4, 1, seconds);
+        assert_eq!(describe(&load), "crr: by lab, connections 4, reply 1, request 1, seconds 1.5");
+        assert_eq!(settings(&brief(&load))["seconds"], json!(1.0));
+    }
+}

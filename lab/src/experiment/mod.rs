@@ -1,0 +1,196 @@
+//! Experiments: every arm under every load, in turn, round after round.
+
+pub mod action;
+pub mod arm;
+pub mod bench;
+pub mod capacity;
+pub mod engine;
+pub mod file;
+pub mod host;
+pub mod load;
+pub mod progress;
+pub mod table;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use action::{Action, Pass};
+use arm::Arm;
+use bench::Bench;
+use progress::Progress;
+
+use crate::load::Load;
+use crate::plan::runner::{Failed, Runner, now};
+use crate::plan::stop;
+use crate::plan::trace::Trace;
+use crate::results::{Kind, Missing, Results, Round, Settings};
+use crate::topology::{self, links::Links};
+
+/// How often a measurement is tried again, on clean ground, when its load failed.
+const ATTEMPTS: u32 = 2;
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct Experiment {
+    /// The command, such as `ab`.
+    pub name: String,
+    /// One line for people.
+    pub title: String,
+    /// What the links are like.
+    pub links: Links,
+    /// What is compared.
+    pub arms: Vec<Arm>,
+    /// Under what.
+    pub loads: Vec<Load>,
+    /// How often.
+    pub rounds: u32,
+    /// What was asked for.
+    pub settings: Settings,
+    /// What else is looked at in the first round, each in a pass of its own.
+    pub passes: Vec<Pass>,
+    /// What could not take part.
+    pub missing: Vec<Missing>,
+}
+
+/// An experiment that is over.
+#[derive(Debug)]
+pub struct Finished {
+    /// What it found, as far as it came.
+    pub results: Results,
+    /// Why it did not come to its end.
+    pub failed: Option<Failed>,
+}
+
+impl Experiment {
+    /// The steps that come before the first round.
+    #[must_use]
+    pub fn setup(&self) -> Vec<Action> {
+        topology::steps(&self.links).into_iter().map(Action::Command).collect()
+    }
+
+    /// The steps of one measurement. They are taken back right after it.
+    #[must_use]
+    pub fn measurement(&self, round: u32, arm: &Arm, load: &Load) -> Vec<Action> {
+        let mut steps = vec![
+            Action::Serve(load.clone()),
+            Action::Start(arm.clone()),
+            Action::Connect(arm.clone(), load.clone()),
+            Action::Meter(arm.clone()),
+            Action::Load(load.clone()),
+            Action::Sample(load.clone()),
+            Action::Holdings,
+        ];
+        if round == 1 && arm.kind != Kind::Limit {
+            // A profile is no better for being short.
+            let load = |pass| if pass == Pass::Profile { load.clone() } else { load::brief(load) };
+            steps.extend(self.passes.iter().map(|pass| Action::Look(arm.clone(), load(*pass), *pass)));
+        }
+        steps
+    }
+
+    /// Measures. Call it inside, see [`topology::sandbox`].
+    ///
+    /// # Errors
+    /// When the trace cannot be written.
+    pub fn run(&self, spliced: &Path, out: &Path) -> std::io::Result<Finished> {
+        let mut results = self.results(spliced);
+        let mut runner = Runner::new(Bench::new(spliced, out), Trace::create(out)?);
+        let per_round = self.arms.len() * self.loads.len();
+        let mut progress = Progress::new(u64::from(self.rounds) * u64::try_from(per_round).unwrap_or(u64::MAX));
+        let failed =
+            runner.take_all(&self.setup()).and_then(|()| self.measure(&mut runner, &mut results, &mut progress));
+        progress.finish();
+        for failed in runner.back_to(0) {
+            eprintln!("lab: could not be taken back: {failed}");
+        }
+        Ok(Finished { results, failed: failed.err() })
+    }
+
+    fn results(&self, spliced: &Path) -> Results {
+        let tools: Vec<_> = self.loads.iter().flat_map(load::tools).collect();
+        Results {
+            version: Results::VERSION,
+            experiment: self.name.clone(),
+            title: self.title.clone(),
+            started: now(),
+            host: host::host(),
+            settings: self.settings.clone(),
+            tools: host::versions(&self.arms, spliced, &tools),
+            missing: self.missing.clone(),
+            rounds: Vec::new(),
+            series: Vec::new(),
+        }
+    }
+
+    fn measure(
+        &self,
+        runner: &mut Runner<Action>,
+        results: &mut Results,
+        progress: &mut Progress,
+    ) -> Result<(), Failed> {
+        // Arms that could not be started are not tried in every round.
+        let mut dead = BTreeSet::new();
+        for number in 1..=self.rounds {
+            for load in &self.loads {
+                for arm in &self.arms {
+                    let what = format!("round {number}, {}, {}", load::name(load), arm.name);
+                    if dead.contains(&arm.name) {
+                        progress.end(&format!("{what}: left out"));
+                        continue;
+                    }
+                    progress.begin(&what);
+                    let (round, started) = self.one(runner, number, arm, load)?;
+                    let line = match &round.error {
+                        None => load::headline(load, &round),
+                        Some(error) => error.clone(),
+                    };
+                    progress.end(&format!("{what}: {line}"));
+                    if !started {
+                        dead.insert(arm.name.clone());
+                        let how = round.error.clone().unwrap_or_default();
+                        results.missing.push(Missing { name: arm.name.clone(), how });
+                    }
+                    results.rounds.push(round);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One measurement, and whether its forwarder could be started. Only the wish to stop is an error: another arm may do
+    /// better.
+    fn one(&self, runner: &mut Runner<Action>, number: u32, arm: &Arm, load: &Load) -> Result<(Round, bool), Failed> {
+        let mut notes = Vec::new();
+        for attempt in 1..=ATTEMPTS {
+            runner.bench.round = Round {
+                round: number,
+                arm: arm.name.clone(),
+                kind: arm.kind,
+                load: load::name(load).to_owned(),
+                settings: load::settings(load),
+                notes: notes.clone(),
+                ..Round::default()
+            };
+            let depth = runner.depth();
+            let result = runner.take_all(&self.measurement(number, arm, load));
+            // The server is up, and the forwarder.
+            let started = runner.depth() > depth + 1;
+            let back = runner.back_to(depth);
+            let mut round = std::mem::take(&mut runner.bench.round);
+            match result {
+                Ok(()) => {
+                    round.notes.extend(back.iter().map(|failed| format!("could not be taken back: {failed}")));
+                    return Ok((round, true));
+                }
+                Err(failed) if failed.stopped() || stop::requested() => return Err(failed),
+                Err(failed) if !started || attempt == ATTEMPTS => {
+                    round.error = Some(failed.to_string());
+                    round.samples.clear();
+                    return Ok((round, started));
+                }
+                Err(failed) => notes.push(format!("tried again after: {failed}")),
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+}

@@ -1,0 +1,466 @@
+//! Load generators: iperf3, netperf, and our own for what those lack.
+//!
+//! A [`Load`] says what is to be sent. Its [`Server`] is started first, then the forwarder; [`Load::prepare`] makes the
+//! connections, and [`Ready::run`] is the window to be measured, and nothing else.
+
+mod bulk;
+mod client;
+mod engine;
+mod exchange;
+mod hold;
+pub mod iperf3;
+mod latency;
+pub mod netperf;
+pub mod role;
+mod server;
+mod stream;
+mod wire;
+
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use spliced::ab::child::Child;
+
+pub use self::client::Window;
+pub use self::hold::Held;
+pub use self::role::{BulkReport, ExchangeReport, RoleArgs, ServerCounts, StreamReport, run_role};
+
+use crate::place::{Place, Wiring};
+use crate::process::failed;
+use crate::results::{Latency, Samples};
+
+/// How long one of our own ends may take to get ready or to answer, beyond the time of its work.
+const PATIENCE: Duration = Duration::from_secs(45);
+/// Share of its threads' time from which on a generator is taken for the limit.
+const SATURATED: f64 = 0.95;
+
+/// What is to be sent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Load {
+    /// Bulk by iperf3.
+    Iperf3(iperf3::Settings),
+    /// Small exchanges by netperf.
+    Netperf(netperf::Settings),
+    /// Small exchanges by our own generator.
+    Exchange(Exchange),
+    /// A connection for each exchange, by our own generator.
+    Connect(Exchange),
+    /// Many bulk streams, every byte verified.
+    Bulk(Bulk),
+    /// Streams of small chunks.
+    Stream(Stream),
+}
+
+/// Exchanges.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Exchange {
+    /// Connections at once.
+    pub connections: usize,
+    /// Bytes of a request.
+    pub request: usize,
+    /// Bytes of an answer.
+    pub reply: usize,
+    /// Length of the window.
+    pub seconds: f64,
+}
+
+/// Bulk streams.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bulk {
+    /// Streams at once.
+    pub streams: usize,
+    /// Bytes of a message.
+    pub message: usize,
+    /// Length of the window.
+    pub seconds: f64,
+}
+
+/// Streams of chunks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stream {
+    /// Streams at once, a connection each.
+    pub streams: usize,
+    /// Chunks per second of each.
+    pub rate: f64,
+    /// Bytes of a chunk, at least 16.
+    pub chunk: usize,
+    /// Length of the window.
+    pub seconds: f64,
+}
+
+/// The far end of a load; ended when dropped.
+#[derive(Debug)]
+pub enum Server {
+    /// iperf3's.
+    Iperf3(iperf3::Server),
+    /// netperf's.
+    Netperf(netperf::Server),
+    /// One of our own.
+    Own(OwnServer),
+}
+
+/// One of our own servers.
+#[derive(Debug)]
+pub struct OwnServer(Child);
+
+/// A load that is connected and waits for its window.
+#[derive(Debug)]
+pub struct Ready {
+    load: Load,
+    place: Place,
+    target: SocketAddr,
+    out: PathBuf,
+    /// The client where it is one of our own.
+    child: Option<Child>,
+}
+
+/// What a window gave.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outcome {
+    /// What was measured.
+    pub samples: Samples,
+    /// Distribution of the time of an exchange, a connection, or a gap.
+    pub latency: Option<Latency>,
+    /// Bytes that arrived, for costs by the byte.
+    pub bytes: u64,
+    /// What else costs can be given by, such as `exchange`, and how many there were.
+    pub pieces: Option<(&'static str, u64)>,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+impl Load {
+    /// Starts its server at `wiring.server`; files go to `out`.
+    ///
+    /// # Errors
+    /// What kept it from listening.
+    pub fn serve(&self, wiring: &Wiring, out: &Path) -> io::Result<Server> {
+        let own = |mode, request: usize, reply: usize| {
+            OwnServer::start(&wiring.server, wiring.server_addr, mode, request, reply).map(Server::Own)
+        };
+        match self {
+            Self::Iperf3(_) => iperf3::Server::start(&wiring.server, wiring.server_addr, out).map(Server::Iperf3),
+            Self::Netperf(_) => netperf::Server::start(wiring, out).map(Server::Netperf),
+            Self::Exchange(load) => own("echo", load.request, load.reply),
+            Self::Connect(load) => own("once", load.request, load.reply),
+            Self::Bulk(_) => own("sink", 1, 1),
+            Self::Stream(_) => own("tokens", 1, 1),
+        }
+    }
+
+    /// Connects to `wiring.target` and gets ready; iperf3 and netperf do that within their window.
+    ///
+    /// # Errors
+    /// A connection that cannot be made.
+    pub fn prepare(&self, wiring: &Wiring, out: &Path) -> io::Result<Ready> {
+        let child = match self.role(wiring.target) {
+            None => None,
+            Some(words) => Some(start("the load", &wiring.client, &words)?),
+        };
+        let (place, out) = (wiring.client.clone(), out.to_owned());
+        Ok(Ready { load: self.clone(), place, target: wiring.target, out, child })
+    }
+
+    /// The command line of our own client.
+    fn role(&self, target: SocketAddr) -> Option<Vec<String>> {
+        let threads = threads();
+        let words = match self {
+            Self::Iperf3(_) | Self::Netperf(_) => return None,
+            Self::Exchange(load) => format!(
+                "exchange {target} --connections {} --seconds {} --threads {threads} --request {} --reply {}",
+                load.connections, load.seconds, load.request, load.reply
+            ),
+            Self::Connect(load) => format!(
+                "connect {target} --connections {} --seconds {} --threads {threads} --request {} --reply {}",
+                load.connections, load.seconds, load.request, load.reply
+            ),
+            Self::Bulk(load) => format!(
+                "bulk {target} --connections {} --seconds {} --threads {threads} --message {}",
+                load.streams, load.seconds, load.message
+            ),
+            Self::Stream(load) => format!(
+                "stream {target} --connections {} --seconds {} --threads {threads} --chunk {} --interval-us {}",
+                load.streams,
+                load.seconds,
+                load.chunk,
+                (1e6 / load.rate.clamp(0.01, 50_000.0)).round()
+            ),
+        };
+        Some(words.split(' ').map(str::to_owned).collect())
+    }
+
+    fn seconds(&self) -> f64 {
+        match self {
+            Self::Iperf3(load) => load.seconds.into(),
+            Self::Netperf(load) => load.seconds.into(),
+            Self::Exchange(load) | Self::Connect(load) => load.seconds,
+            Self::Bulk(load) => load.seconds,
+            Self::Stream(load) => load.seconds,
+        }
+    }
+}
+
+impl Ready {
+    /// The window: from the word to the last byte. Connections of our own clients stay until this is dropped.
+    ///
+    /// # Errors
+    /// A load that broke, with what it said.
+    pub fn run(&mut self) -> io::Result<Outcome> {
+        let (place, target) = (&self.place, self.target);
+        match &self.load {
+            Load::Iperf3(settings) => {
+                iperf3::run(place, target, settings, &self.out).map(|report| Outcome::of_iperf3(&report, settings))
+            }
+            Load::Netperf(settings) => {
+                netperf::run(place, target, settings, &self.out).map(|report| Outcome::of_netperf(report, settings))
+            }
+            Load::Exchange(load) => {
+                let load = *load;
+                self.go().map(|report| Outcome::of_exchange(report, "exchange", load.request + load.reply))
+            }
+            Load::Connect(load) => {
+                let load = *load;
+                self.go().map(|report| Outcome::of_exchange(report, "connection", load.request + load.reply))
+            }
+            Load::Bulk(_) => self.go().map(|report| Outcome::of_bulk(&report)),
+            Load::Stream(load) => {
+                let load = *load;
+                self.go().map(|report| Outcome::of_stream(report, load))
+            }
+        }
+    }
+
+    fn go<R: serde::de::DeserializeOwned>(&mut self) -> io::Result<R> {
+        let patience = Duration::from_secs_f64(self.load.seconds()) + PATIENCE;
+        let Some(child) = &mut self.child else {
+            return Err(io::Error::other("this load has no client of its own"));
+        };
+        child.ask("go", patience)
+    }
+}
+
+impl Outcome {
+    fn add(&mut self, name: &str, value: f64) {
+        self.samples.insert(name.to_owned(), value);
+    }
+
+    fn of_iperf3(report: &iperf3::Report, settings: &iperf3::Settings) -> Self {
+        let cpus = cpus();
+        let mut outcome = Self { bytes: report.bytes, ..Self::default() };
+        outcome.add("gbit_per_second", report.gbit_per_second());
+        outcome.add("bytes", report.bytes as f64);
+        outcome.add("generator_busy_share", report.busy_share(cpus));
+        outcome.notes.extend(report.note(cpus));
+        let directions = if settings.direction == iperf3::Direction::Both { 2.0 } else { 1.0 };
+        if let Some(rate) = settings.rate.map(|rate| rate as f64 * directions / 1e9)
+            && report.gbit_per_second() < 0.97 * rate
+        {
+            let reached = report.gbit_per_second();
+            outcome
+                .notes
+                .push(format!("{reached:.2} of the offered {rate:.2} Gbit/s arrived: costs are not at that rate"));
+        }
+        outcome
+    }
+
+    fn of_netperf(report: netperf::Report, settings: &netperf::Settings) -> Self {
+        let count = report.latency.count;
+        let (name, piece) = match settings.test {
+            netperf::Test::Rr => ("exchanges_per_second", "exchange"),
+            netperf::Test::Crr => ("connections_per_second", "connection"),
+        };
+        let bytes = count * u64::from(settings.request + settings.reply);
+        let mut outcome =
+            Self { bytes, pieces: Some((piece, count)), latency: Some(report.latency), ..Self::default() };
+        outcome.add(name, report.per_second);
+        outcome.notes.push("netperf gives no 99.9th percentile".to_owned());
+        outcome
+    }
+
+    fn of_exchange(report: ExchangeReport, piece: &'static str, size: usize) -> Self {
+        let ExchangeReport { window, exchanges, latency } = report;
+        let mut outcome = Self {
+            bytes: exchanges * size as u64,
+            pieces: Some((piece, exchanges)),
+            latency: Some(latency),
+            ..Self::default()
+        };
+        outcome.add(&format!("{piece}s_per_second"), exchanges as f64 / window.seconds);
+        outcome.window(&window);
+        outcome
+    }
+
+    fn of_bulk(report: &BulkReport) -> Self {
+        let mut outcome = Self { bytes: report.bytes, ..Self::default() };
+        outcome.add("gbit_per_second", report.bytes as f64 * 8.0 / report.window.seconds / 1e9);
+        for (name, n) in [
+            ("bytes", report.bytes),
+            ("streams", report.streams),
+            ("slowest_stream_bytes", report.slowest_bytes),
+            ("median_stream_bytes", report.median_bytes),
+        ] {
+            outcome.add(name, n as f64);
+        }
+        outcome.window(&report.window);
+        outcome
+    }
+
+    fn of_stream(report: StreamReport, load: Stream) -> Self {
+        let StreamReport { window, chunks, first_byte_cold_us, first_byte_warm, first_byte_loaded, gap, delay } =
+            report;
+        let mut outcome = Self {
+            bytes: chunks * load.chunk as u64,
+            pieces: Some(("chunk", chunks)),
+            latency: Some(gap.clone()),
+            ..Self::default()
+        };
+        for (name, value) in [
+            ("chunks_per_second", chunks as f64 / window.seconds),
+            ("first_byte_us_cold", first_byte_cold_us),
+            ("first_byte_us_p50", first_byte_warm.p50_us),
+            ("first_byte_us_p99", first_byte_warm.p99_us),
+            ("first_byte_loaded_us_p50", first_byte_loaded.p50_us),
+            ("first_byte_loaded_us_p99", first_byte_loaded.p99_us),
+            ("gap_us_p50", gap.p50_us),
+            ("gap_us_p99", gap.p99_us),
+            ("delay_us_p50", delay.p50_us),
+            ("delay_us_p99", delay.p99_us),
+        ] {
+            outcome.add(name, value);
+        }
+        let offered = load.streams as f64 * load.rate;
+        if (chunks as f64 / window.seconds) < 0.97 * offered {
+            let reached = chunks as f64 / window.seconds;
+            outcome.notes.push(format!("{reached:.0} of the offered {offered:.0} chunks a second arrived"));
+        }
+        outcome.window(&window);
+        outcome
+    }
+
+    /// What is said of the window itself.
+    fn window(&mut self, window: &Window) {
+        self.add("generator_busy_share", window.busy_share);
+        if window.busy_share >= SATURATED {
+            let percent = window.busy_share * 100.0;
+            self.notes.push(format!("the load generator was at its own limit ({percent:.0} % busy)"));
+        }
+        if window.errors > 0 {
+            self.add("load_errors", window.errors as f64);
+            let first = window.first_errors.first().map_or("", String::as_str);
+            self.notes.push(format!("{} connections broke, the first: {first}", window.errors));
+        }
+    }
+}
+
+impl Server {
+    /// Ends it.
+    ///
+    /// # Errors
+    /// When it had ended before, with its last output.
+    pub fn stop(self) -> io::Result<()> {
+        match self {
+            Self::Iperf3(server) => server.stop(),
+            Self::Netperf(server) => server.stop(),
+            Self::Own(mut server) => server.0.exited().map_or(Ok(()), |end| Err(io::Error::other(end))),
+        }
+    }
+}
+
+impl OwnServer {
+    fn start(place: &Place, listen: SocketAddr, mode: &str, request: usize, reply: usize) -> io::Result<Self> {
+        let threads = threads();
+        let line =
+            format!("server --listen {listen} --mode {mode} --threads {threads} --request {request} --reply {reply}");
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        start("the server", place, &words).map(Self)
+    }
+
+    /// What it has seen so far.
+    ///
+    /// # Errors
+    /// When it has ended or does not answer.
+    pub fn counts(&mut self) -> io::Result<ServerCounts> {
+        self.0.ask("counts", PATIENCE)
+    }
+}
+
+/// What held sessions do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldKind {
+    /// Nothing, after one exchange of a byte.
+    Idle,
+    /// Their reader has stopped, and every buffer on the way is full.
+    Stalled,
+}
+
+/// Sessions that are only there, both ends of them; closed when dropped.
+#[derive(Debug)]
+pub struct Sessions {
+    client: Child,
+    _server: OwnServer,
+}
+
+impl Sessions {
+    /// Starts the server. The forwarder may be started after it; connections are made by [`Self::grow`].
+    ///
+    /// # Errors
+    /// What kept one of the two from starting.
+    pub fn start(wiring: &Wiring, kind: HoldKind) -> io::Result<Self> {
+        let mode = if kind == HoldKind::Idle { "echo" } else { "stall" };
+        let server = OwnServer::start(&wiring.server, wiring.server_addr, mode, 1, 1)?;
+        let mut words = vec!["hold".to_owned(), wiring.target.to_string()];
+        words.extend((kind == HoldKind::Stalled).then(|| "--stalled".to_owned()));
+        let client = start("the sessions", &wiring.client, &words)?;
+        Ok(Self { client, _server: server })
+    }
+
+    /// Brings the number of sessions up to `total` and waits until they are at rest, a minute at most.
+    ///
+    /// # Errors
+    /// When one of the two has ended. Sessions that fail are counted in [`Held`].
+    pub fn grow(&mut self, total: usize) -> io::Result<Held> {
+        self.client.ask(&format!("grow {total}"), Duration::from_secs(60) + PATIENCE)
+    }
+}
+
+/// Starts a role of this program in a place and waits until it is ready.
+fn start(name: &str, place: &Place, words: &[String]) -> io::Result<Child> {
+    let mut line: Vec<OsString> = place.prefix.clone();
+    line.push(program()?.into());
+    line.push("role".into());
+    line.extend(words.iter().map(OsString::from));
+    let (first, rest) = line.split_first().ok_or_else(|| io::Error::other("an empty command line"))?;
+    let mut child = Child::spawn(name, Path::new(first), rest)?;
+    child.interrupt_by(crate::plan::stop::requested);
+    let ready = child.line(PATIENCE)?;
+    if ready != "ready" {
+        return Err(io::Error::other(format!("{name} said {ready:?} instead of \"ready\"")));
+    }
+    Ok(child)
+}
+
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the program whose `role` command runs our own generators, where that is not the current one: a test is a
+/// program of its own. The first call counts.
+pub fn set_program(program: &Path) {
+    let _ = PROGRAM.set(program.to_owned());
+}
+
+fn program() -> io::Result<PathBuf> {
+    let own = || std::env::current_exe().map_err(|error| failed(&error, "cannot find this program's own file"));
+    PROGRAM.get().cloned().map_or_else(own, Ok)
+}
+
+/// Threads of a generator: a quarter of the CPUs, so that both ends leave half of them to the forwarder.
+fn threads() -> usize {
+    (cpus() / 4).clamp(1, 8)
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,0 +1,178 @@
+//! What a forwarder and the machine spend.
+//!
+//! [`process`] says which processes a forwarder is, [`cpu`] what they used, [`memory`] and [`descriptors`] what they
+//! hold, [`listening`] where they can be reached; [`network`] has the kernel's TCP counters, [`syscalls`] and [`counters`] come from strace and perf. A
+//! [`Meter`] takes together what every measurement needs.
+
+pub mod counters;
+pub mod cpu;
+pub mod descriptors;
+pub mod listening;
+pub mod memory;
+pub mod network;
+pub mod process;
+pub mod syscalls;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::time::Instant;
+
+pub use self::cpu::{Accounting, CpuTimes};
+pub use self::listening::listens;
+pub use self::process::Tree;
+
+use self::cpu::{CpuMeter, CpuReading};
+use self::network::TcpCounters;
+use crate::place::{Place, Wiring};
+use crate::results::Samples;
+
+/// Measures one window of a forwarder: CPU time of it and of the machine, context switches, TCP's troubles.
+#[derive(Debug)]
+pub struct Meter {
+    begun: Instant,
+    cpu: CpuMeter,
+    machine: CpuReading,
+    tree: Tree,
+    switches: Switches,
+    places: Vec<Place>,
+    tcp: TcpCounters,
+}
+
+/// What was used in a window.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Used {
+    /// Length of the window.
+    pub seconds: f64,
+    /// CPU time of the forwarder.
+    pub forwarder: CpuTimes,
+    /// CPU time of everything that ran on the machine, load included.
+    pub machine: CpuTimes,
+    /// Context switches of the forwarder's threads.
+    pub context_switches: u64,
+    /// TCP counters of client, forwarder and server together.
+    pub tcp: TcpCounters,
+}
+
+impl Meter {
+    /// Begins a window. An empty tree (nothing in user space forwards) uses nothing.
+    ///
+    /// # Errors
+    /// When the TCP counters of a place cannot be read.
+    pub fn start(tree: &Tree, accounting: Accounting, wiring: &Wiring) -> io::Result<Self> {
+        let mut places = vec![wiring.client.clone(), wiring.forwarder.clone(), wiring.server.clone()];
+        places.dedup();
+        // Reading these starts programs, so it stands outside of the window.
+        let tcp = TcpCounters::of(&places)?;
+        let machine = CpuReading::of_machine();
+        let (switches, cpu) = (Switches::of(tree), CpuMeter::start(tree, accounting));
+        Ok(Self { begun: Instant::now(), cpu, machine, tree: tree.clone(), switches, places, tcp })
+    }
+
+    /// Ends the window.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn finish(self) -> io::Result<Used> {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let forwarder = self.cpu.finish();
+        let context_switches = Switches::of(&self.tree).since(&self.switches);
+        let machine = CpuReading::of_machine().since(&self.machine);
+        let tcp = TcpCounters::of(&self.places)?.since(&self.tcp);
+        Ok(Used { seconds, forwarder, machine, context_switches, tcp })
+    }
+}
+
+impl Used {
+    /// Adds what the window cost as such: `seconds`, `forwarder_user_seconds`, `forwarder_system_seconds`,
+    /// `machine_cpu_seconds`, `retransmits` …
+    pub fn samples(&self, samples: &mut Samples) {
+        let mut add = |name: &str, value: f64| samples.insert(name.to_owned(), value);
+        add("seconds", self.seconds);
+        add("forwarder_user_seconds", self.forwarder.user_ns as f64 / 1e9);
+        add("forwarder_system_seconds", self.forwarder.system_ns as f64 / 1e9);
+        add("machine_cpu_seconds", self.machine.seconds());
+        self.tcp.samples(samples);
+    }
+
+    /// Adds `forwarder_cpu_seconds_per_gb`, `machine_cpu_seconds_per_gb` and `context_switches_per_gb` for so many
+    /// bytes passed on; a GB is 10⁹ bytes.
+    pub fn per_gb(&self, bytes: u64, samples: &mut Samples) {
+        let gb = bytes as f64 / 1e9;
+        for (name, value) in [
+            ("forwarder_cpu_seconds_per_gb", self.forwarder.seconds()),
+            ("machine_cpu_seconds_per_gb", self.machine.seconds()),
+            ("context_switches_per_gb", self.context_switches as f64),
+        ] {
+            if bytes > 0 {
+                samples.insert(name.to_owned(), value / gb);
+            }
+        }
+    }
+
+    /// Adds `cpu_us_per_WHAT` and `machine_cpu_us_per_WHAT` for so many of them, such as `exchange`.
+    pub fn per(&self, what: &str, n: u64, samples: &mut Samples) {
+        if n > 0 {
+            samples.insert(format!("cpu_us_per_{what}"), self.forwarder.seconds() * 1e6 / n as f64);
+            samples.insert(format!("machine_cpu_us_per_{what}"), self.machine.seconds() * 1e6 / n as f64);
+        }
+    }
+}
+
+/// Context switches by thread.
+#[derive(Debug)]
+struct Switches(HashMap<u32, u64>);
+
+impl Switches {
+    fn of(tree: &Tree) -> Self {
+        let threads = tree.pids().into_iter().flat_map(process::threads);
+        let read = |thread| Some((thread, parse_switches(&fs::read_to_string(format!("/proc/{thread}/status")).ok()?)));
+        Self(threads.filter_map(read).collect())
+    }
+
+    /// Of the threads that are still there.
+    fn since(&self, earlier: &Self) -> u64 {
+        self.0.iter().map(|(thread, n)| n.saturating_sub(*earlier.0.get(thread).unwrap_or(&0))).sum()
+    }
+}
+
+/// Both kinds together, see proc_pid_status(5).
+fn parse_switches(status: &str) -> u64 {
+    let number = |line: &str| line.split_once("_ctxt_switches:")?.1.trim().parse::<u64>().ok();
+    status.lines().filter_map(number).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switches_of_both_kinds_are_added() {
+        let status = "Name:\tx\nvoluntary_ctxt_switches:\t150\nnonvoluntary_ctxt_switches:\t7\n";
+        assert_eq!(parse_switches(status), 157);
+        let earlier = Switches([(1, 100), (2, 5)].into());
+        assert_eq!(Switches([(1, 157), (3, 4)].into()).since(&earlier), 61);
+    }
+
+    #[test]
+    fn costs_are_given_by_the_gigabyte_and_by_the_piece() {
+        let times = |total_ns| CpuTimes { user_ns: 0, system_ns: total_ns, total_ns };
+        let used = Used {
+            forwarder: times(500_000_000),
+            machine: times(2_000_000_000),
+            context_switches: 3000,
+            ..Used::default()
+        };
+        let mut samples = Samples::new();
+        used.per_gb(2_000_000_000, &mut samples);
+        used.per("exchange", 10_000, &mut samples);
+        assert_eq!(samples["forwarder_cpu_seconds_per_gb"], 0.25);
+        assert_eq!(samples["machine_cpu_seconds_per_gb"], 1.0);
+        assert_eq!(samples["context_switches_per_gb"], 1500.0);
+        assert_eq!(samples["cpu_us_per_exchange"], 50.0);
+        let mut none = Samples::new();
+        used.per_gb(0, &mut none);
+        used.per("exchange", 0, &mut none);
+        assert_eq!(none, Samples::new());
+    }
+}
