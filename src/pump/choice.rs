@@ -75,7 +75,7 @@ impl Choice {
 
 /// What splicing `n` bytes is worth: the cost of a copy grows with its bytes, that of a splice hardly does.
 fn worth(n: usize) -> i16 {
-    let points = (n as i64 - EVEN as i64) / POINT as i64;
+    let points = (n as i64 - EVEN as i64).div_euclid(POINT as i64);
     points.clamp(-2, i64::from(MOST_WON)) as i16
 }
 
