@@ -86,7 +86,7 @@ impl Fleet {
         let stats: Vec<_> =
             (0..workers).map(|_| Arc::new(WorkerStats::new(plan.forwards.iter().map(|f| f.arms.len())))).collect();
         let splice_off = Arc::new(AtomicBool::new(!sys::HAS_SPLICE));
-        let (shared, ends) = share(plan, &sets)?;
+        let (shared, ends) = share(plan, &sets).map_err(|e| explain("make the event loops", workers, &e))?;
         let mut made = Vec::new();
         listener::listen_all(plan, &sets)?;
         for (id, ((poll, inbox), listeners)) in ends.into_iter().zip(sets).enumerate() {
@@ -122,7 +122,8 @@ impl Fleet {
             _resolver: resolver(plan, &shared)?,
         };
         for (id, worker) in made.into_iter().enumerate() {
-            let spawned = spawn(id, worker, cpus[id], (say_ended.clone(), Arc::clone(&on_end)));
+            let spawned = spawn(id, worker, cpus[id], (say_ended.clone(), Arc::clone(&on_end)))
+                .map_err(|e| explain("start the threads", workers, &e));
             if spawned.is_err() {
                 fleet.stop();
             }
@@ -200,6 +201,14 @@ impl fmt::Display for Fleet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.description)
     }
+}
+
+fn explain(what: &str, workers: usize, error: &io::Error) -> io::Error {
+    let text = format!(
+        "cannot {what} of {workers} workers: {error}; use fewer (--workers), or raise the limits on descriptors \
+         (ulimit -n) and processes (ulimit -u)"
+    );
+    io::Error::new(error.kind(), text)
 }
 
 fn worker_count(plan: &Plan) -> usize {

@@ -32,53 +32,77 @@ pub struct Listener {
     pub paused: bool,
 }
 
-/// Binds every listener of the plan, one set per worker; none listens yet.
+/// Binds every listener of the plan, one set per worker. The first socket of each address listens already: that claims
+/// the address against a second process, also one that starts at the same moment and would share it.
 ///
 /// # Errors
 /// An address that cannot be bound, named in the message with what can be done; nothing stays bound then.
 pub fn bind_all(plan: &Plan, workers: usize) -> io::Result<Vec<Vec<Listener>>> {
     let mut sets: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+    // An address that is taken is found before any other is opened to clients.
+    each_address(plan, |place| probe(place.address))?;
+    each_address(plan, |place| {
+        let shared = sys::REUSE_PORT_BALANCES && place.ports < DEALT_FROM;
+        let owners = if shared { 0..workers } else { place.number % workers..place.number % workers + 1 };
+        for (turn, set) in sets[owners].iter_mut().enumerate() {
+            let socket = if turn == 0 { claim(place)? } else { bind(place, true)? };
+            set.push(Listener {
+                socket,
+                address: place.address,
+                forward: place.forward,
+                index: place.number,
+                port_offset: place.port_offset,
+                ready: true,
+                paused: false,
+            });
+        }
+        Ok(())
+    })?;
+    Ok(sets)
+}
+
+/// Starts listening on every socket that does not yet.
+///
+/// # Errors
+/// What listen(2) reports, with the address.
+pub fn listen_all(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<()> {
+    for listener in sets.iter().flatten() {
+        let forward = &plan.forwards[listener.forward];
+        let fail = |e: io::Error| io::Error::new(e.kind(), explain(listener.address, forward, &e));
+        listener.socket.listen(backlog(forward)).map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// One address of a plan.
+struct Place<'a> {
+    address: SocketAddr,
+    plan: &'a Forward,
+    forward: usize,
+    number: usize,
+    port_offset: u16,
+    /// Ports of the range it belongs to.
+    ports: usize,
+}
+
+fn each_address(plan: &Plan, mut visit: impl FnMut(&Place<'_>) -> io::Result<()>) -> io::Result<()> {
     let mut number = 0;
     for (index, forward) in plan.forwards.iter().enumerate() {
         for listen in &forward.listen {
-            for offset in 0..listen.ports.len() {
-                let port_offset = offset as u16;
+            for port_offset in 0..listen.ports.len() as u16 {
                 let address = SocketAddr::new(listen.ip, listen.ports.first + port_offset);
-                let fail = |e: io::Error| io::Error::new(e.kind(), explain(address, forward, &e));
-                probe(address).map_err(fail)?;
-                let shared = sys::REUSE_PORT_BALANCES && listen.ports.len() < DEALT_FROM;
-                let owners = if shared { 0..workers } else { number % workers..number % workers + 1 };
-                for set in &mut sets[owners] {
-                    let socket = bind(address, forward).map_err(fail)?;
-                    set.push(Listener {
-                        socket,
-                        address,
-                        forward: index,
-                        index: number,
-                        port_offset,
-                        ready: true,
-                        paused: false,
-                    });
-                }
+                let ports = listen.ports.len();
+                let place = Place { address, plan: forward, forward: index, number, port_offset, ports };
+                visit(&place).map_err(|e| io::Error::new(e.kind(), explain(address, forward, &e)))?;
                 number += 1;
             }
         }
     }
-    Ok(sets)
+    Ok(())
 }
 
-/// Starts listening on every socket. Only now can clients connect.
-///
-/// # Errors
-/// What listen(2) reports, with the address: another process may have begun to listen since [`bind_all`].
-pub fn listen_all(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<()> {
-    for listener in sets.iter().flatten() {
-        let forward = &plan.forwards[listener.forward];
-        let backlog = i32::try_from(forward.tcp.backlog).unwrap_or(i32::MAX);
-        let fail = |e: io::Error| io::Error::new(e.kind(), explain(listener.address, forward, &e));
-        listener.socket.listen(backlog).map_err(fail)?;
-    }
-    Ok(())
+fn backlog(forward: &Forward) -> i32 {
+    i32::try_from(forward.tcp.backlog).unwrap_or(i32::MAX)
 }
 
 /// Sockets that share an address by SO_REUSEPORT do not notice another process that does the same; one without it does.
@@ -89,13 +113,22 @@ fn probe(address: SocketAddr) -> io::Result<()> {
     socket.bind(&address.into())
 }
 
-fn bind(address: SocketAddr, forward: &Forward) -> io::Result<Socket> {
-    let socket = sys::stream(address)?;
-    socket.set_reuse_address(true)?;
+/// Listens alone, and only then lets others share the address: of two processes that do this at once, listen(2) tells
+/// the later one (`inet_csk_listen_start` in net/ipv4/inet_connection_sock.c looks for conflicts once more).
+fn claim(place: &Place<'_>) -> io::Result<Socket> {
+    let socket = bind(place, false)?;
+    socket.listen(backlog(place.plan))?;
     socket.set_reuse_port(true)?;
-    only_v6(&socket, address)?;
-    sys::set_options(&socket, &forward.tcp)?;
-    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn bind(place: &Place<'_>, shared: bool) -> io::Result<Socket> {
+    let socket = sys::stream(place.address)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    only_v6(&socket, place.address)?;
+    sys::set_options(&socket, &place.plan.tcp)?;
+    socket.bind(&place.address.into())?;
     Ok(socket)
 }
 
@@ -112,7 +145,7 @@ fn explain(address: SocketAddr, forward: &Forward, error: &io::Error) -> String 
             "ports below net.ipv4.ip_unprivileged_port_start need root or CAP_NET_BIND_SERVICE; or choose a higher port"
         }
         _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-            "out of descriptors; raise the limit (ulimit -n, LimitNOFILE=) or listen on fewer ports"
+            "out of descriptors; raise the limit (ulimit -n, LimitNOFILE=), or use fewer workers or ports"
         }
         _ => "check the address",
     };

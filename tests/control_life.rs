@@ -185,7 +185,7 @@ fn a_control_socket_left_behind_is_replaced() {
 fn the_pid_file_lives_as_long_as_the_process() {
     let directory = TempDir::new().unwrap();
     let pid_file = directory.path().join("spliced.pid");
-    fs::write(&pid_file, "1234567890 left behind by a crash\n").unwrap();
+    fs::write(&pid_file, "1234567890123\n").unwrap();
     let (port, backend) = forward();
     let back = backend.local_addr().unwrap();
     let mut spliced = Launcher::forward(port.address(), back).option("--pid-file", &pid_file).start();

@@ -46,9 +46,9 @@ fn interrupted_calls(via: Via) {
 /// Sockets so small that almost every write is a part of what was asked.
 fn short_counts(via: Via) {
     let path = Path::with(via, backend(), |launcher| {
-        launcher.option("--send-buffer", "4KiB").option("--receive-buffer", "64KiB").option("--copy-buffer", "1MiB")
+        launcher.option("--send-buffer", "4KiB").option("--receive-buffer", "2MiB").option("--copy-buffer", "1MiB")
     });
-    let sizes = [1, 5000, 2 * MIB + 1, 9 * MIB + 11];
+    let sizes = [1, 5000, 2 * MIB + 1, 4 * MIB + 11];
     sizes.iter().for_each(|len| path.exchange(*len, *len));
     let sum = sizes.iter().sum();
     path.settled(sum, sum);

@@ -81,6 +81,20 @@ struct Process {
     draining: bool,
 }
 
+/// Catches the signals this program knows. From here on one waits for the loop instead of killing us half-started.
+///
+/// # Errors
+/// The system has no descriptors for it.
+pub(super) fn catch_signals() -> Result<Signals, RunError> {
+    Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2]).map_err(cannot_start)
+}
+
+fn cannot_start(error: io::Error) -> RunError {
+    RunError::new(format!(
+        "cannot start the control thread: {error}; raise the limits on descriptors (ulimit -n) and processes (ulimit -u)"
+    ))
+}
+
 impl EventLoop {
     /// Binds the rest, the workers' listeners included, and starts the workers.
     ///
@@ -90,12 +104,11 @@ impl EventLoop {
         plan: &Arc<Plan>,
         log: SessionLog,
         control: Option<(UnixListener, SocketFile)>,
+        mut signals: Signals,
     ) -> Result<Self, RunError> {
-        let failed = |error: io::Error| RunError::new(format!("cannot start the control thread: {error}"));
+        let failed = cannot_start;
         let poll = Poll::new().map_err(failed)?;
         let registry = poll.registry();
-        // From here on a signal waits for the loop instead of killing us half-started.
-        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2]).map_err(failed)?;
         registry.register(&mut signals, SIGNALS, Interest::READABLE).map_err(failed)?;
         let (control, control_file) = match control {
             Some((listener, file)) => {
@@ -192,11 +205,11 @@ impl EventLoop {
             Command::ReopenLogs => self.process.log.reopen(),
             Command::Reload => warn!(
                 "SIGHUP: this version does not reload; the configuration stays as it is. To change it, check the new \
-                 file with `spliced check`, then start a second process with it and end this one with SIGTERM"
+                 file with `spliced check`, then restart: SIGTERM lets the open sessions finish"
             ),
             Command::Upgrade => warn!(
-                "SIGUSR2: this version does not hand over to a new binary and goes on serving. To change it, start the \
-                 new one, then end this one with SIGTERM"
+                "SIGUSR2: this version does not hand over to a new binary and goes on serving. To change it, install \
+                 the new one, then restart: SIGTERM lets the open sessions finish"
             ),
         }
     }

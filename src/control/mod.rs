@@ -57,12 +57,13 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
     let plan = Arc::new(plan);
     // In this order: what tells a second instance of the same configuration apart comes first, so that it stops
     // before it touches anything of the first.
+    let signals = event_loop::catch_signals()?;
     let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
     let control = plan.control.as_deref().map(socket::bind).transpose()?;
     let log = SessionLog::start(&plan)
         .map_err(|error| RunError::new(format!("session log: {error}; choose a file this user may write")))?;
 
-    let mut event_loop = EventLoop::start(&plan, log, control)?;
+    let mut event_loop = EventLoop::start(&plan, log, control, signals)?;
     for forward in &plan.forwards {
         announce(forward);
     }

@@ -52,13 +52,24 @@ impl PidFile {
                 continue;
             }
             let mut pid_file = Self { path: path.to_owned(), file };
-            pid_file.write().map_err(failed)?;
+            if let Err(error) = pid_file.write() {
+                // Not ours: it stays as it is.
+                pid_file.path = PathBuf::new();
+                return Err(failed(error));
+            }
             return Ok(pid_file);
         }
         Err(RunError::new(format!("pid file {}: it keeps disappearing while it is being locked", path.display())))
     }
 
+    /// Refuses a file that is not a pid file: it would be overwritten now and removed at the end.
     fn write(&mut self) -> io::Result<()> {
+        let mut text = String::new();
+        let read = (&*self.file).take(32).read_to_string(&mut text);
+        if read.is_err() || !text.trim().bytes().all(|byte| byte.is_ascii_digit()) {
+            let why = "it holds something else than a process id; choose another path, or remove it yourself";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        }
         self.file.set_len(0)?;
         self.file.rewind()?;
         writeln!(self.file, "{}", process::id())
@@ -98,6 +109,21 @@ fn is_same_file(path: &Path, file: &File) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_something_else_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("precious");
+        for text in ["precious\n", "12 monkeys", "a long line that is no process id, whatever it may be\n", "\u{7f}"] {
+            std::fs::write(&path, text).unwrap();
+            let error = PidFile::create(&path).unwrap_err().to_string();
+            assert!(error.contains("something else"), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        std::fs::write(&path, "4194304\n").unwrap();
+        drop(PidFile::create(&path).unwrap());
+        assert!(!path.exists(), "a stale process id is taken over");
+    }
 
     #[test]
     fn is_written_and_removed() {

@@ -112,7 +112,7 @@ impl Rig {
 fn a_pipe_goes_back_when_auto_turns_to_copy_within_a_turn() {
     let mut rig = Rig::new(Engine::Auto);
     while !rig.pump.choice.wants_splice() {
-        rig.pass(&[1; 10_000]);
+        rig.pass(&[1; 40_000]);
     }
     while rig.pump.choice.wants_splice() {
         rig.pass(b"small");

@@ -207,7 +207,11 @@ impl Session {
 fn begin(address: SocketAddr, by: &Connector<'_>, attempt: u32) -> io::Result<(Socket, Option<SocketAddr>)> {
     let socket = sys::stream(address)?;
     sys::set_options(&socket, &by.forward.tcp)?;
-    if let Some(source) = by.forward.source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+    if let Some(source) = by.forward.source {
+        if source.is_ipv4() != address.is_ipv4() {
+            // Going out from another address than the one asked for would be worse than trying the next target.
+            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
         sys::bind_source(&socket, source)?;
     }
     match socket.connect(&address.into()) {

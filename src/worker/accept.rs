@@ -17,17 +17,35 @@ use crate::sys;
 pub(super) const BATCH: usize = 64;
 
 impl Worker {
+    /// Notes that a listener may have connections.
+    pub(super) fn listener_ready(&mut self, index: usize) {
+        if let Some(listener) = self.parts.listeners.get_mut(index)
+            && !listener.ready
+        {
+            listener.ready = true;
+            self.accepting.push(index);
+        }
+    }
+
+    /// Whether there may be a connection to take now.
+    pub(super) fn may_accept(&self) -> bool {
+        !self.halted && self.accepting.iter().any(|index| !self.parts.listeners[*index].paused)
+    }
+
     /// Takes connections from every listener that may have some.
     pub(super) fn accept(&mut self) {
-        for index in 0..self.parts.listeners.len() {
+        let mut accepting = std::mem::take(&mut self.accepting);
+        accepting.retain(|index| {
             for _ in 0..BATCH {
-                let listener = &self.parts.listeners[index];
-                if !listener.ready || listener.paused {
+                let listener = &self.parts.listeners[*index];
+                if self.halted || !listener.ready || listener.paused {
                     break;
                 }
-                self.accept_one(index);
+                self.accept_one(*index);
             }
-        }
+            self.parts.listeners[*index].ready
+        });
+        self.accepting = accepting;
     }
 
     fn accept_one(&mut self, index: usize) {
@@ -136,7 +154,7 @@ impl Worker {
 
     /// Stops accepting for a while. The connections stay in the kernel's queue, and nothing spins.
     pub(super) fn pause_all(&mut self) {
-        self.parts.listeners.iter_mut().for_each(|l| l.paused = true);
+        self.halted = true;
         self.pause();
     }
 
@@ -157,12 +175,14 @@ impl Worker {
         over
     }
 
-    /// A queue that was not empty when accepting paused makes no new event: every listener is asked again.
+    /// Lets every listener be asked again. One whose queue was not empty is still known to be ready: a queue that has
+    /// not been emptied makes no new event.
     pub(super) fn resume(&mut self) {
         self.pause_until_ms = 0;
+        self.halted = false;
         self.parts.stats.accept_paused.set(0);
-        for listener in &mut self.parts.listeners {
-            (listener.ready, listener.paused) = (true, false);
+        for index in &self.accepting {
+            self.parts.listeners[*index].paused = false;
         }
     }
 }

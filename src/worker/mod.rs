@@ -117,8 +117,11 @@ pub struct Worker {
     trial: Trial,
     clock: Instant,
     now_us: u64,
-    /// Accepting pauses until then; 0 when it does not.
+    /// Listeners that may have connections. Only these are looked at: there may be thousands of others.
+    accepting: Vec<usize>,
+    /// Accepting pauses until then, for one listener or, when `halted`, for all; 0 when it does not.
     pause_until_ms: u64,
+    halted: bool,
     /// Since the last turn something has come free that sessions or listeners may wait for: a slot, a descriptor, an
     /// address.
     freed: bool,
@@ -151,7 +154,9 @@ impl Worker {
             parts.poll.registry().register(&mut SourceFd(&listener.socket.as_raw_fd()), token, Interest::READABLE)?;
         }
         let trial = Trial::new();
+        let accepting = (0..parts.listeners.len()).collect();
         Ok(Self {
+            accepting,
             parts,
             trial,
             // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
@@ -165,6 +170,7 @@ impl Worker {
             clock: Instant::now(),
             now_us: 0,
             pause_until_ms: 0,
+            halted: false,
             freed: false,
             life: Life::Serving,
             trim_ms: 0,
@@ -179,16 +185,21 @@ impl Worker {
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         while !self.is_over() {
-            if let Err(e) = self.parts.poll.poll(&mut events, self.timeout())
-                && e.kind() != io::ErrorKind::Interrupted
-            {
+            if let Err(e) = self.parts.poll.poll(&mut events, self.timeout()) {
+                if e.kind() == io::ErrorKind::Interrupted {
+                    // No event was looked at: a deadline that passed while the process was stopped is no reason yet.
+                    continue;
+                }
                 self.end_all(EndReason::WorkerPanic);
                 return Err(e);
             }
             self.now_us = self.clock.elapsed().as_micros() as u64;
             self.note(&events);
             self.drive_ready();
-            self.expire();
+            // With more events to come, a session that looks overdue may have bytes waiting.
+            if events.iter().count() < EVENTS {
+                self.expire();
+            }
             self.read_mailbox();
             let freed = std::mem::take(&mut self.freed);
             if self.unpause(freed) || freed {
@@ -218,7 +229,7 @@ impl Worker {
 
     /// How long the poller may sleep.
     fn timeout(&self) -> Option<Duration> {
-        let accepting = self.parts.listeners.iter().any(|l| l.ready && !l.paused);
+        let accepting = self.may_accept();
         let waiting = self.pause_until_ms > 0 || !self.retry.is_empty();
         if accepting || !self.again.is_empty() || (self.freed && waiting) {
             return Some(Duration::ZERO);
@@ -238,9 +249,7 @@ impl Worker {
                 continue;
             }
             if token & LISTENER != 0 {
-                if let Some(listener) = self.parts.listeners.get_mut(token & !LISTENER) {
-                    listener.ready = true;
-                }
+                self.listener_ready(token & !LISTENER);
                 continue;
             }
             let key = key_of(event.token());
@@ -371,13 +380,18 @@ impl Worker {
         for _ in 0..=longest / accept::BATCH {
             self.accept();
         }
-        self.parts.listeners.clear();
+        self.close_listeners();
     }
 
     fn stop(&mut self) {
-        self.parts.listeners.clear();
+        self.close_listeners();
         self.life = Life::Stopping;
         self.end_all(EndReason::Drain);
+    }
+
+    fn close_listeners(&mut self) {
+        self.parts.listeners.clear();
+        self.accepting.clear();
     }
 
     fn end_all(&mut self, reason: EndReason) {

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Once};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -39,21 +39,25 @@ impl Random {
 
 /// The seed of this run, printed once; set `SPLICED_SEED` to repeat a run.
 fn seed() -> u64 {
-    static PRINT: Once = Once::new();
-    static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    let seed = *SEED.get_or_init(|| match std::env::var("SPLICED_SEED") {
-        Ok(text) => text.parse().expect("SPLICED_SEED is a number"),
-        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| u64::from(t.subsec_nanos())),
-    });
-    PRINT.call_once(|| {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(|| {
+        let seed = match std::env::var("SPLICED_SEED") {
+            Ok(text) => text.parse().expect("SPLICED_SEED is a number"),
+            Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| u64::from(t.subsec_nanos())),
+        };
+        // Past the test runner's capture, so that it can be read and repeated in any case.
         let _ = writeln!(io::stderr(), "SPLICED_SEED={seed}");
-    });
-    seed
+        seed
+    })
 }
 
 /// An endless stream of bytes, known at every place.
-#[derive(Debug, Clone)]
-pub(crate) struct Pattern(Arc<[u8]>);
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pattern {
+    /// All streams are the same block of random bytes, each from a place of its own.
+    block: &'static [u8],
+    start: u64,
+}
 
 /// How a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,22 +71,26 @@ pub(crate) enum StreamEnd {
 impl Pattern {
     /// The stream with that number.
     pub(crate) fn new(number: u64) -> Self {
-        let mut random = Random::new(number);
-        let mut block = Vec::with_capacity(PERIOD + STEP + 8);
-        while block.len() < PERIOD {
-            block.extend_from_slice(&random.next().to_le_bytes());
-        }
-        block.truncate(PERIOD);
-        // The start again, so that every step is one slice.
-        block.extend_from_within(..STEP);
-        Self(block.into())
+        static BLOCK: OnceLock<Vec<u8>> = OnceLock::new();
+        let block = BLOCK.get_or_init(|| {
+            let mut random = Random::new(0);
+            let mut block = Vec::with_capacity(PERIOD + STEP + 8);
+            while block.len() < PERIOD {
+                block.extend_from_slice(&random.next().to_le_bytes());
+            }
+            block.truncate(PERIOD);
+            // The start again, so that every step is one slice.
+            block.extend_from_within(..STEP);
+            block
+        });
+        Self { block, start: Random::new(number).below(PERIOD as u64) }
     }
 
     /// Up to `len` bytes of the stream from `place`, at most one step.
     pub(crate) fn at(&self, place: u64, len: u64) -> &[u8] {
-        let start = usize::try_from(place % PERIOD as u64).expect("below the period");
+        let start = usize::try_from((self.start + place) % PERIOD as u64).expect("below the period");
         let len = usize::try_from(len).unwrap_or(STEP).min(STEP);
-        &self.0[start..start + len]
+        &self.block[start..start + len]
     }
 
     /// Writes the bytes from place `from` up to `to`.
