@@ -4,9 +4,11 @@
 
 mod common;
 
+use common::deadline::{LONG, until};
 use common::path::{Path, Via};
 use common::peer::backend;
 use common::spliced::can_inject;
+use nix::sys::signal::Signal;
 
 const MIB: u64 = 1 << 20;
 
@@ -24,7 +26,7 @@ fn interrupted_calls(via: Via) {
     let calls = ["splice", "recvfrom", "sendto", "recvmsg", "sendmsg", "epoll_wait", "accept4"];
     let faults: Vec<_> = calls.iter().map(|call| format!("{call}:error=EINTR:when=3+5")).collect();
     let faults: Vec<_> = faults.iter().map(String::as_str).collect();
-    let path = Path::with(via, backend(), |launcher| launcher.inject(&faults));
+    let mut path = Path::with(via, backend(), |launcher| launcher.inject(&faults));
     let sizes = [1, 100, 70_000, 16 * MIB + 1];
     sizes.iter().for_each(|len| path.exchange(*len, *len));
     let sum = sizes.iter().sum();
@@ -35,12 +37,20 @@ fn interrupted_calls(via: Via) {
     for reason in ["splice_refused", "source_unsupported", "target_unsupported"] {
         assert_eq!(stats.fallbacks(reason), 0, "an interruption counted as {reason}");
     }
-    let trace = path.spliced.as_ref().expect("in between").trace();
+    let mut spliced = path.spliced.take().expect("in between");
+    let trace = spliced.trace();
     for call in if via == Via::SPLICE { ["splice", "epoll_wait"] } else { ["recvfrom", "sendto"] } {
         let hit = trace.lines().any(|line| line.contains(&format!("{call}(")) && line.contains("INJECTED"));
         assert!(hit, "no {call} was interrupted");
     }
-    path.finish();
+    spliced.back_at_start();
+    // The signal handler wakes the control thread by a sendto(2) of its own, which no kernel interrupts; here it may
+    // be the one that fails.
+    until("it ends", LONG, || {
+        spliced.signal(Signal::SIGTERM);
+        !spliced.runs()
+    });
+    assert_eq!(spliced.wait(LONG).code(), Some(0));
 }
 
 /// Sockets so small that almost every write is a part of what was asked.
