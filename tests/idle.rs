@@ -30,13 +30,13 @@ fn holds(spliced: &Spliced, at_start: usize, more: usize) {
     });
 }
 
-/// At most one tick of the kernel's clock in a second and a half.
+/// Next to nothing in a second and a half: a timer that empties the pool, a line of the log.
 fn costs_no_cpu(spliced: &Spliced) {
     let process = spliced.process();
     let before = process.cpu();
     throughout("nothing to do, no CPU", Duration::from_millis(1500), || {
         let used = process.cpu() - before;
-        if used <= Duration::from_millis(10) { Ok(()) } else { Err(format!("{used:?} of CPU time")) }
+        if used <= Duration::from_millis(5) { Ok(()) } else { Err(format!("{used:?} of CPU time")) }
     });
 }
 

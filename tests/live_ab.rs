@@ -11,7 +11,7 @@ use std::thread;
 
 use common::path::{Path, Via};
 use common::pattern::Pattern;
-use common::peer::{accept, backend, connect};
+use common::peer::{accept, backend, connect, connect_or_reset};
 use common::spliced::Spliced;
 use common::stats::Stats;
 use serde_json::Value;
@@ -132,7 +132,7 @@ fn sessions_are_dealt_and_each_arm_is_true_to_its_name() {
 fn people_are_shown_a_table_and_refused_clients_belong_to_no_arm() {
     let path = Path::with(Via::Engine("ab"), backend(), |launcher| launcher.option("--deny", "127.0.0.1"));
     let spliced = path.spliced.as_ref().expect("a forwarder");
-    drop(connect(path.front()));
+    drop(connect_or_reset(path.front()));
     spliced.ended("denied", 1);
     let output = Command::new(env!("CARGO_BIN_EXE_spliced"))
         .arg("stats")

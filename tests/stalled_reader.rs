@@ -46,7 +46,7 @@ fn a_stalled_reader_costs_no_memory_and_no_cpu(via: Via) {
             let grown = process.anonymous_memory().saturating_sub(memory);
             let used = process.cpu() - cpu;
             let pipes = spliced.pipe_ends();
-            if grown < 4 << 20 && used <= Duration::from_millis(20) && pipes <= 4 {
+            if grown < 4 << 20 && used <= Duration::from_millis(10) && pipes <= 4 {
                 return Ok(());
             }
             Err(format!("{grown} bytes more, {used:?} of CPU time, {pipes} ends of pipes"))

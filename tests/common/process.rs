@@ -61,13 +61,16 @@ impl Process {
         states
     }
 
-    /// CPU time of all its threads so far, in the kernel's ticks of 10 ms.
+    /// CPU time of all its threads so far, to the nanosecond; threads that have ended do not count.
     pub(crate) fn cpu(self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).expect("the process runs");
-        let after_name = stat.rsplit_once(") ").expect("the name is in brackets").1;
-        let fields: Vec<u64> = after_name.split(' ').map(|field| field.parse().unwrap_or(0)).collect();
-        // Fields 14 and 15 of proc(5), user and system; the state, field 3, is the first here.
-        Duration::from_millis((fields[11] + fields[12]) * 10)
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0)).expect("the process runs");
+        let spent = threads.flatten().filter_map(|thread| {
+            let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        let spent: u64 = spent.sum();
+        assert!(spent > 0, "the kernel counts no run time in /proc/PID/task/TID/schedstat");
+        Duration::from_nanos(spent)
     }
 
     /// Memory of its own that is resident, in bytes: neither files nor shared.
