@@ -3,6 +3,8 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -125,14 +127,19 @@ const GREETING: u64 = spliced::ab::hello::HELLO_LEN as u64;
 
 /// Sends one stream through a proxy that spoils it: what the source says, and what the sink says.
 fn spoiled(spoil: impl Fn(u64, &mut Vec<u8>) -> Option<()> + Send + 'static) -> (Value, Value) {
+    spoiled_until(spoil, |n| n >= 4_000_000)
+}
+
+/// The same, stopped once `enough` says so of the bytes at the sink.
+fn spoiled_until(
+    spoil: impl Fn(u64, &mut Vec<u8>) -> Option<()> + Send + 'static,
+    enough: impl Fn(u64) -> bool,
+) -> (Value, Value) {
     let (mut backend, address) = Role::backend();
     let target = proxy(address, spoil).to_string();
     let mut source = Role::start(&["source", &target, "--streams", "1", "--message", "10000", "--stall", "20"]);
     assert_eq!(source.line(), "ready");
-    wait_for("4 MB at the sink, or its end", || {
-        let n = backend.ask("count")["n"].as_u64();
-        (n >= Some(4_000_000)).then_some(())
-    });
+    wait_for("enough at the sink", || backend.ask("count")["n"].as_u64().filter(|n| enough(*n)));
     let sent = source.ask("stop");
     (sent, backend.ask("ends"))
 }
@@ -203,7 +210,18 @@ fn a_lost_and_a_doubled_chunk_are_found() {
 
 #[test]
 fn a_stream_cut_short_by_a_clean_end_is_found() {
-    let (sent, ends) = spoiled(|offset, _| (offset < 5_000_000).then_some(()));
+    // Cut within a chunk, and stopped only after that: the source has sent more than arrives.
+    let cut = Arc::new(AtomicBool::new(false));
+    let cuts = Arc::clone(&cut);
+    let spoil = move |offset, chunk: &mut Vec<u8>| {
+        if offset < 2_000_000 {
+            return Some(());
+        }
+        chunk.truncate(chunk.len() / 2);
+        cuts.store(true, Ordering::Release);
+        None
+    };
+    let (sent, ends) = spoiled_until(spoil, |_| cut.load(Ordering::Acquire));
     assert_eq!((&ends[0]["error"], &ends[0]["mismatch"]), (&Value::Null, &Value::Null), "{ends}");
     let error = sent[0]["error"].as_str().expect("the receipt tells");
     let (sent, got) = (&sent[0]["bytes"], &ends[0]["bytes"]);
