@@ -132,8 +132,6 @@ pub struct Turn<'a> {
     pub pumps: &'a mut Pumps,
     /// Counters of its forward.
     pub stats: &'a ForwardStats,
-    /// When it ends by itself.
-    pub timeouts: &'a Timeouts,
     /// Most bytes one read may take.
     pub copy_buffer: usize,
     /// Index of the pool with the forward's pipe size.

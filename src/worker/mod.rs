@@ -126,6 +126,8 @@ pub struct Worker {
     /// address.
     freed: bool,
     life: Life,
+    /// Full batches of events in a row since deadlines were last looked at.
+    full_batches: usize,
     /// When pipes that were not needed are closed; 0 while there are none.
     trim_ms: u64,
     /// When the worker's own CPU time is next measured.
@@ -173,6 +175,7 @@ impl Worker {
             halted: false,
             freed: false,
             life: Life::Serving,
+            full_batches: 0,
             trim_ms: 0,
             measure_us: 0,
         })
@@ -196,8 +199,7 @@ impl Worker {
             self.now_us = self.clock.elapsed().as_micros() as u64;
             self.note(&events);
             self.drive_ready();
-            // With more events to come, a session that looks overdue may have bytes waiting.
-            if events.iter().count() < EVENTS {
+            if self.has_seen_all(&events) {
                 self.expire();
             }
             self.read_mailbox();
@@ -221,6 +223,15 @@ impl Worker {
             self.read_mailbox();
         }
         idle(self)
+    }
+
+    /// Whether every socket that may have been ready has been looked at. With more events to come, a session that
+    /// looks overdue may have bytes waiting; but the poller goes round, so after so many full batches as hold both
+    /// sockets of every session its turn has been, and a load that never ends cannot keep deadlines from passing.
+    fn has_seen_all(&mut self, events: &Events) -> bool {
+        let full = events.iter().count() >= EVENTS && self.full_batches * EVENTS < 2 * self.sessions.len();
+        self.full_batches = if full { self.full_batches + 1 } else { 0 };
+        !full
     }
 
     fn now_ms(&self) -> u64 {
@@ -281,7 +292,6 @@ impl Worker {
                 let mut turn = Turn {
                     pumps: &mut self.parts.pumps,
                     stats: &self.parts.stats.forwards[forward],
-                    timeouts: &plan.timeouts,
                     copy_buffer: plan.copy_buffer,
                     pool: self.parts.routes[forward].pool,
                     now_us: self.now_us,
