@@ -14,9 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use mio::{Poll, Waker};
 
+use crate::gather::Board;
 use crate::listener::{self, Listener, Shortage, Slots};
 use crate::plan::{Forward, Pin, Plan};
 use crate::pump::Pumps;
@@ -251,6 +253,8 @@ fn share(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<(Arc<Shared>, Vec<En
         loads: sets.iter().map(|_| AtomicUsize::new(0)).collect(),
         slots: Slots::new(plan.max_connections),
         forward_slots: plan.forwards.iter().map(|f| Slots::new(f.max_connections)).collect(),
+        clock: Instant::now(),
+        board: Board::new(sets.len(), plan.gather),
         trace: Trace::default(),
         shortage: Shortage::default(),
         listening: listening.into_iter().map(|(_, address)| address).collect(),

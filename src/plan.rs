@@ -16,6 +16,8 @@ pub struct Plan {
     pub workers: Option<usize>,
     /// Whether each worker is bound to a CPU of its own.
     pub pin: Pin,
+    /// Whether busy sessions are kept on as few workers as can carry them.
+    pub gather: bool,
     /// Open sessions over all forwards; `None` is bounded only by descriptors.
     pub max_connections: Option<u64>,
     /// How long sessions may finish after SIGTERM or SIGINT; `None` waits for ever.

@@ -202,8 +202,10 @@ pub struct WorkerStats {
     pub turns: Counter,
     /// CPU time of the worker's thread in nanoseconds, measured about once a second while it turns.
     pub busy_ns: Counter,
-    /// Sessions given to another worker.
+    /// New connections given to another worker.
     pub handed_over: Counter,
+    /// Sessions given to another worker while bytes moved.
+    pub moved: Counter,
     /// Accepting paused for want of descriptors or slots (gauge, 0 or 1).
     pub accept_paused: Counter,
     /// Times accepting was paused for want of descriptors or slots; a pause that lasts is taken up again every 50 ms.

@@ -54,6 +54,7 @@ fn yaml_defaults() {
     let expected = Plan {
         workers: None,
         pin: Pin::Auto,
+        gather: true,
         max_connections: None,
         drain: Some(Duration::from_secs(30)),
         control: None,

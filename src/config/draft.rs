@@ -65,6 +65,7 @@ impl Draft {
         let plan = Plan {
             workers: process.workers.and_then(|n| n.0),
             pin: process.pin.unwrap_or_default(),
+            gather: process.gather.unwrap_or(true),
             max_connections: process.max_connections.and_then(|n| n.0),
             drain: process.drain_timeout.map_or(Some(Duration::from_secs(30)), |time| time.0),
             control: process.control,

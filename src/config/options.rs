@@ -53,6 +53,10 @@ options! {
         /// Bind each worker to a CPU of its own: auto, on, off; auto does so when there is a CPU for each [default: auto]
         #[arg(value_name = "WHEN", help_heading = "Workers and engine")]
         pin: Pin = pin, PIN;
+        /// Keep busy sessions on as few workers as can carry them, which takes fewer wake-ups for the same bytes: on, off
+        /// [default: on]
+        #[arg(value_name = "WHEN", help_heading = "Workers and engine")]
+        gather: bool = gather, GATHER;
         /// Sessions open at once, of all forwards together: a number or none [default: none]
         #[arg(value_name = "N", help_heading = "Limits and time")]
         max_connections: Maybe<u64> = max_connections, MAX_CONNECTIONS;

@@ -21,6 +21,7 @@ pub fn render(plan: &Plan) -> String {
         Pin::Off => "off",
     };
     line("pin", pin.to_owned());
+    line("gather", if plan.gather { "on" } else { "off" }.to_owned());
     line("max_connections", plan.max_connections.map_or("none".into(), |n| n.to_string()));
     line("drain_timeout", time(plan.drain));
     if let Some(metrics) = plan.metrics {

@@ -22,6 +22,7 @@ const GIB: u64 = 1 << 30;
 const YEAR_MS: u64 = 365 * 24 * 3_600_000;
 
 pub(super) const PIN: &str = "auto, on, off";
+pub(super) const GATHER: &str = "on, off";
 pub(super) const LOG_FORMAT: &str = "text, json, rinetd, common";
 pub(super) const WORKERS: &str = "auto, or a number from 1 to 1024";
 pub(super) const MAX_CONNECTIONS: &str = "none, or a number from 1 to 1000000000";
@@ -48,6 +49,10 @@ fn word<T: Copy>(text: &str, words: &[(&str, T)], allowed: &str) -> Parsed<T> {
 
 pub(super) fn pin(text: &str) -> Parsed<Pin> {
     word(text, &[("auto", Pin::Auto), ("on", Pin::On), ("off", Pin::Off)], PIN)
+}
+
+pub(super) fn gather(text: &str) -> Parsed<bool> {
+    word(text, &[("on", true), ("off", false)], GATHER)
 }
 
 pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {

@@ -147,6 +147,14 @@ fn workers(page: &mut Page, workers: &[WorkerSnapshot]) {
         page.sample(&[("worker", &w.id)], w.handed_over);
     }
     page.family(
+        "spliced_sessions_moved_total",
+        "counter",
+        "Sessions the worker gave to another one while bytes moved.",
+    );
+    for w in workers {
+        page.sample(&[("worker", &w.id)], w.moved);
+    }
+    page.family(
         "spliced_accept_paused",
         "gauge",
         "1 while the worker does not accept for want of descriptors or slots.",

@@ -104,6 +104,8 @@ pub struct WorkerSnapshot {
     pub busy_seconds: f64,
     /// Accepted sessions it gave to another worker.
     pub handed_over: u64,
+    /// Sessions it gave to another worker while bytes moved.
+    pub moved: u64,
     /// True while it does not accept for want of descriptors or slots.
     pub accept_paused: bool,
     /// How often accepting was paused for want of descriptors.
@@ -185,6 +187,7 @@ fn worker(sources: &Sources<'_>, id: usize, stats: &WorkerStats) -> WorkerSnapsh
         turns: stats.turns.get(),
         busy_seconds: Duration::from_nanos(stats.busy_ns.get()).as_secs_f64(),
         handed_over: stats.handed_over.get(),
+        moved: stats.moved.get(),
         accept_paused: stats.accept_paused.get() != 0,
         accept_pauses: stats.accept_pauses.get(),
         log_dropped: stats.log_dropped.get(),
@@ -251,6 +254,7 @@ pub(super) mod tests {
         Plan {
             workers: Some(2),
             pin: Pin::Off,
+            gather: false,
             max_connections: None,
             drain: Some(Duration::from_secs(30)),
             control: None,

@@ -25,6 +25,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
     Plan {
         workers: Some(1),
         pin: Pin::Off,
+        gather: false,
         max_connections: None,
         drain: None,
         control: None,

@@ -123,6 +123,20 @@ impl Pumps {
         }
     }
 
+    /// Stops counting the pipe a direction holds, whose session moves to another worker with all its bytes.
+    pub fn let_go(&mut self, pump: &Pump, pool: usize) {
+        if let Held::Pipe(pipe) = &pump.held {
+            self.pools[pool].release(pipe);
+        }
+    }
+
+    /// Counts the pipe of a direction whose session another worker has let go.
+    pub fn adopt(&mut self, pump: &Pump, pool: usize) {
+        if let Held::Pipe(pipe) = &pump.held {
+            self.pools[pool].adopt(pipe);
+        }
+    }
+
     /// Closes pipes that were not needed since the last call.
     pub fn trim(&mut self) {
         for pool in &mut self.pools {

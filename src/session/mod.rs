@@ -7,6 +7,7 @@
 //! sockets, so that a truncated stream never looks complete.
 
 mod connect;
+mod moving;
 
 use std::io;
 use std::net::SocketAddr;
@@ -87,6 +88,8 @@ pub struct Session {
     pub armed_ms: u64,
     /// Already in the queue of this or the next turn.
     pub queued: bool,
+    /// The worker's note of when it last thought of moving it.
+    pub seen: u8,
     /// The arm it was dealt to, in a live A/B.
     pub arm: Option<ArmIndex>,
     /// What the trace of our own connections holds for it.
@@ -172,6 +175,7 @@ impl Session {
             active_us: origin.opened_us,
             armed_ms: 0,
             queued: false,
+            seen: 0,
             arm: None,
             trace: 0,
         }
@@ -297,7 +301,7 @@ impl Session {
         let first_byte = direction == Direction::Down && self.downloaded() == 0;
         let progress = self.drive(direction, turn, other == Flow::Done, BUDGET);
         if first_byte && self.downloaded() > 0 {
-            turn.stats.first_byte_time.record(Duration::from_micros(turn.now_us - self.origin.opened_us));
+            turn.stats.first_byte_time.record(Duration::from_micros(turn.now_us.saturating_sub(self.origin.opened_us)));
         }
         progress
     }

@@ -199,6 +199,7 @@ mod tests {
         Plan {
             workers: None,
             pin: Pin::Auto,
+            gather: false,
             max_connections: None,
             drain: None,
             control: None,

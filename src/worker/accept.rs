@@ -80,9 +80,14 @@ impl Worker {
     }
 
     /// Keeps a new connection, or gives it to the least loaded worker when this one holds clearly more: the kernel
-    /// spreads connections by hash, which is uneven for few and heavy sessions.
+    /// spreads connections by hash, which is uneven for few and heavy sessions. Where sessions are gathered they move
+    /// later, once they have shown that they last.
     fn hand_on(&mut self, accepted: Accepted) {
         let loads = &self.parts.shared.loads;
+        if self.parts.shared.board.gathers() {
+            loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
+            return self.begin(accepted);
+        }
         let mine = loads[self.parts.id].load(Ordering::Relaxed);
         let least = (0..loads.len()).min_by_key(|i| loads[*i].load(Ordering::Relaxed)).unwrap_or(self.parts.id);
         let surplus = mine.saturating_sub(loads[least].load(Ordering::Relaxed));

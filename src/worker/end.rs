@@ -100,10 +100,18 @@ impl Worker {
     /// Resets connections that are on their way to a worker that ends, and gives back what was taken for them.
     fn turn_away(&self, reason: EndReason) {
         while let Ok(message) = self.parts.inbox.try_recv() {
-            let Message::Accepted(accepted) = message else { continue };
-            let _ = accepted.socket.set_linger(Some(Duration::ZERO));
-            self.parts.stats.forwards[accepted.forward].accepted.add(1);
-            self.count_lost(accepted.forward, reason);
+            match message {
+                Message::Accepted(accepted) => {
+                    let _ = accepted.socket.set_linger(Some(Duration::ZERO));
+                    self.parts.stats.forwards[accepted.forward].accepted.add(1);
+                    self.count_lost(accepted.forward, reason);
+                }
+                Message::Moved(session) => {
+                    session.reset();
+                    self.count_lost(session.origin().forward, reason);
+                }
+                _ => {}
+            }
         }
     }
 

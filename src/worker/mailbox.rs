@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use mio::Waker;
 use socket2::Socket;
 
+use crate::session::Session;
 use crate::upstream::Hop;
 
 /// How a worker is told things.
@@ -20,6 +21,8 @@ pub struct Mailbox {
 pub enum Message {
     /// A connection another worker has accepted.
     Accepted(Accepted),
+    /// A session another worker has let go.
+    Moved(Box<Session>),
     /// The addresses of a name: forward, target, addresses.
     Resolved(usize, usize, Vec<IpAddr>),
     /// Accept no more; end when the last session has.

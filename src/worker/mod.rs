@@ -10,6 +10,7 @@
 mod accept;
 mod connect;
 mod end;
+mod gather;
 mod mailbox;
 mod trial;
 
@@ -27,6 +28,7 @@ use slab::Slab;
 pub use self::mailbox::{Accepted, Mailbox, Message};
 use self::trial::Trial;
 use crate::deadline::Deadlines;
+use crate::gather::{Board, Gatherer};
 use crate::listener::{Listener, Shortage, Slots};
 use crate::plan::Plan;
 use crate::pump::Pumps;
@@ -57,6 +59,10 @@ pub struct Shared {
     pub slots: Slots,
     /// `max_connections` of each forward.
     pub forward_slots: Box<[Slots]>,
+    /// The clock all workers read, so that a session may move.
+    pub clock: Instant,
+    /// How busy each worker is.
+    pub board: Board,
     /// Our own connections to backends.
     pub trace: Trace,
     /// Descriptors or memory have run out.
@@ -115,7 +121,7 @@ pub struct Worker {
     retry: Vec<usize>,
     finished: Vec<SessionRecord>,
     trial: Trial,
-    clock: Instant,
+    gatherer: Gatherer,
     now_us: u64,
     /// Listeners that may have connections. Only these are looked at: there may be thousands of others.
     accepting: Vec<usize>,
@@ -157,10 +163,12 @@ impl Worker {
         }
         let trial = Trial::new();
         let accepting = (0..parts.listeners.len()).collect();
+        let gatherer = Gatherer::new(parts.id);
         Ok(Self {
             accepting,
             parts,
             trial,
+            gatherer,
             // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
             sessions: Slab::with_capacity(4096),
             deadlines: Deadlines::default(),
@@ -169,7 +177,6 @@ impl Worker {
             due: Vec::new(),
             retry: Vec::new(),
             finished: Vec::new(),
-            clock: Instant::now(),
             now_us: 0,
             pause_until_ms: 0,
             halted: false,
@@ -196,7 +203,7 @@ impl Worker {
                 self.end_all(EndReason::WorkerPanic);
                 return Err(e);
             }
-            self.now_us = self.clock.elapsed().as_micros() as u64;
+            self.now_us = self.parts.shared.clock.elapsed().as_micros() as u64;
             self.note(&events);
             self.drive_ready();
             if self.has_seen_all(&events) {
@@ -208,6 +215,7 @@ impl Worker {
                 self.retry();
             }
             self.accept();
+            self.look_round();
             self.report();
         }
         self.report();
@@ -304,6 +312,9 @@ impl Worker {
             }
             _ => step,
         };
+        if !matches!(step, Step::End(_)) && self.move_away(key) {
+            return;
+        }
         self.settle(key, step);
     }
 
@@ -368,6 +379,7 @@ impl Worker {
         while let Ok(message) = self.parts.inbox.try_recv() {
             match message {
                 Message::Accepted(accepted) => self.begin(accepted),
+                Message::Moved(session) => self.take_over(*session),
                 Message::Resolved(forward, target, addresses) => {
                     self.parts.routes[forward].upstreams.resolved(target, &addresses);
                     self.freed = true;
