@@ -11,6 +11,7 @@ pub mod control;
 pub mod deadline;
 pub mod fleet;
 pub mod flow;
+pub mod limits;
 pub mod listener;
 pub mod plan;
 pub mod pump;

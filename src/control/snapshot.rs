@@ -243,7 +243,7 @@ impl Cpu {
 pub(super) mod tests {
     use super::*;
     use crate::arms::Sampled;
-    use crate::plan::{Access, Arm, Engine, Host, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
+    use crate::plan::{Access, Arm, Engine, Host, Limits, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
     use crate::stats::EndReason;
 
     /// A plan with one forward of the given name, 127.0.0.1:9000 → 10.0.0.2:9001.
@@ -252,6 +252,7 @@ pub(super) mod tests {
             workers: Some(2),
             pin: Pin::Off,
             max_connections: None,
+            max_connections_per_source: None,
             drain: Some(Duration::from_secs(30)),
             control: None,
             metrics: None,
@@ -266,9 +267,10 @@ pub(super) mod tests {
                 copy_buffer: 65536,
                 pipe_size: None,
                 max_connections: None,
+                limits: Limits::default(),
                 timeouts: Timeouts::default(),
                 tcp: TcpOptions::default(),
-                source: None,
+                sources: Vec::new(),
                 access: Access::default(),
             }],
         }

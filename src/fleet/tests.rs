@@ -3,7 +3,8 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::plan::{Access, Engine, Host, Listen, LogPlan, Ports, Target, TcpOptions, Timeouts};
+use crate::limits::Admission;
+use crate::plan::{Access, Engine, Host, Limits, Listen, LogPlan, Ports, Target, TcpOptions, Timeouts};
 use crate::stats::EndReason;
 use crate::worker::Accepted;
 
@@ -17,15 +18,17 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         copy_buffer: 64 * 1024,
         pipe_size: None,
         max_connections: None,
+        limits: Limits::default(),
         timeouts: Timeouts::default(),
         tcp: TcpOptions::default(),
-        source: None,
+        sources: Vec::new(),
         access: Access::default(),
     };
     Plan {
         workers: Some(1),
         pin: Pin::Off,
         max_connections: None,
+        max_connections_per_source: None,
         drain: None,
         control: None,
         metrics: None,
@@ -92,7 +95,7 @@ fn lone_worker(target: SocketAddr) -> (Worker, Arc<Shared>, Arc<WorkerStats>) {
         shared: Arc::clone(&shared),
         inbox,
         listeners: Vec::new(),
-        routes: routes(&plan, &budgets),
+        routes: routes(&plan, &budgets, &shared, 0),
         pumps: Pumps::new(
             65536,
             budgets.budgets.iter().map(PipeBudget::pool).collect(),
@@ -111,7 +114,7 @@ fn hand_over(shared: &Shared) -> TcpStream {
     client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let (socket, address) = listener.accept().unwrap();
     socket.set_nonblocking(true).unwrap();
-    assert!(shared.slots.take());
+    assert_eq!(shared.limits.admit(0, 0, 0).0, Admission::Enter);
     shared.loads[0].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     shared.mailboxes[0].post(Message::Accepted(Accepted::of(socket.into(), address))).unwrap();
     client
@@ -127,10 +130,10 @@ fn a_connection_on_its_way_to_a_worker_that_failed_is_reset_and_its_slot_is_free
     let backend = TcpListener::bind("127.0.0.1:0").unwrap();
     let (worker, shared, stats) = lone_worker(backend.local_addr().unwrap());
     let client = hand_over(&shared);
-    assert!(!shared.slots.take());
+    assert!(!shared.limits.slots.take());
     drop(worker);
     assert!(was_reset(client), "a clean end would look like an answer");
-    assert!(shared.slots.take());
+    assert!(shared.limits.slots.take());
     assert_eq!(stats.forwards[0].ends[EndReason::WorkerPanic as usize].get(), 1);
     assert_eq!(stats.forwards[0].accepted.get(), 1);
 }
@@ -146,6 +149,6 @@ fn a_connection_that_arrives_after_the_stop_is_ended_with_the_rest() {
     std::thread::spawn(move || say.send(worker.run().is_ok()));
     assert_eq!(said.recv_timeout(Duration::from_secs(20)), Ok(true), "it ends");
     assert!(was_reset(client));
-    assert!(shared.slots.take());
+    assert!(shared.limits.slots.take());
     assert_eq!(stats.forwards[0].ends[EndReason::Drain as usize].get(), 1);
 }

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use mio::Waker;
 use socket2::Socket;
 
+use crate::limits::Ticket;
 use crate::upstream::Hop;
 
 /// How a worker is told things.
@@ -22,6 +23,10 @@ pub enum Message {
     Accepted(Accepted),
     /// The addresses of a name: forward, target, addresses.
     Resolved(usize, usize, Vec<IpAddr>),
+    /// A slot this worker waits for has come free.
+    SlotFree,
+    /// Limits have changed: what waits for one looks again.
+    Limits,
     /// Accept no more; end when the last session has.
     Drain,
     /// End every session now.
@@ -40,13 +45,15 @@ pub struct Accepted {
     pub(super) listener: usize,
     pub(super) port_offset: u16,
     pub(super) hop: Hop,
+    /// What limits per source count it as.
+    pub(super) ticket: Option<Box<Ticket>>,
 }
 
 #[cfg(test)]
 impl Accepted {
     /// A connection to the first forward, as if another worker had accepted it.
     pub(crate) fn of(socket: Socket, client: SocketAddr) -> Self {
-        Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default() }
+        Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default(), ticket: None }
     }
 }
 
