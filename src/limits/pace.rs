@@ -297,7 +297,7 @@ mod tests {
             for bytes in &got {
                 // Whoever comes first has the burst for itself.
                 let (share, burst) = (10 * rate / sessions as u64, rate / 10);
-                let fair = share * 9 / 10..=share * 11 / 10 + burst;
+                let fair = share * 85 / 100..=share * 115 / 100 + burst;
                 assert!(fair.contains(bytes), "{bytes} for one of {sessions} at {rate} B/s, allowed are {fair:?}");
             }
             assert!(wakes <= sessions as u64 * 10_000 / 32 + sessions as u64, "{wakes} wakes of {sessions}");
