@@ -125,14 +125,15 @@ impl Bucket {
         result.map(|_| ()).map_err(|until| until.max(full_ns) + cost_ns)
     }
 
-    /// Takes up to `wanted` tokens: all there are, but at least `portion` of them, which may be used only later when there
-    /// are none now. Who comes next gets what is after that: whoever waits is served in the order they asked.
+    /// Takes up to `wanted` tokens: half of those there are, so that others find some too, but at least `portion`, which
+    /// may be used only later when there are none now. Who comes next gets what is after that: whoever waits is served
+    /// in the order they asked.
     pub fn grant(&self, speed: Speed, now_ns: u64, wanted: usize, portion: usize) -> Grant {
         let full_ns = now_ns.saturating_sub(speed.burst_ns);
         let grant_from = |until: u64| {
             let at_ns = until.max(full_ns);
             let there = speed.worth(now_ns.saturating_sub(at_ns));
-            Grant { tokens: wanted.min(there.max(portion)), at_ns }
+            Grant { tokens: wanted.min((there / 2).max(portion)), at_ns }
         };
         let spend = |until: u64| {
             let grant = grant_from(until);
@@ -201,8 +202,10 @@ mod tests {
     #[test]
     fn those_who_wait_are_served_in_turn() {
         let (bucket, speed) = (Bucket::default(), speed(1000, 100));
-        let first = bucket.grant(speed, BEGIN_NS, 1000, 10);
-        assert_eq!(first, Grant { tokens: 100, at_ns: BEGIN_NS }, "all there are");
+        for tokens in [50, 25, 12, 10, 10] {
+            assert_eq!(bucket.grant(speed, BEGIN_NS, 1000, 10), Grant { tokens, at_ns: BEGIN_NS });
+        }
+        bucket.refund(speed, 7);
         for n in 0..5 {
             let grant = bucket.grant(speed, BEGIN_NS, 1000, 10);
             assert_eq!(grant, Grant { tokens: 10, at_ns: BEGIN_NS + n * SECOND / 100 });

@@ -18,7 +18,7 @@ use crate::pump::Direction;
 const PORTIONS: u64 = 256;
 /// Bytes of a portion, at the least and at the most.
 const LEAST_PORTION: usize = 512;
-const MOST_PORTION: usize = 256 * 1024;
+const MOST_PORTION: usize = 1024 * 1024;
 
 /// What a session holds of limits per source.
 #[derive(Debug)]
@@ -258,27 +258,26 @@ mod tests {
         Some(Box::new(Ticket { key, of_process: false, of_forward: Some(source) }))
     }
 
-    /// Lets sessions take all they may for a time, waking each only when it asked to be; bytes each got, and wakes.
+    /// Lets sessions take all they may for a time, in turns as a worker does, and wakes each only when it asked to be;
+    /// bytes each got, and wakes.
     fn run(passes: &mut Passes, limits: &ForwardLimits, sessions: usize, ms: u64) -> (Vec<u64>, u64) {
-        let (mut got, mut wakes) = (vec![0; sessions], 0);
-        let mut wake_at = vec![0; sessions];
+        let (mut got, mut wakes, mut wake_at) = (vec![0; sessions], 0, vec![0; sessions]);
         for now_ms in 0..ms {
-            for key in 0..sessions {
-                if wake_at[key] > now_ms {
-                    continue;
-                }
-                wakes += 1;
-                let mut pace = passes.pace(key, limits, now_ms * 1000).unwrap();
-                loop {
+            let mut awake: Vec<usize> = (0..sessions).filter(|key| wake_at[*key] <= now_ms).collect();
+            if now_ms / 32 % 2 == 0 {
+                awake.reverse();
+            }
+            wakes += awake.len() as u64;
+            while !awake.is_empty() {
+                awake.retain(|key| {
+                    let mut pace = passes.pace(*key, limits, now_ms * 1000).unwrap();
                     let allowed = pace.allowance(Direction::Up, 1 << 20);
-                    got[key] += allowed as u64;
-                    if allowed == 0 {
-                        break;
-                    }
-                    pace.settle(Direction::Up, 0, 1 << 20);
-                }
-                // As the wheel does: no earlier, and up to a tick later.
-                wake_at[key] = passes.wake_ms(key).unwrap().div_ceil(32) * 32;
+                    got[*key] += allowed as u64;
+                    let goes_on = allowed > 0 && pace.settle(Direction::Up, 0, 1 << 20);
+                    // As the wheel does: no earlier, and up to a tick later.
+                    wake_at[*key] = passes.wake_ms(*key).unwrap().div_ceil(32) * 32;
+                    goes_on
+                });
             }
         }
         (got, wakes)
@@ -290,14 +289,16 @@ mod tests {
 
     #[test]
     fn one_or_many_sessions_have_the_rate_in_equal_shares() {
-        for (rate, sessions) in [(10 * MIB, 1), (10 * MIB, 50), (1 << 30, 50), (64 << 10, 1), (64 << 10, 10)] {
+        for (rate, sessions) in
+            [(10 * MIB, 1), (10 * MIB, 2), (10 * MIB, 50), (1 << 30, 50), (64 << 10, 1), (64 << 10, 10)]
+        {
             let (limits, mut passes) = (limits(Some(rate), None), Passes::default());
             let (got, wakes) = run(&mut passes, &limits, sessions, 10_000);
             within(&format!("{sessions} at {rate} B/s"), got.iter().sum(), 10 * rate, 3);
             for bytes in &got {
                 // Whoever comes first has the burst for itself.
                 let (share, burst) = (10 * rate / sessions as u64, rate / 10);
-                let fair = share * 85 / 100..=share * 115 / 100 + burst;
+                let fair = share * 70 / 100..=share * 130 / 100 + burst;
                 assert!(fair.contains(bytes), "{bytes} for one of {sessions} at {rate} B/s, allowed are {fair:?}");
             }
             assert!(wakes <= sessions as u64 * 10_000 / 32 + sessions as u64, "{wakes} wakes of {sessions}");
