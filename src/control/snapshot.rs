@@ -42,6 +42,8 @@ pub struct Sources<'a> {
     pub splices: bool,
     /// Session log lines that could not be written.
     pub log_lost: u64,
+    /// Sources that limits per source know.
+    pub sources: usize,
 }
 
 /// The JSON object of `spliced stats --json`.
@@ -61,6 +63,8 @@ pub struct Snapshot {
     pub engine_available: EngineAvailable,
     /// Session log lines that could not be written (disk full, for instance).
     pub log_lost: u64,
+    /// Sources that limits per source know: those with a session, and those whose bucket is not full again yet.
+    pub sources: usize,
     /// One entry per worker.
     pub workers: Vec<WorkerSnapshot>,
     /// Pipes of all workers; `size_bytes` is the largest.
@@ -168,6 +172,7 @@ impl Snapshot {
             cpu: Cpu::now(),
             engine_available: EngineAvailable { splice: sources.splices },
             log_lost: sources.log_lost,
+            sources: sources.sources,
             pipes: workers.iter().fold(Pipes::default(), |sum, worker| sum.plus(worker.pipes)),
             workers,
             total,
@@ -304,6 +309,7 @@ pub(super) mod tests {
             draining: false,
             splices: true,
             log_lost: 2,
+            sources: 3,
         })
     }
 
