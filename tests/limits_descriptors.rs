@@ -41,7 +41,11 @@ fn twenty_thousand_clients_and_no_descriptor() {
     while waiting.len() < 8 {
         let client = connect(port.address());
         let within = if waiting.is_empty() { Duration::from_secs(1) } else { Duration::from_millis(10) };
-        if echoes(&client, 1, within) { served.push(client) } else { waiting.push(client) }
+        if echoes(&client, 1, within) {
+            served.push(client)
+        } else {
+            waiting.push(client)
+        }
         assert!(served.len() < 60, "64 descriptors were never used up");
     }
     // Descriptors run out for good now: pooled pipes have been given up.

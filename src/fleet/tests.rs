@@ -152,3 +152,46 @@ fn a_connection_that_arrives_after_the_stop_is_ended_with_the_rest() {
     assert!(shared.limits.slots.take());
     assert_eq!(stats.forwards[0].ends[EndReason::Drain as usize].get(), 1);
 }
+
+/// Limits are changed under open sessions: what waits for one goes on, what is too many stays.
+#[test]
+fn limits_change_in_place() {
+    use crate::plan::{Limits, Rate};
+
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_reserved, listen) = reserve();
+    let poll = Poll::new().unwrap();
+    let waker = Arc::new(Waker::new(poll.registry(), mio::Token(0)).unwrap());
+    let mut plan = plan(listen, backend.local_addr().unwrap());
+    plan.max_connections = Some(1);
+    // So slow that the second kilobyte would come in a second and the last one in an hour.
+    let slow = Rate { per_second: 1024, burst: 1024 };
+    plan.forwards[0].limits = Limits { rate: Some(slow), ..Limits::default() };
+    let fleet = Fleet::start(&Arc::new(plan.clone()), None, waker).unwrap();
+    let mut clients = [TcpStream::connect(listen).unwrap(), TcpStream::connect(listen).unwrap()];
+    let (mut server, _) = backend.accept().unwrap();
+    let bytes = vec![7; 3 << 20];
+    let sent = bytes.clone();
+    std::thread::spawn(move || clients.iter_mut().try_for_each(|client| client.write_all(&sent)).map(|()| clients));
+    server.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    server.read_exact(&mut [0; 1024]).unwrap();
+    backend.set_nonblocking(true).unwrap();
+    assert!(backend.accept().is_err(), "the second one waits");
+
+    plan.max_connections = Some(2);
+    plan.forwards[0].limits = Limits::default();
+    fleet.update_limits(&plan);
+    let mut rest = vec![0; bytes.len() - 1024];
+    server.read_exact(&mut rest).unwrap();
+    assert!(rest == bytes[1024..]);
+    let until = Instant::now() + Duration::from_secs(20);
+    while backend.accept().is_err() {
+        assert!(Instant::now() < until, "the second one is served when there is a slot for it");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    assert_eq!(fleet.open_sessions(), 2);
+    plan.max_connections = Some(1);
+    fleet.update_limits(&plan);
+    assert_eq!(fleet.open_sessions(), 2, "sessions stay");
+    fleet.stop();
+}
