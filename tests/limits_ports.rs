@@ -21,8 +21,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
 }
 
-/// Loopback with some addresses of its own and few ports for whoever connects from one of `sources`; clients come from
-/// another address and bring their ports.
+/// Loopback with some addresses of its own.
 fn namespace() -> Netns {
     let namespace = Netns::new();
     for last in 1..=6 {
@@ -31,12 +30,13 @@ fn namespace() -> Netns {
     namespace
 }
 
+/// From here on whoever connects without a port of its own finds only [`PORTS`] for each of its addresses.
 fn few_ports(namespace: &Netns) {
     let range = format!("50000 {}", 50000 + PORTS - 1);
     namespace.enter(|| fs::write("/proc/sys/net/ipv4/ip_local_port_range", range)).expect("a namespace of our own");
 }
 
-/// A client with a port outside of the small range, which only those count that ask for any.
+/// A client with a port of its own, outside of that range.
 fn client(namespace: &Netns, port: u16) -> TcpStream {
     namespace.enter(|| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");

@@ -5,7 +5,7 @@
 //! in the bucket but in a [`Meter`], so that a million buckets of one kind cost a million words, and a rate can be
 //! changed in place.
 //!
-//! Times are nanoseconds of one clock for the whole process, begun at [`BEGIN_NS`].
+//! Times are nanoseconds of one clock for the whole process, which begins at `BEGIN_NS`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

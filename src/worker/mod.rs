@@ -368,10 +368,11 @@ impl Worker {
             let Some(session) = self.sessions.get_mut(key) else { continue };
             session.armed_ms = 0;
             if let Some(wake_ms) = self.passes.wake_ms(key) {
-                if wake_ms <= now_ms {
-                    self.drive(key)
-                } else {
-                    self.arm(key)
+                match session.queued {
+                    // Its next turn sets the timer again.
+                    true => {}
+                    false if wake_ms <= now_ms => self.drive(key),
+                    false => self.arm(key),
                 }
                 continue;
             }
