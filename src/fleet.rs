@@ -14,18 +14,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use mio::{Poll, Waker};
 
 use crate::gather::Board;
-use crate::listener::{self, Listener, Shortage, Slots};
+use crate::limits::{self, Limits};
+use crate::listener::{self, Listener, Shortage};
 use crate::plan::{Forward, Pin, Plan};
 use crate::pump::Pumps;
 use crate::stats::{SessionRecord, WorkerStats};
 use crate::sys;
 use crate::sys::pipes::PipeBudget;
-use crate::upstream::{self, Resolver, Trace, Upstreams};
+use crate::upstream::{self, Resolver, SourcePool, Trace, Upstreams};
 use crate::worker::{MAILBOX, Mailbox, Message, Parts, Route, Shared, Worker};
 
 /// All workers of the process.
@@ -84,6 +84,9 @@ impl Fleet {
         let (soft, hard) = sys::raise_descriptor_limit();
         let workers = worker_count(plan);
         let sets = listener::bind_all(plan, workers)?;
+        if let Some(shortfall) = limits::shortfall(plan, soft, workers, sets.iter().map(Vec::len).sum()) {
+            log::warn!("{shortfall}");
+        }
         let budgets = Budgets::of(plan, workers);
         let stats: Vec<_> =
             (0..workers).map(|_| Arc::new(WorkerStats::new(plan.forwards.iter().map(|f| f.arms.len())))).collect();
@@ -101,7 +104,7 @@ impl Fleet {
                 shared: Arc::clone(&shared),
                 inbox,
                 listeners,
-                routes: routes(plan, &budgets),
+                routes: routes(plan, &budgets, &shared, id),
                 pumps: Pumps::new(scratch, pools, Arc::clone(&splice_off)),
                 stats: Arc::clone(&stats[id]),
                 log: log.clone(),
@@ -156,6 +159,18 @@ impl Fleet {
     #[must_use]
     pub fn listening(&self) -> &[SocketAddr] {
         &self.shared.listening
+    }
+
+    /// Changes every limit in place to what another plan with the same forwards says; sessions stay.
+    pub fn update_limits(&self, plan: &Plan) {
+        self.shared.limits.update(plan);
+        self.tell(|| Message::Limits);
+    }
+
+    /// Sources that limits per source know now.
+    #[must_use]
+    pub fn sources_known(&self) -> usize {
+        self.shared.limits.sources_known()
     }
 
     /// Stops accepting (listeners are closed); sessions go on, each worker ends when its last one has.
@@ -251,10 +266,8 @@ fn share(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<(Arc<Shared>, Vec<En
     listening.dedup();
     let shared = Shared {
         loads: sets.iter().map(|_| AtomicUsize::new(0)).collect(),
-        slots: Slots::new(plan.max_connections),
-        forward_slots: plan.forwards.iter().map(|f| Slots::new(f.max_connections)).collect(),
-        clock: Instant::now(),
         board: Board::new(sets.len(), plan.gather),
+        limits: Limits::new(plan, sets.len()),
         trace: Trace::default(),
         shortage: Shortage::default(),
         listening: listening.into_iter().map(|(_, address)| address).collect(),
@@ -263,9 +276,14 @@ fn share(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<(Arc<Shared>, Vec<En
     Ok((Arc::new(shared), ends))
 }
 
-fn routes(plan: &Plan, budgets: &Budgets) -> Vec<Route> {
-    let route = |f| Route { upstreams: Upstreams::new(f), pool: budgets.index(f.pipe_size) };
-    plan.forwards.iter().map(route).collect()
+fn routes(plan: &Plan, budgets: &Budgets, shared: &Shared, worker: usize) -> Vec<Route> {
+    let route = |(f, limits): (&Forward, &Arc<_>)| Route {
+        upstreams: Upstreams::new(f),
+        pool: budgets.index(f.pipe_size),
+        limits: Arc::clone(limits),
+        sources: SourcePool::new(&f.sources, worker),
+    };
+    plan.forwards.iter().zip(&shared.limits.forwards).map(route).collect()
 }
 
 fn resolver(plan: &Plan, shared: &Arc<Shared>) -> io::Result<Option<Resolver>> {

@@ -12,6 +12,7 @@ pub mod deadline;
 pub mod fleet;
 pub mod flow;
 pub mod gather;
+pub mod limits;
 pub mod listener;
 pub mod plan;
 pub mod pump;

@@ -187,36 +187,6 @@ impl AcceptError {
     }
 }
 
-/// A number of slots shared by all workers; without a limit it costs nothing.
-#[derive(Debug)]
-pub struct Slots {
-    most: Option<u64>,
-    taken: AtomicU64,
-}
-
-impl Slots {
-    /// So many slots, or no limit.
-    #[must_use]
-    pub fn new(most: Option<u64>) -> Self {
-        Self { most, taken: AtomicU64::new(0) }
-    }
-
-    /// Takes a slot; false when all are taken.
-    #[must_use]
-    pub fn take(&self) -> bool {
-        let Some(most) = self.most else { return true };
-        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < most).then_some(n + 1)).is_ok()
-    }
-
-    /// Gives a taken slot back.
-    pub fn give(&self) {
-        if self.most.is_some() {
-            let before = self.taken.fetch_sub(1, Ordering::AcqRel);
-            debug_assert!(before > 0, "a slot is given back once");
-        }
-    }
-}
-
 /// A shortage of descriptors or memory, as all workers together see it: worth one line, however often they try.
 #[derive(Debug)]
 pub struct Shortage {
@@ -250,25 +220,6 @@ impl Shortage {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn slots_are_exact_under_threads() {
-        let slots = Slots::new(Some(7));
-        let taken = AtomicU64::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    let won = (0..100).filter(|_| slots.take()).count();
-                    taken.fetch_add(won as u64, Ordering::Relaxed);
-                });
-            }
-        });
-        assert_eq!(taken.load(Ordering::Relaxed), 7);
-        slots.give();
-        assert!(slots.take());
-        assert!(!slots.take());
-        assert!(Slots::new(None).take());
-    }
 
     #[test]
     fn a_shortage_begins_once_however_long_it_lasts() {

@@ -85,7 +85,7 @@ named! {
         ResetByBackend = "reset_by_backend",
         /// Every target refused the connection.
         Refused = "refused",
-        /// No target was reachable (no route, no source port, a local error).
+        /// No target was reachable (no route, a local error).
         ConnectFailed = "connect_failed",
         /// No target answered within `timeouts.connect`.
         ConnectTimeout = "connect_timeout",
@@ -101,8 +101,10 @@ named! {
         HalfClosed = "half_closed",
         /// Cut at the end of the drain time, or by the second signal.
         Drain = "drain",
-        /// A limit on connections refused it.
+        /// A limit on open sessions refused it.
         Limit = "limit",
+        /// A limit on new connections per second refused it.
+        Rate = "rate",
         /// A deny rule matched.
         Denied = "denied",
         /// There are allow rules and none matched.
@@ -111,6 +113,8 @@ named! {
         Loop = "loop",
         /// No descriptor for the connection to the backend within `timeouts.connect`.
         NoDescriptors = "no_descriptors",
+        /// No local port was left for the connection to the backend, at any of the source addresses.
+        NoPorts = "no_ports",
         /// The worker that held it panicked.
         WorkerPanic = "worker_panic",
         /// Something the kernel reported that none of the others covers.
@@ -179,6 +183,8 @@ pub struct ForwardStats {
     pub down_splice: Counter,
     /// Bytes written to the client from memory.
     pub down_copy: Counter,
+    /// Times a direction waited for bytes of a rate.
+    pub rate_waits: Counter,
     /// By [`Fallback`].
     pub fallbacks: [Counter; Fallback::ALL.len()],
     /// By [`EndReason`].
@@ -206,9 +212,10 @@ pub struct WorkerStats {
     pub handed_over: Counter,
     /// Sessions given to another worker while bytes moved.
     pub moved: Counter,
-    /// Accepting paused for want of descriptors or slots (gauge, 0 or 1).
+    /// Accepting paused for want of descriptors, slots or tokens of a connection rate (gauge, 0 or 1).
     pub accept_paused: Counter,
-    /// Times accepting was paused for want of descriptors or slots; a pause that lasts is taken up again every 50 ms.
+    /// Times accepting was paused for want of descriptors, slots or tokens of a connection rate; a pause for want of
+    /// descriptors that lasts is taken up again every 50 ms.
     pub accept_pauses: Counter,
     /// Pipes that hold bytes now (gauge).
     pub pipes_in_use: Counter,
@@ -287,6 +294,8 @@ pub struct ForwardSnapshot {
     pub sessions_open: u64,
     /// Bytes by direction and path.
     pub bytes: Bytes,
+    /// Times a direction waited for bytes of a rate.
+    pub rate_waits: u64,
     /// By name of [`Fallback`].
     pub fallbacks: ByName,
     /// By name of [`EndReason`].
@@ -308,6 +317,7 @@ impl ForwardSnapshot {
         self.bytes.client_to_backend.copy += stats.up_copy.get();
         self.bytes.backend_to_client.splice += stats.down_splice.get();
         self.bytes.backend_to_client.copy += stats.down_copy.get();
+        self.rate_waits += stats.rate_waits.get();
         for (reason, counter) in Fallback::ALL.iter().zip(&stats.fallbacks) {
             *self.fallbacks.entry(reason.name()).or_default() += counter.get();
         }

@@ -197,7 +197,7 @@ fn describe_worker(out: &mut String, worker: &Worker) {
         }
     }
     if worker.accept_paused {
-        text.push_str(", not accepting: out of descriptors or slots");
+        text.push_str(", not accepting: a limit is reached or descriptors have run out");
     }
     line(out, 0, &format!("worker {}", worker.id), &text);
 }

@@ -42,6 +42,8 @@ pub struct Sources<'a> {
     pub splices: bool,
     /// Session log lines that could not be written.
     pub log_lost: u64,
+    /// Sources that limits per source know.
+    pub sources: usize,
 }
 
 /// The JSON object of `spliced stats --json`.
@@ -61,6 +63,8 @@ pub struct Snapshot {
     pub engine_available: EngineAvailable,
     /// Session log lines that could not be written (disk full, for instance).
     pub log_lost: u64,
+    /// Sources that limits per source know: those with a session, and those whose bucket is not full again yet.
+    pub sources: usize,
     /// One entry per worker.
     pub workers: Vec<WorkerSnapshot>,
     /// Pipes of all workers; `size_bytes` is the largest.
@@ -170,6 +174,7 @@ impl Snapshot {
             cpu: Cpu::now(),
             engine_available: EngineAvailable { splice: sources.splices },
             log_lost: sources.log_lost,
+            sources: sources.sources,
             pipes: workers.iter().fold(Pipes::default(), |sum, worker| sum.plus(worker.pipes)),
             workers,
             total,
@@ -246,7 +251,7 @@ impl Cpu {
 pub(super) mod tests {
     use super::*;
     use crate::arms::Sampled;
-    use crate::plan::{Access, Arm, Engine, Host, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
+    use crate::plan::{Access, Arm, Engine, Host, Limits, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
     use crate::stats::EndReason;
 
     /// A plan with one forward of the given name, 127.0.0.1:9000 → 10.0.0.2:9001.
@@ -256,6 +261,7 @@ pub(super) mod tests {
             pin: Pin::Off,
             gather: false,
             max_connections: None,
+            max_connections_per_source: None,
             drain: Some(Duration::from_secs(30)),
             control: None,
             metrics: None,
@@ -270,9 +276,10 @@ pub(super) mod tests {
                 copy_buffer: 65536,
                 pipe_size: None,
                 max_connections: None,
+                limits: Limits::default(),
                 timeouts: Timeouts::default(),
                 tcp: TcpOptions::default(),
-                source: None,
+                sources: Vec::new(),
                 access: Access::default(),
             }],
         }
@@ -306,6 +313,7 @@ pub(super) mod tests {
             draining: false,
             splices: true,
             log_lost: 2,
+            sources: 3,
         })
     }
 

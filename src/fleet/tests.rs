@@ -3,7 +3,8 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::plan::{Access, Engine, Host, Listen, LogPlan, Ports, Target, TcpOptions, Timeouts};
+use crate::limits::Admission;
+use crate::plan::{Access, Engine, Host, Limits, Listen, LogPlan, Ports, Target, TcpOptions, Timeouts};
 use crate::stats::EndReason;
 use crate::worker::Accepted;
 
@@ -17,9 +18,10 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         copy_buffer: 64 * 1024,
         pipe_size: None,
         max_connections: None,
+        limits: Limits::default(),
         timeouts: Timeouts::default(),
         tcp: TcpOptions::default(),
-        source: None,
+        sources: Vec::new(),
         access: Access::default(),
     };
     Plan {
@@ -27,6 +29,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         pin: Pin::Off,
         gather: false,
         max_connections: None,
+        max_connections_per_source: None,
         drain: None,
         control: None,
         metrics: None,
@@ -93,7 +96,7 @@ fn lone_worker(target: SocketAddr) -> (Worker, Arc<Shared>, Arc<WorkerStats>) {
         shared: Arc::clone(&shared),
         inbox,
         listeners: Vec::new(),
-        routes: routes(&plan, &budgets),
+        routes: routes(&plan, &budgets, &shared, 0),
         pumps: Pumps::new(
             65536,
             budgets.budgets.iter().map(PipeBudget::pool).collect(),
@@ -112,7 +115,7 @@ fn hand_over(shared: &Shared) -> TcpStream {
     client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let (socket, address) = listener.accept().unwrap();
     socket.set_nonblocking(true).unwrap();
-    assert!(shared.slots.take());
+    assert_eq!(shared.limits.admit(0, 0, 0).0, Admission::Enter);
     shared.loads[0].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     shared.mailboxes[0].post(Message::Accepted(Accepted::of(socket.into(), address))).unwrap();
     client
@@ -128,10 +131,10 @@ fn a_connection_on_its_way_to_a_worker_that_failed_is_reset_and_its_slot_is_free
     let backend = TcpListener::bind("127.0.0.1:0").unwrap();
     let (worker, shared, stats) = lone_worker(backend.local_addr().unwrap());
     let client = hand_over(&shared);
-    assert!(!shared.slots.take());
+    assert!(!shared.limits.slots.take());
     drop(worker);
     assert!(was_reset(client), "a clean end would look like an answer");
-    assert!(shared.slots.take());
+    assert!(shared.limits.slots.take());
     assert_eq!(stats.forwards[0].ends[EndReason::WorkerPanic as usize].get(), 1);
     assert_eq!(stats.forwards[0].accepted.get(), 1);
 }
@@ -147,6 +150,49 @@ fn a_connection_that_arrives_after_the_stop_is_ended_with_the_rest() {
     std::thread::spawn(move || say.send(worker.run().is_ok()));
     assert_eq!(said.recv_timeout(Duration::from_secs(20)), Ok(true), "it ends");
     assert!(was_reset(client));
-    assert!(shared.slots.take());
+    assert!(shared.limits.slots.take());
     assert_eq!(stats.forwards[0].ends[EndReason::Drain as usize].get(), 1);
+}
+
+/// Limits are changed under open sessions: what waits for one goes on, what is too many stays.
+#[test]
+fn limits_change_in_place() {
+    use crate::plan::{Limits, Rate};
+
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_reserved, listen) = reserve();
+    let poll = Poll::new().unwrap();
+    let waker = Arc::new(Waker::new(poll.registry(), mio::Token(0)).unwrap());
+    let mut plan = plan(listen, backend.local_addr().unwrap());
+    plan.max_connections = Some(1);
+    // So slow that the second kilobyte would come in a second and the last one in an hour.
+    let slow = Rate { per_second: 1024, burst: 1024 };
+    plan.forwards[0].limits = Limits { rate: Some(slow), ..Limits::default() };
+    let fleet = Fleet::start(&Arc::new(plan.clone()), None, waker).unwrap();
+    let mut clients = [TcpStream::connect(listen).unwrap(), TcpStream::connect(listen).unwrap()];
+    let (mut server, _) = backend.accept().unwrap();
+    let bytes = vec![7; 3 << 20];
+    let sent = bytes.clone();
+    std::thread::spawn(move || clients.iter_mut().try_for_each(|client| client.write_all(&sent)).map(|()| clients));
+    server.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    server.read_exact(&mut [0; 1024]).unwrap();
+    backend.set_nonblocking(true).unwrap();
+    assert!(backend.accept().is_err(), "the second one waits");
+
+    plan.max_connections = Some(2);
+    plan.forwards[0].limits = Limits::default();
+    fleet.update_limits(&plan);
+    let mut rest = vec![0; bytes.len() - 1024];
+    server.read_exact(&mut rest).unwrap();
+    assert!(rest == bytes[1024..]);
+    let until = Instant::now() + Duration::from_secs(20);
+    while backend.accept().is_err() {
+        assert!(Instant::now() < until, "the second one is served when there is a slot for it");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    assert_eq!(fleet.open_sessions(), 2);
+    plan.max_connections = Some(1);
+    fleet.update_limits(&plan);
+    assert_eq!(fleet.open_sessions(), 2, "sessions stay");
+    fleet.stop();
 }

@@ -104,6 +104,8 @@ pub struct Lane<'a> {
     pub pool: usize,
     /// The other direction is done: closing both sockets passes this end on without a shutdown.
     pub last: bool,
+    /// Bytes this direction may still fill in this turn, by its rate; `usize::MAX` without one.
+    pub allowance: usize,
     /// System calls made: recv, send, splice, shutdown. Beside any of them an addition costs nothing, so it is not
     /// asked whether anybody wants to know.
     pub calls: u32,
@@ -177,6 +179,19 @@ impl Pump {
 }
 
 impl Lane<'_> {
+    /// Fills by the path of the engine's choice.
+    fn fill_chosen(&mut self) -> io::Result<usize> {
+        if self.pump.choice.wants_splice()
+            && !self.pumps.splice_is_off()
+            && let Some(result) = self.fill_pipe()
+        {
+            return result;
+        }
+        // An empty pipe may be left from an earlier fill of this turn: a pool must be given back what it gave.
+        self.park_pipe();
+        self.fill_scratch()
+    }
+
     fn count(&self, reason: Fallback) {
         self.stats.fallbacks[reason as usize].add(1);
     }
@@ -200,20 +215,14 @@ impl Lane<'_> {
 
 impl Transfer for Lane<'_> {
     fn may_fill(&self) -> bool {
-        self.source_ready.readable
+        self.source_ready.readable && self.allowance > 0
     }
 
     fn fill(&mut self) -> io::Result<usize> {
         debug_assert_eq!(self.held(), 0, "fill only when nothing is held");
-        if self.pump.choice.wants_splice()
-            && !self.pumps.splice_is_off()
-            && let Some(result) = self.fill_pipe()
-        {
-            return result;
-        }
-        // An empty pipe may be left from an earlier fill of this turn: a pool must be given back what it gave.
-        self.park_pipe();
-        self.fill_scratch()
+        let filled = self.fill_chosen()?;
+        self.allowance -= filled;
+        Ok(filled)
     }
 
     fn may_drain(&self) -> bool {

@@ -18,6 +18,7 @@ use socket2::Socket;
 pub use self::connect::{Connecting, Connector};
 use crate::arms::ArmIndex;
 use crate::flow::{Flow, Progress};
+use crate::limits::Pace;
 use crate::plan::Timeouts;
 use crate::pump::{Choice, Direction, Lane, Pump, Pumps, Ready};
 use crate::stats::{Bytes, EndReason, ForwardStats};
@@ -143,6 +144,8 @@ pub struct Turn<'a> {
     pub now_us: u64,
     /// System calls its lanes have made.
     pub calls: u32,
+    /// What rates allow, where there is one.
+    pub pace: Option<Pace<'a>>,
 }
 
 impl End {
@@ -289,7 +292,13 @@ impl Session {
             Direction::Down => self.down.flow,
         };
         if matches!(flow, Flow::Fill | Flow::Drain) {
+            // Now or never: what that is more than the rate allows, others have less.
+            let (pace, before) = (turn.pace.take(), self.moved());
             let _ = self.drive(direction, turn, true, 4 * BUDGET);
+            if let Some(mut pace) = pace {
+                pace.charge(direction, usize::try_from(self.moved() - before).unwrap_or(0));
+                turn.pace = Some(pace);
+            }
         }
     }
 
@@ -317,6 +326,13 @@ impl Session {
                 (&mut self.down, &mut self.bytes.backend_to_client, backend, client, backend_ready, client_ready)
             }
         };
+        let may_move = match way.flow {
+            Flow::Fill => source_ready.readable,
+            Flow::Drain => source_ready.readable && target_ready.writable,
+            Flow::Finish | Flow::Done => false,
+        };
+        let mut pace = if may_move { turn.pace.as_mut() } else { None };
+        let allowance = pace.as_mut().map_or(usize::MAX, |pace| pace.allowance(direction, BUDGET));
         let mut lane = Lane {
             pump: &mut way.pump,
             pumps: turn.pumps,
@@ -330,11 +346,20 @@ impl Session {
             copy_buffer: turn.copy_buffer,
             pool: turn.pool,
             last,
+            allowance,
             calls: 0,
         };
         let progress = way.flow.advance(&mut lane, budget);
+        let left = lane.allowance;
         turn.calls += lane.calls;
-        progress
+        match pace {
+            Some(pace) if allowance > 0 => {
+                let wants_more = left == 0 && way.flow == Flow::Fill && source_ready.readable;
+                let goes_on = pace.settle(direction, left, if wants_more { BUDGET } else { 0 });
+                if goes_on && matches!(progress, Progress::Blocked) { Progress::Yield } else { progress }
+            }
+            _ => progress,
+        }
     }
 
     /// When it ends by itself if nothing happens, in milliseconds of the worker's clock.

@@ -21,6 +21,7 @@ impl Worker {
                 key,
                 forward: &self.parts.plan.forwards[forward],
                 upstreams: &self.parts.routes[forward].upstreams,
+                sources: &self.parts.routes[forward].sources,
                 stats: &self.parts.stats.forwards[forward],
                 trace: &self.parts.shared.trace,
                 now_us: self.now_us,

@@ -1,12 +1,14 @@
 //! The end of a session, and what a worker reports.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::{GONE, Life, Message, TRIM_MS, Worker};
+use super::{Accepted, GONE, Life, Message, TRIM_MS, Worker};
 use crate::arms::ArmIndex;
+use crate::limits::Ticket;
 use crate::session::{End, Session};
-use crate::stats::{EndReason, SessionRecord};
+use crate::stats::{Bytes, EndReason, SessionRecord};
 use crate::sys;
 
 /// Finished sessions are handed to the log at once when there are that many.
@@ -32,33 +34,61 @@ impl Worker {
             stats.arms[arm.get()].open.sub(1);
             stats.arms[arm.get()].session.record(duration);
         }
-        self.give_back(&session);
+        self.give_back(key, &session);
+        self.record(|listening| SessionRecord {
+            at: SystemTime::now(),
+            forward,
+            arm: session.arm.map(ArmIndex::get),
+            client: session.origin().client,
+            listener: listening[session.origin().listener],
+            target: session.target(),
+            bytes: session.bytes(),
+            duration,
+            reason: end.reason,
+            errno: end.errno,
+        });
+        session.close(end.reason, &mut self.parts.pumps, self.parts.routes[forward].pool);
+    }
+
+    /// Resets a connection that a limit keeps from being a session: it holds no slot.
+    pub(super) fn turn_down(&mut self, accepted: &Accepted, reason: EndReason) {
+        let _ = accepted.socket.set_linger(Some(Duration::ZERO));
+        let stats = &self.parts.stats.forwards[accepted.forward];
+        stats.accepted.add(1);
+        stats.ends[reason as usize].add(1);
+        stats.session_time.record(Duration::ZERO);
+        self.record(|listening| SessionRecord {
+            at: SystemTime::now(),
+            forward: accepted.forward,
+            arm: None,
+            client: accepted.client,
+            listener: listening[accepted.listener],
+            target: None,
+            bytes: Bytes::default(),
+            duration: Duration::ZERO,
+            reason,
+            errno: None,
+        });
+    }
+
+    /// Reports a finished session, where there is a log.
+    fn record(&mut self, session: impl FnOnce(&[SocketAddr]) -> SessionRecord) {
         if self.parts.log.is_some() {
-            self.finished.push(SessionRecord {
-                at: SystemTime::now(),
-                forward,
-                arm: session.arm.map(ArmIndex::get),
-                client: session.origin().client,
-                listener: self.parts.shared.listening[session.origin().listener],
-                target: session.target(),
-                bytes: session.bytes(),
-                duration,
-                reason: end.reason,
-                errno: end.errno,
-            });
+            self.finished.push(session(&self.parts.shared.listening));
             if self.finished.len() >= REPORT {
                 self.report_sessions();
             }
         }
-        session.close(end.reason, &mut self.parts.pumps, self.parts.routes[forward].pool);
     }
 
-    fn give_back(&self, session: &Session) {
+    fn give_back(&mut self, key: usize, session: &Session) {
+        let forward = session.origin().forward;
+        let ticket = self.passes.end(key, &self.parts.routes[forward].limits);
         let shared = &self.parts.shared;
         shared.loads[self.parts.id].fetch_sub(1, Ordering::Relaxed);
-        shared.slots.give();
-        shared.forward_slots[session.origin().forward].give();
         shared.trace.forget(session.trace());
+        let told = shared.limits.leave(forward, ticket, self.now_us);
+        self.tell(told);
     }
 
     /// Ends a turn: counters that are not kept as things happen, and finished sessions.
@@ -98,27 +128,27 @@ impl Worker {
 
 impl Worker {
     /// Resets connections that are on their way to a worker that ends, and gives back what was taken for them.
-    fn turn_away(&self, reason: EndReason) {
+    fn turn_away(&mut self, reason: EndReason) {
         while let Ok(message) = self.parts.inbox.try_recv() {
             match message {
                 Message::Accepted(accepted) => {
                     let _ = accepted.socket.set_linger(Some(Duration::ZERO));
                     self.parts.stats.forwards[accepted.forward].accepted.add(1);
-                    self.count_lost(accepted.forward, reason);
+                    self.count_lost(accepted.forward, accepted.ticket, reason);
                 }
-                Message::Moved(session) => {
+                Message::Moved(session, ticket) => {
                     session.reset();
-                    self.count_lost(session.origin().forward, reason);
+                    self.count_lost(session.origin().forward, ticket, reason);
                 }
                 _ => {}
             }
         }
     }
 
-    fn count_lost(&self, forward: usize, reason: EndReason) {
+    fn count_lost(&mut self, forward: usize, ticket: Option<Box<Ticket>>, reason: EndReason) {
         self.parts.stats.forwards[forward].ends[reason as usize].add(1);
-        self.parts.shared.slots.give();
-        self.parts.shared.forward_slots[forward].give();
+        let told = self.parts.shared.limits.leave(forward, ticket, self.now_us);
+        self.tell(told);
     }
 }
 
@@ -131,7 +161,7 @@ impl Drop for Worker {
         if !std::thread::panicking() {
             return;
         }
-        for (_, session) in &self.sessions {
+        for (key, session) in std::mem::take(&mut self.sessions) {
             session.reset();
             let forward = session.origin().forward;
             let stats = &self.parts.stats.forwards[forward];
@@ -139,7 +169,8 @@ impl Drop for Worker {
             if let Some(arm) = session.arm {
                 stats.arms[arm.get()].open.sub(1);
             }
-            self.count_lost(forward, EndReason::WorkerPanic);
+            let ticket = self.passes.end(key, &self.parts.routes[forward].limits);
+            self.count_lost(forward, ticket, EndReason::WorkerPanic);
         }
     }
 }

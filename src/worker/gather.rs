@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{GONE, Life, Message, Worker};
+use crate::limits::Ticket;
 use crate::session::{End, Session, Step};
 use crate::stats::EndReason;
 use crate::sys;
@@ -18,7 +19,8 @@ impl Worker {
 
     /// Moves a session that was just driven, if another worker should hold it; whether it is gone.
     pub(super) fn move_away(&mut self, key: usize) -> bool {
-        if !self.gatherer.gives() || self.life != Life::Serving {
+        // One that waits for bytes of its rate has booked them here.
+        if !self.gatherer.gives() || self.life != Life::Serving || self.passes.wake_ms(key).is_some() {
             return false;
         }
         let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_movable(self.now_us)) else {
@@ -36,6 +38,7 @@ impl Worker {
         let mut session = self.sessions.remove(key);
         self.deadlines.clear(key);
         let forward = session.origin().forward;
+        let ticket = self.passes.end(key, &self.parts.routes[forward].limits);
         let left = session.leave(self.parts.poll.registry(), &mut self.parts.pumps, self.parts.routes[forward].pool);
         self.parts.stats.forwards[forward].open.sub(1);
         let loads = &self.parts.shared.loads;
@@ -44,22 +47,23 @@ impl Worker {
             log::debug!("cannot stop watching a session that moves: {e}");
         }
         loads[to].fetch_add(1, Ordering::Relaxed);
-        match self.parts.shared.mailboxes[to].post(Message::Moved(Box::new(session))) {
+        match self.parts.shared.mailboxes[to].post(Message::Moved(Box::new(session), ticket)) {
             Ok(()) => self.parts.stats.moved.add(1),
-            Err(Message::Moved(back)) => {
+            Err(Message::Moved(back, ticket)) => {
                 loads[to].store(GONE, Ordering::Relaxed);
                 loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
-                self.take_over(*back);
+                self.take_over(*back, ticket);
             }
             Err(_) => {}
         }
     }
 
     /// Takes over a session another worker has let go. Its place in the load table is taken already.
-    pub(super) fn take_over(&mut self, session: Session) {
+    pub(super) fn take_over(&mut self, session: Session, ticket: Option<Box<Ticket>>) {
         let forward = session.origin().forward;
         self.parts.stats.forwards[forward].open.add(1);
         let key = self.sessions.insert(session);
+        self.passes.begin(key, ticket);
         let session = &mut self.sessions[key];
         let pool = self.parts.routes[forward].pool;
         let entered = session.enter(key, self.parts.poll.registry(), &mut self.parts.pumps, pool);

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use mio::Waker;
 use socket2::Socket;
 
+use crate::limits::Ticket;
 use crate::session::Session;
 use crate::upstream::Hop;
 
@@ -21,10 +22,14 @@ pub struct Mailbox {
 pub enum Message {
     /// A connection another worker has accepted.
     Accepted(Accepted),
-    /// A session another worker has let go.
-    Moved(Box<Session>),
+    /// A session another worker has let go, and what limits per source count it as.
+    Moved(Box<Session>, Option<Box<Ticket>>),
     /// The addresses of a name: forward, target, addresses.
     Resolved(usize, usize, Vec<IpAddr>),
+    /// A slot this worker waits for has come free.
+    SlotFree,
+    /// Limits have changed: what waits for one looks again.
+    Limits,
     /// Accept no more; end when the last session has.
     Drain,
     /// End every session now.
@@ -43,13 +48,15 @@ pub struct Accepted {
     pub(super) listener: usize,
     pub(super) port_offset: u16,
     pub(super) hop: Hop,
+    /// What limits per source count it as.
+    pub(super) ticket: Option<Box<Ticket>>,
 }
 
 #[cfg(test)]
 impl Accepted {
     /// A connection to the first forward, as if another worker had accepted it.
     pub(crate) fn of(socket: Socket, client: SocketAddr) -> Self {
-        Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default() }
+        Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default(), ticket: None }
     }
 }
 

@@ -29,13 +29,14 @@ pub use self::mailbox::{Accepted, Mailbox, Message};
 use self::trial::Trial;
 use crate::deadline::Deadlines;
 use crate::gather::{Board, Gatherer};
-use crate::listener::{Listener, Shortage, Slots};
+use crate::limits::{ForwardLimits, Limits, Passes};
+use crate::listener::{Listener, Shortage};
 use crate::plan::Plan;
 use crate::pump::Pumps;
 use crate::session::{End, Session, Step, Turn, key_of};
 
 use crate::stats::{EndReason, SessionRecord, WorkerStats};
-use crate::upstream::{Trace, Upstreams};
+use crate::upstream::{SourcePool, Trace, Upstreams};
 
 /// Wakes a worker whose mailbox holds something.
 pub(crate) const MAILBOX: Token = Token(usize::MAX);
@@ -45,6 +46,9 @@ const LISTENER: usize = 1 << (usize::BITS - 2);
 const EVENTS: usize = 256;
 /// How long accepting pauses when descriptors have run out; a session that ends lets it go on at once.
 const PAUSE_MS: u64 = 50;
+/// How long it pauses for want of a slot, of which the worker is told when one comes free; only if whoever should have
+/// told has failed, this matters.
+const SLOT_PAUSE_MS: u64 = 1000;
 /// A pipe nobody has needed for that long is closed.
 const TRIM_MS: u64 = 500;
 /// The load of a worker that takes no more connections: more than any other can have.
@@ -55,14 +59,10 @@ const GONE: usize = usize::MAX / 2;
 pub struct Shared {
     /// Sessions held by each worker, those on their way to its mailbox included.
     pub loads: Box<[AtomicUsize]>,
-    /// `max_connections` of the process.
-    pub slots: Slots,
-    /// `max_connections` of each forward.
-    pub forward_slots: Box<[Slots]>,
-    /// The clock all workers read, so that a session may move.
-    pub clock: Instant,
     /// How busy each worker is.
     pub board: Board,
+    /// What limits connections and bytes.
+    pub limits: Limits,
     /// Our own connections to backends.
     pub trace: Trace,
     /// Descriptors or memory have run out.
@@ -80,6 +80,10 @@ pub struct Route {
     pub upstreams: Upstreams,
     /// Index of the pool with its pipe size.
     pub pool: usize,
+    /// Its limits, which all workers share.
+    pub limits: Arc<ForwardLimits>,
+    /// Where its connections to the targets come from.
+    pub sources: SourcePool,
 }
 
 /// What a worker is made of.
@@ -122,15 +126,19 @@ pub struct Worker {
     finished: Vec<SessionRecord>,
     trial: Trial,
     gatherer: Gatherer,
+    /// What sessions hold of limits.
+    passes: Passes,
+    clock: Instant,
     now_us: u64,
     /// Listeners that may have connections. Only these are looked at: there may be thousands of others.
     accepting: Vec<usize>,
     /// Accepting pauses until then, for one listener or, when `halted`, for all; 0 when it does not.
     pause_until_ms: u64,
     halted: bool,
-    /// Since the last turn something has come free that sessions or listeners may wait for: a slot, a descriptor, an
-    /// address.
+    /// Since the last turn something has come free that sessions or listeners may wait for: a descriptor, an address.
     freed: bool,
+    /// This worker has been told of a slot that listeners may wait for.
+    told: bool,
     life: Life,
     /// Full batches of events in a row since deadlines were last looked at.
     full_batches: usize,
@@ -164,6 +172,7 @@ impl Worker {
         let trial = Trial::new();
         let accepting = (0..parts.listeners.len()).collect();
         let gatherer = Gatherer::new(parts.id);
+        let clock = parts.shared.limits.begun();
         Ok(Self {
             accepting,
             parts,
@@ -177,10 +186,13 @@ impl Worker {
             due: Vec::new(),
             retry: Vec::new(),
             finished: Vec::new(),
+            passes: Passes::default(),
+            clock,
             now_us: 0,
             pause_until_ms: 0,
             halted: false,
             freed: false,
+            told: false,
             life: Life::Serving,
             full_batches: 0,
             trim_ms: 0,
@@ -203,7 +215,7 @@ impl Worker {
                 self.end_all(EndReason::WorkerPanic);
                 return Err(e);
             }
-            self.now_us = self.parts.shared.clock.elapsed().as_micros() as u64;
+            self.now_us = self.clock.elapsed().as_micros() as u64;
             self.note(&events);
             self.drive_ready();
             if self.has_seen_all(&events) {
@@ -211,7 +223,8 @@ impl Worker {
             }
             self.read_mailbox();
             let freed = std::mem::take(&mut self.freed);
-            if self.unpause(freed) || freed {
+            let told = std::mem::take(&mut self.told);
+            if self.unpause(freed, told) || freed {
                 self.retry();
             }
             self.accept();
@@ -249,8 +262,8 @@ impl Worker {
     /// How long the poller may sleep.
     fn timeout(&self) -> Option<Duration> {
         let accepting = self.may_accept();
-        let waiting = self.pause_until_ms > 0 || !self.retry.is_empty();
-        if accepting || !self.again.is_empty() || (self.freed && waiting) {
+        let waiting = self.freed && (self.halted || !self.retry.is_empty());
+        if accepting || !self.again.is_empty() || waiting || (self.told && self.pause_until_ms > 0) {
             return Some(Duration::ZERO);
         }
         let set = |ms: u64| Some(ms).filter(|ms| *ms > 0);
@@ -297,18 +310,24 @@ impl Worker {
         let step = match (step, self.sessions.get_mut(key)) {
             (Step::Again, Some(session)) if session.is_open() => {
                 let plan = &self.parts.plan.forwards[forward];
+                let route = &self.parts.routes[forward];
                 let mut turn = Turn {
                     pumps: &mut self.parts.pumps,
                     stats: &self.parts.stats.forwards[forward],
                     copy_buffer: plan.copy_buffer,
-                    pool: self.parts.routes[forward].pool,
+                    pool: route.pool,
                     now_us: self.now_us,
                     calls: 0,
+                    pace: self.passes.pace(key, &route.limits, self.now_us),
                 };
-                match session.arm {
+                let step = match session.arm {
                     None => session.advance(&mut turn),
                     Some(arm) => self.trial.advance(key, session, &mut turn, &plan.arms[arm.get()]),
+                };
+                if let Some(pace) = turn.pace {
+                    turn.stats.rate_waits.add(pace.waits());
                 }
+                step
             }
             _ => step,
         };
@@ -338,7 +357,8 @@ impl Worker {
     fn arm(&mut self, key: usize) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let timeouts = &self.parts.plan.forwards[session.origin().forward].timeouts;
-        match session.deadline_ms(timeouts) {
+        // A session that waits for bytes of its rate is not idle by its own choice: no other time runs meanwhile.
+        match self.passes.wake_ms(key).or_else(|| session.deadline_ms(timeouts)) {
             Some(at_ms) if session.armed_ms == 0 || at_ms < session.armed_ms => {
                 session.armed_ms = at_ms.max(1);
                 self.deadlines.set(key, at_ms);
@@ -358,6 +378,15 @@ impl Worker {
         for key in due.drain(..) {
             let Some(session) = self.sessions.get_mut(key) else { continue };
             session.armed_ms = 0;
+            if let Some(wake_ms) = self.passes.wake_ms(key) {
+                match session.queued {
+                    // Its next turn sets the timer again.
+                    true => {}
+                    false if wake_ms <= now_ms => self.drive(key),
+                    false => self.arm(key),
+                }
+                continue;
+            }
             let timeouts = &self.parts.plan.forwards[session.origin().forward].timeouts;
             match session.deadline_ms(timeouts) {
                 Some(at_ms) if at_ms <= now_ms => {
@@ -379,11 +408,13 @@ impl Worker {
         while let Ok(message) = self.parts.inbox.try_recv() {
             match message {
                 Message::Accepted(accepted) => self.begin(accepted),
-                Message::Moved(session) => self.take_over(*session),
+                Message::Moved(session, ticket) => self.take_over(*session, ticket),
                 Message::Resolved(forward, target, addresses) => {
                     self.parts.routes[forward].upstreams.resolved(target, &addresses);
                     self.freed = true;
                 }
+                Message::SlotFree => self.told = true,
+                Message::Limits => self.look_again(),
                 Message::Drain => self.drain(),
                 Message::Stop => self.stop(),
                 #[cfg(test)]
@@ -411,7 +442,20 @@ impl Worker {
         self.end_all(EndReason::Drain);
     }
 
+    /// Limits have changed: listeners and sessions that wait for one ask again.
+    fn look_again(&mut self) {
+        self.told = true;
+        for key in self.passes.forget_bookings() {
+            let Some(session) = self.sessions.get_mut(key).filter(|session| !session.queued) else { continue };
+            session.queued = true;
+            self.again.push(key);
+        }
+    }
+
     fn close_listeners(&mut self) {
+        for listener in &self.parts.listeners {
+            self.parts.shared.limits.forget(listener.forward, self.parts.id);
+        }
         self.parts.listeners.clear();
         self.accepting.clear();
     }
