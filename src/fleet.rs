@@ -190,10 +190,15 @@ impl Fleet {
         }
     }
 
+    /// Reads counters while no session is on its way from one worker to another, so that each is counted once.
+    pub fn while_nothing_moves<T>(&self, read: impl FnMut() -> T) -> T {
+        self.shared.board.while_nothing_moves(read)
+    }
+
     /// Sessions open in all workers.
     #[must_use]
     pub fn open_sessions(&self) -> u64 {
-        self.stats.iter().flat_map(|s| s.forwards.iter()).map(|f| f.open.get()).sum()
+        self.while_nothing_moves(|| self.stats.iter().flat_map(|s| s.forwards.iter()).map(|f| f.open.get()).sum())
     }
 
     /// Ends of workers that have finished since the last call, with their number.

@@ -327,7 +327,7 @@ impl Command {
 
 impl Process {
     fn snapshot(&self) -> Snapshot {
-        Snapshot::take(&Sources {
+        let sources = Sources {
             plan: &self.plan,
             stats: self.fleet.stats(),
             cpus: &self.cpus,
@@ -337,7 +337,8 @@ impl Process {
             splices: self.fleet.splices(),
             log_lost: self.log.lost(),
             sources: self.fleet.sources_known(),
-        })
+        };
+        self.fleet.while_nothing_moves(|| Snapshot::take(&sources))
     }
 
     fn answer_control(&self, request: &[u8]) -> super::service::Answer {
