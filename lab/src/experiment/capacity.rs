@@ -24,6 +24,9 @@ const ALLOCATORS: [(&str, &str, &[&str]); 2] = [
 /// Where libraries are, below each of these or of a directory in it.
 const LIBRARIES: [&str; 4] = ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib"];
 
+/// Tells the process inside the host's net.ipv4.tcp_mem.
+pub const TCP_MEMORY: &str = "SPLICED_LAB_TCP_MEM";
+
 /// Numbers of sessions to stop at, by what the sessions do.
 pub type Stops = Vec<(HoldKind, Vec<u32>)>;
 
@@ -171,9 +174,15 @@ fn limit(round: &Round) -> Option<String> {
     Some(format!("sessions this host holds: {}", Vec::from_iter(told).join(", ")))
 }
 
+/// The host's net.ipv4.tcp_mem, which cannot be seen from other network namespaces; empty where it is hidden.
+#[must_use]
+pub fn tcp_memory_of_host() -> String {
+    fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").unwrap_or_default()
+}
+
 /// Bytes that all TCP sockets together may hold: the last of three numbers of pages.
 fn tcp_memory() -> Option<f64> {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").ok()?;
+    let text = std::env::var(TCP_MEMORY).ok()?;
     let pages = text.split_whitespace().nth(2)?.parse::<f64>().ok()?;
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten()?;
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
