@@ -97,7 +97,7 @@ fn find_spliced(named: Option<&Path>) -> Result<PathBuf, Error> {
 /// A measurement of yesterday's build helps nobody; when nothing changed this takes a moment.
 fn build(manifest: &Path, target: &Path) -> Result<(), Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    eprintln!("lab: cargo build --release -p spliced");
+    crate::tell!("lab: cargo build --release -p spliced");
     let status = Command::new(&cargo)
         .args(["build", "--quiet", "--release", "-p", "spliced", "--manifest-path"])
         .arg(manifest)

@@ -80,7 +80,7 @@ impl Experiment {
         let failed: Result<(), Failed> = all();
         progress.finish();
         for failed in runner.back_to(0) {
-            eprintln!("lab: could not be taken back: {failed}");
+            crate::tell!("lab: could not be taken back: {failed}");
         }
         Ok(Finished { results, failed: failed.err() })
     }
