@@ -209,6 +209,7 @@ mod tests {
             metrics: None,
             log: LogPlan::default(),
             pid_file: None,
+            privileges: Default::default(),
             forwards: vec![Forward {
                 name: name.to_owned(),
                 listen: vec![Listen { ip: [0, 0, 0, 0].into(), ports: Ports { first: 9000, last: 9010 } }],
