@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -190,6 +191,16 @@ pub fn give_path(path: &Path) -> io::Result<()> {
     Ok(fchownat(&file, "", Some(owner.uid), Some(owner.gid), AtFlags::AT_EMPTY_PATH)?)
 }
 
+/// The same for a listening socket: those of an address share it with further ones of the same user alone
+/// (`inet_csk_bind_conflict` in net/ipv4/inet_connection_sock.c), which a reload with more workers opens.
+///
+/// # Errors
+/// What fchown(2) reports.
+pub fn give_socket(socket: &impl AsFd) -> io::Result<()> {
+    let (Some(owner), true) = (OWNER.get(), geteuid().is_root()) else { return Ok(()) };
+    Ok(fchown(socket, Some(owner.uid), Some(owner.gid))?)
+}
+
 /// The user who may own what this process finds in the place of its files: itself, root, or the one it will become.
 pub(crate) fn may_own(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw() || OWNER.get().is_some_and(|owner| owner.uid.as_raw() == uid)
@@ -201,7 +212,7 @@ fn change_user(prepared: &Prepared, parts: &mut Vec<Part>) -> io::Result<()> {
         return Ok(());
     }
     capabilities::bound(kept);
-    let mut change = || -> io::Result<Result<(), String>> {
+    let change = || -> io::Result<Result<(), String>> {
         let Some(identity) = prepared.identity else { return Ok(capabilities::limit_to(kept)) };
         let survive = capabilities::survive_change_of_user(true);
         user::become_user(identity)?;

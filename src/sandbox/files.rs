@@ -4,12 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, NetPort, PathBeneath, PathFd,
-    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus,
+    RestrictSelfError, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
 };
 
 use super::parent;
@@ -97,11 +96,14 @@ impl Rules {
 
     /// Opens every path, while that is still possible. One that cannot be opened is not there for anybody.
     pub(super) fn open(&self) -> Result<RulesetCreated, String> {
-        let failed = |error: landlock::RulesetError| error.to_string();
+        let failed = |error: RulesetError| error.to_string();
         let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
         ruleset = ruleset.handle_access(AccessFs::from_all(TESTED)).map_err(failed)?;
         if self.ports.is_some() {
+            // Only `strict` limits them, and strict means it.
+            ruleset = ruleset.set_compatibility(CompatLevel::HardRequirement);
             ruleset = ruleset.handle_access(AccessNet::from_all(TESTED)).map_err(failed)?;
+            ruleset = ruleset.set_compatibility(CompatLevel::BestEffort);
         }
         let mut created = ruleset.create().map_err(failed)?;
         for (path, access) in &self.paths {
@@ -149,12 +151,13 @@ fn loaded_libraries() -> Vec<PathBuf> {
 
 /// Puts this thread, and all it starts, into the domain; says what that comes to.
 pub(super) fn restrict(ruleset: RulesetCreated, with_ports: bool) -> Result<String, String> {
-    let status = ruleset.restrict_self().map_err(|error| {
-        if io::Error::last_os_error().raw_os_error() == Some(libc::E2BIG) {
+    let status = ruleset.restrict_self().map_err(|error| match error {
+        RulesetError::RestrictSelf(RestrictSelfError::RestrictSelfCall { source, .. })
+            if source.raw_os_error() == Some(libc::E2BIG) =>
+        {
             format!("in {MOST_DOMAINS} domains already, which is the most; those stay in force")
-        } else {
-            error.to_string()
         }
+        error => error.to_string(),
     })?;
     let abi = match status.landlock {
         LandlockStatus::NotImplemented => return Err("this kernel is without it (CONFIG_SECURITY_LANDLOCK)".into()),
@@ -171,6 +174,8 @@ pub(super) fn restrict(ruleset: RulesetCreated, with_ports: bool) -> Result<Stri
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
     use crate::config::{Lookup, Overrides, parse};
 

@@ -38,7 +38,8 @@ mod user;
 use std::fmt;
 use std::path::Path;
 
-pub use self::confine::{confine, enter, environment, give, give_path, prepare, report, support};
+pub(crate) use self::confine::may_own;
+pub use self::confine::{confine, enter, environment, give, give_path, give_socket, prepare, report, support};
 
 /// What a thread is there for, which decides what it may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
