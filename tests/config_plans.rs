@@ -63,7 +63,7 @@ fn yaml_defaults() {
         metrics: None,
         log: LogPlan::default(),
         pid_file: None,
-            privileges: Default::default(),
+        privileges: Default::default(),
         forwards: vec![forward],
     };
     assert_eq!(plan, expected);

@@ -328,7 +328,8 @@ mod tests {
         for bad in ["", ":", "a:", ":b", "a:b:c", "a b", "-a", "a\n"] {
             assert!(user(bad).is_err(), "{bad:?}");
         }
-        for text in ["auto", "none", "net_bind_service", "sys_resource", "net_bind_service,sys_resource", "auto,sys_resource"]
+        for text in
+            ["auto", "none", "net_bind_service", "sys_resource", "net_bind_service,sys_resource", "auto,sys_resource"]
         {
             assert_eq!(keep_capabilities(text).unwrap().to_string(), text);
         }

@@ -35,7 +35,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         metrics: None,
         log: LogPlan::default(),
         pid_file: None,
-            privileges: Default::default(),
+        privileges: Default::default(),
         forwards: vec![forward],
     }
 }

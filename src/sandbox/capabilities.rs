@@ -53,6 +53,10 @@ pub(super) fn survive_change_of_user(survive: bool) -> Result<(), String> {
 
 /// Leaves this thread exactly `kept`; a program it runs has the same. The process number 0 stands for the thread.
 pub(super) fn limit_to(kept: &CapsHashSet) -> Result<(), String> {
+    let is_so = |set| caps::read(None, set).is_ok_and(|held| held == *kept);
+    if [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient].into_iter().all(is_so) {
+        return Ok(()); // Without a call that an outer filter may not know.
+    }
     let step = |result: Result<(), caps::errors::CapsError>| result.map_err(|error| error.to_string());
     // No set may hold what the next wider one does not: capset(2).
     if caps::runtime::ambient_set_supported().is_ok() {

@@ -2,8 +2,8 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -285,7 +285,11 @@ fn check_reach(prepared: &Prepared) {
     if let Some(path) = &prepared.config
         && denied(File::open(path))
     {
-        warn!("user {} cannot read {}: a reload will fail; let it read the file and its directories", who(), path.display());
+        warn!(
+            "user {} cannot read {}: a reload will fail; let it read the file and its directories",
+            who(),
+            path.display()
+        );
     }
     if let Some(path) = &prepared.log
         && fs::metadata(path).is_ok_and(|found| found.is_file())

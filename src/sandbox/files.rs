@@ -59,8 +59,8 @@ impl Rules {
         rules.add(Path::new("/dev/null"), AccessFs::ReadFile | AccessFs::WriteFile);
         // A newer executable in the place of this one, and what the system starts it with.
         let run = AccessFs::ReadFile | AccessFs::Execute;
-        if let Ok(executable) = std::env::current_exe() {
-            rules.add(parent(&executable), run);
+        for directory in executables() {
+            rules.add(&directory, run);
         }
         for library in loaded_libraries() {
             rules.add(parent(&library), run);
@@ -137,6 +137,28 @@ fn ports(plan: &Plan) -> BTreeMap<u16, BitFlags<AccessNet>> {
         }
     }
     ports
+}
+
+/// Where a newer executable will be: beside this one, or, where a symbolic link leads to this one, as in
+/// `spliced → versions/1.2/spliced`, in a directory beside its directory.
+fn executables() -> Vec<PathBuf> {
+    let Ok(executable) = std::env::current_exe() else { return Vec::new() };
+    let own = parent(&executable).to_owned();
+    let name = std::env::args_os().next().unwrap_or_default();
+    let named = if Path::new(&name).parent() == Some(Path::new("")) {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).map(|directory| directory.join(&name)).find(|file| file.is_file())
+    } else {
+        Some(PathBuf::from(name))
+    };
+    let is_link = named.is_some_and(|file| {
+        let link = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_symlink());
+        link(&file) || link(parent(&file))
+    });
+    // Not of `/bin/spliced`, where /bin leads to /usr/bin: that would be every program there is.
+    let is_narrow = |above: &&Path| ![Path::new("/"), Path::new("/usr")].contains(above);
+    let above = own.parent().filter(|_| is_link).filter(is_narrow).map(Path::to_owned);
+    above.into_iter().chain([own]).collect()
 }
 
 /// Shared libraries of this process, the loader among them, wherever this system keeps them.

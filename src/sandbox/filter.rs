@@ -11,9 +11,7 @@ use seccompiler::{
 };
 
 use super::Role;
-use super::calls::{
-    CONTROL, CONTROL_OLD, LIFE, LIFE_OLD, NAMES, NAMES_OLD, TRAFFIC, TRAFFIC_OLD,
-};
+use super::calls::{CONTROL, CONTROL_OLD, LIFE, LIFE_OLD, NAMES, NAMES_OLD, TRAFFIC, TRAFFIC_OLD};
 
 /// Flags of clone(2) that make namespaces (include/uapi/linux/sched.h): a way to capabilities for whoever has none.
 const NEW_NAMESPACES: u64 = (libc::CLONE_NEWNS
@@ -116,9 +114,7 @@ fn own_signals(rules: &mut Rules) -> Result<(), BackendError> {
 }
 
 fn control() -> Result<Rules, BackendError> {
-    let mut rules = allow(&[
-        LIFE, LIFE_OLD, TRAFFIC, TRAFFIC_OLD, NAMES, NAMES_OLD, CONTROL, CONTROL_OLD,
-    ]);
+    let mut rules = allow(&[LIFE, LIFE_OLD, TRAFFIC, TRAFFIC_OLD, NAMES, NAMES_OLD, CONTROL, CONTROL_OLD]);
     // Nothing here may name this process: the filter outlives it in the one it starts.
     rules.insert(libc::SYS_socket, sockets(&[libc::AF_INET, libc::AF_INET6, libc::AF_UNIX, libc::AF_NETLINK])?);
     rules.insert(libc::SYS_ioctl, ioctls()?);

@@ -23,15 +23,15 @@ mod calls;
 mod capabilities;
 #[cfg(target_os = "linux")]
 mod confine;
+#[cfg(not(target_os = "linux"))]
+#[path = "none.rs"]
+mod confine;
 #[cfg(target_os = "linux")]
 mod files;
 #[cfg(target_os = "linux")]
 mod filter;
 #[cfg(target_os = "linux")]
 mod handover;
-#[cfg(not(target_os = "linux"))]
-#[path = "none.rs"]
-mod confine;
 #[cfg(target_os = "linux")]
 mod user;
 

@@ -63,10 +63,12 @@ impl Resolver {
             let (stop, stopped) = channel();
             let tell = tell.clone();
             let thread = std::thread::Builder::new().name("resolver".into()).stack_size(STACK);
-            thread.spawn(move || {
-                sandbox::enter(Role::Resolver);
-                run(names, &stopped, tell);
-            }).map(|_| stop)
+            thread
+                .spawn(move || {
+                    sandbox::enter(Role::Resolver);
+                    run(names, &stopped, tell);
+                })
+                .map(|_| stop)
         };
         Ok(Self { _stop: shares.into_iter().map(start).collect::<io::Result<_>>()? })
     }
