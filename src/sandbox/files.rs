@@ -217,15 +217,13 @@ mod tests {
         let other = other.path().join("file");
         fs::write(&other, "precious").unwrap();
         let confined = std::thread::spawn(move || {
-            if let Err(why) = restrict(ruleset, false) {
-                return Err(why);
-            }
+            restrict(ruleset, false)?;
             fs::OpenOptions::new().append(true).create(true).open(&log).unwrap();
             assert!(fs::read("/etc/hosts").is_ok() && fs::read("/proc/self/status").is_ok());
             for denied in [fs::read(&other).err(), fs::read(&log).err(), fs::write("/etc/spliced-test", "").err()] {
                 assert_eq!(denied.expect("no access").kind(), io::ErrorKind::PermissionDenied);
             }
-            Ok(())
+            Ok::<(), String>(())
         });
         if let Err(why) = confined.join().unwrap() {
             eprintln!("NOT RUN: Landlock: {why}");

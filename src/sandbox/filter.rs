@@ -65,7 +65,7 @@ impl Filters {
 }
 
 fn allow(lists: &[&[libc::c_long]]) -> Rules {
-    lists.iter().copied().flatten().map(|call| (i64::from(*call), Vec::new())).collect()
+    lists.iter().copied().flatten().map(|call| (*call, Vec::new())).collect()
 }
 
 /// A call is let through when this argument, counted from 0, compares so.
@@ -84,16 +84,21 @@ fn sockets(families: &[i32]) -> Result<Vec<SeccompRule>, BackendError> {
     any_of(0, &families)
 }
 
+/// C libraries do not agree on the type of these numbers.
+fn request(number: impl TryInto<u64>) -> u64 {
+    number.try_into().unwrap_or(u64::MAX)
+}
+
 /// Questions to terminals and sockets; never TIOCSTI and the like.
 fn ioctls() -> Result<Vec<SeccompRule>, BackendError> {
     let requests = [
-        u64::from(libc::FIOCLEX),
-        u64::from(libc::FIONBIO),
-        u64::from(libc::FIONREAD),
-        u64::from(libc::TCGETS),
-        u64::from(libc::TIOCGWINSZ),
-        u64::from(libc::SIOCGIFINDEX),
-        u64::from(libc::SIOCGIFNAME),
+        request(libc::FIOCLEX),
+        request(libc::FIONBIO),
+        request(libc::FIONREAD),
+        request(libc::TCGETS),
+        request(libc::TIOCGWINSZ),
+        request(libc::SIOCGIFINDEX),
+        request(libc::SIOCGIFNAME),
     ];
     any_of(1, &requests)
 }

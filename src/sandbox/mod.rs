@@ -17,7 +17,7 @@
 //!
 //! A part the kernel or the container refuses is logged and left out; forwarding goes on. Only `strict` insists.
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
 mod calls;
 #[cfg(target_os = "linux")]
 mod capabilities;
@@ -29,6 +29,7 @@ mod confine;
 #[cfg(target_os = "linux")]
 mod files;
 #[cfg(target_os = "linux")]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")), path = "no_filter.rs")]
 mod filter;
 #[cfg(target_os = "linux")]
 mod handover;
