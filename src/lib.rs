@@ -16,6 +16,7 @@ pub mod limits;
 pub mod listener;
 pub mod plan;
 pub mod pump;
+pub mod sandbox;
 pub mod session;
 pub mod session_log;
 pub mod stats;

@@ -102,7 +102,7 @@ impl EventLoop {
     /// An address that cannot be bound, or the system has no descriptors or threads for us.
     pub(super) fn start(
         plan: &Arc<Plan>,
-        log: SessionLog,
+        mut log: SessionLog,
         control: Option<(UnixListener, SocketFile)>,
         mut signals: Signals,
     ) -> Result<Self, RunError> {
@@ -123,6 +123,8 @@ impl EventLoop {
         let waker = Arc::new(Waker::new(registry, WORKER_ENDED).map_err(failed)?);
         let fleet =
             Fleet::start(plan, log.sender(), Arc::clone(&waker)).map_err(|error| RunError::new(error.to_string()))?;
+        // Threads start once the fleet has bound its listeners and the process has given up what it does not need.
+        log.spawn().map_err(failed)?;
         let process = Process {
             plan: Arc::clone(plan),
             cpus: fleet.cpus(),

@@ -35,6 +35,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         metrics: None,
         log: LogPlan::default(),
         pid_file: None,
+        privileges: Default::default(),
         forwards: vec![forward],
     }
 }
