@@ -148,7 +148,9 @@ impl Session {
                 }
                 return Step::End(connecting.last.unwrap_or(End::of(EndReason::ConnectFailed)));
             };
-            self.backend = None;
+            if let Some(late) = self.backend.take() {
+                give_up(&late);
+            }
             match begin(address, by, connecting.attempts) {
                 Ok((socket, local)) => {
                     self.attempt = connecting.attempts;
@@ -246,8 +248,16 @@ fn begin_from(
         Err(e) => return Err(e),
     }
     let local = socket.local_addr().ok().and_then(|l| l.as_socket());
-    by.registry.register(&mut SourceFd(&socket.as_raw_fd()), super::backend_token(by.key, attempt), sys::interest())?;
+    by.registry
+        .register(&mut SourceFd(&socket.as_raw_fd()), super::backend_token(by.key, attempt), sys::interest())
+        .inspect_err(|_| give_up(&socket))?;
     Ok((socket, local))
+}
+
+/// Makes closing an attempt send a reset: the backend may have taken the connection already, and an empty stream that
+/// ends with a FIN would look like a client that had nothing to say.
+fn give_up(socket: &Socket) {
+    let _ = socket.set_linger(Some(Duration::ZERO));
 }
 
 fn is_exhausted(error: &io::Error) -> bool {
