@@ -15,12 +15,17 @@ use super::cannot_run;
 use super::deadline::{LONG, eventually};
 use super::process::Process;
 
+/// What strace writes behind a call it has meddled with.
+const INJECTED: [&str; 2] = ["(INJECTED", "(DELAYED"];
+
 /// A running strace. Dropping it lets the thread go.
 #[derive(Debug)]
 pub(crate) struct Injection {
     strace: Child,
     directory: TempDir,
     thread: u32,
+    /// As a trace shows a call of the first fault.
+    call: String,
 }
 
 /// Whether strace may attach to a process here that is not its own child; says why when not.
@@ -50,19 +55,21 @@ impl Injection {
     ///
     /// # Errors
     /// What strace said.
-    pub(crate) fn attach(thread: u32, faults: &[&str]) -> Result<Self, String> {
+    pub(crate) fn attach(thread: u32, faults: &[impl AsRef<str>]) -> Result<Self, String> {
         let directory = TempDir::with_prefix("spliced-strace-").expect("a temporary directory");
+        let faults: Vec<&str> = faults.iter().map(AsRef::as_ref).collect();
         let calls: Vec<&str> = faults.iter().filter_map(|fault| fault.split(':').next()).collect();
         let mut command = Command::new("strace");
         command.args(["-qq", "-o"]).arg(directory.path().join("trace"));
         command.arg("-e").arg(format!("trace={}", calls.join(",")));
-        for fault in faults {
+        for fault in &faults {
             command.arg("-e").arg(format!("inject={fault}"));
         }
         command.args(["-p", &thread.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let strace = command.spawn().map_err(|e| format!("strace is needed to make system calls fail: {e}"))?;
-        let mut injection = Self { strace, directory, thread };
+        let call = calls.first().map(|call| format!("{call}(")).unwrap_or_default();
+        let mut injection = Self { strace, directory, thread, call };
         let ended = eventually("strace attaches or gives up", LONG, || {
             if injection.tracer() == Some(injection.strace.id()) {
                 return Ok(false);
@@ -90,14 +97,30 @@ impl Injection {
         self.directory.path().join("trace")
     }
 
-    /// How often a call has failed or waited so far.
-    pub(crate) fn met(&self) -> usize {
-        let trace = fs::read_to_string(self.trace_file()).unwrap_or_default();
-        trace.lines().filter(|line| line.contains("(INJECTED") || line.contains("(DELAYED")).count()
+    fn length(&self) -> u64 {
+        fs::metadata(self.trace_file()).map_or(0, |file| file.len())
     }
 
-    /// Ends it: the thread runs on by itself. Returns how often a call has failed or waited.
+    /// How often the call of the first fault has failed or waited so far.
+    pub(crate) fn met(&self) -> usize {
+        let trace = fs::read_to_string(self.trace_file()).unwrap_or_default();
+        trace
+            .lines()
+            .filter(|line| line.starts_with(&self.call) && INJECTED.iter().any(|mark| line.contains(mark)))
+            .count()
+    }
+
+    /// Ends it once the thread rests: strace that goes away within a call it has taken over leaves ENOSYS behind, which
+    /// no plan asked for. Returns how often the call of the
+    /// first fault has failed or waited.
     pub(crate) fn detach(mut self) -> usize {
+        let (mut seen, mut still) = (self.length(), 0);
+        eventually("the thread rests", LONG, || {
+            let now = self.length();
+            still = if now == seen { still + 1 } else { 0 };
+            seen = now;
+            if still >= 10 { Ok(()) } else { Err(format!("its trace grows: {now} bytes")) }
+        });
         self.stop();
         self.met()
     }

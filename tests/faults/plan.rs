@@ -43,6 +43,8 @@ struct Row {
     errors: &'static str,
     outcome: Outcome,
     load: Load,
+    /// Another fault that has the call made at all; empty where none is needed.
+    after: &'static str,
 }
 
 /// One plan. Its text says everything about it.
@@ -55,6 +57,7 @@ pub(crate) struct Plan {
     pub(crate) when: When,
     pub(crate) outcome: Outcome,
     pub(crate) load: Load,
+    after: &'static str,
 }
 
 /// The calls of a worker while it forwards, as a trace of it shows, and what each is made to say.
@@ -67,36 +70,42 @@ pub(crate) struct Plan {
 /// program. Calls that manage memory fail once: the allocator has a second way to ask.
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    Row { call: "splice", errors: "EINTR EINVAL ENOSYS EPERM", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "splice", errors: "ENOMEM", outcome: Outcome::MayEnd, load: Load::All },
-    Row { call: "splice", errors: "EAGAIN", outcome: Outcome::Whole, load: Load::Transfer },
-    Row { call: "recvfrom", errors: "EINTR", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "recvfrom", errors: "ENOMEM EINVAL ECONNREFUSED EPERM ENOSYS", outcome: Outcome::MayEnd, load: Load::All },
-    Row { call: "recvfrom", errors: "EAGAIN", outcome: Outcome::Whole, load: Load::Transfer },
-    Row { call: "sendto", errors: "EINTR", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "sendto", errors: "ENOBUFS ENOMEM EPERM EINVAL EPIPE ECONNRESET", outcome: Outcome::MayEnd, load: Load::All },
-    Row { call: "sendto", errors: "EAGAIN", outcome: Outcome::Whole, load: Load::Transfer },
-    Row { call: "shutdown", errors: "ENOTCONN EINVAL ENOBUFS", outcome: Outcome::MayEnd, load: Load::All },
-    Row { call: "epoll_wait", errors: "EINTR", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "epoll_ctl", errors: "ENOMEM ENOSPC EPERM EINVAL", outcome: Outcome::MayEnd, load: Load::All },
-    Row { call: "accept4", errors: "EINTR ECONNABORTED EPROTO EMFILE ENFILE ENOBUFS ENOMEM EPERM ENOSYS EINVAL ENETDOWN", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "socket", errors: "EMFILE ENFILE ENOBUFS ENOMEM", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "socket", errors: "EPERM EINVAL EAFNOSUPPORT", outcome: Outcome::MayEnd, load: Load::All },
-    Row { call: "setsockopt", errors: "ENOMEM ENOBUFS", outcome: Outcome::Whole, load: Load::NoResets },
-    Row { call: "setsockopt", errors: "EPERM EINVAL ENOPROTOOPT", outcome: Outcome::MayEnd, load: Load::NoResets },
-    Row { call: "connect", errors: "EINTR ENOMEM ENOBUFS", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "connect", errors: "EAGAIN EADDRNOTAVAIL ECONNREFUSED ENETUNREACH ETIMEDOUT EPERM EINVAL", outcome: Outcome::MayEnd, load: Load::All },
-    Row { call: "getsockname", errors: "ENOBUFS EINVAL ENOTSOCK", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "getsockopt", errors: "ENOBUFS EINVAL EPERM", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "pipe2", errors: "EMFILE ENFILE ENOMEM EPERM ENOSYS EINVAL", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "fcntl", errors: "EINTR EAGAIN EBUSY EPERM ENOMEM EMFILE EINVAL ENOSYS", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "write", errors: "EINTR", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "poll", errors: "EINTR ENOMEM EINVAL", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "getrusage", errors: "EINVAL ENOSYS", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "mmap", errors: "ENOMEM EPERM", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "mprotect", errors: "ENOMEM", outcome: Outcome::Whole, load: Load::All },
-    Row { call: "madvise", errors: "ENOMEM EAGAIN EINVAL", outcome: Outcome::Whole, load: Load::All },
+    Row { call: "splice", errors: "EINTR EINVAL ENOSYS EPERM", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "splice", errors: "ENOMEM", outcome: Outcome::MayEnd, load: Load::All, after: "" },
+    Row { call: "splice", errors: "EAGAIN", outcome: Outcome::Whole, load: Load::Transfer, after: "" },
+    Row { call: "recvfrom", errors: "EINTR", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "recvfrom", errors: "ENOMEM EINVAL ECONNREFUSED EPERM ENOSYS", outcome: Outcome::MayEnd, load: Load::All, after: "" },
+    Row { call: "recvfrom", errors: "EAGAIN", outcome: Outcome::Whole, load: Load::Transfer, after: "" },
+    Row { call: "sendto", errors: "EINTR", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "sendto", errors: "ENOBUFS ENOMEM EPERM EINVAL EPIPE ECONNRESET", outcome: Outcome::MayEnd, load: Load::All, after: "" },
+    Row { call: "sendto", errors: "EAGAIN", outcome: Outcome::Whole, load: Load::Transfer, after: "" },
+    Row { call: "shutdown", errors: "ENOTCONN EINVAL ENOBUFS", outcome: Outcome::MayEnd, load: Load::All, after: "" },
+    Row { call: "epoll_wait", errors: "EINTR", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "epoll_ctl", errors: "ENOMEM ENOSPC EPERM EINVAL", outcome: Outcome::MayEnd, load: Load::All, after: "" },
+    Row { call: "accept4", errors: "EINTR ECONNABORTED EPROTO EMFILE ENFILE ENOBUFS ENOMEM EPERM ENOSYS EINVAL ENETDOWN", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "socket", errors: "EMFILE ENFILE ENOBUFS ENOMEM", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "socket", errors: "EPERM EINVAL EAFNOSUPPORT", outcome: Outcome::MayEnd, load: Load::All, after: "" },
+    Row { call: "setsockopt", errors: "ENOMEM ENOBUFS", outcome: Outcome::Whole, load: Load::NoResets, after: "" },
+    Row { call: "setsockopt", errors: "EPERM EINVAL ENOPROTOOPT", outcome: Outcome::MayEnd, load: Load::NoResets, after: "" },
+    Row { call: "connect", errors: "EINTR ENOMEM ENOBUFS", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "connect", errors: "EAGAIN EADDRNOTAVAIL ECONNREFUSED ENETUNREACH ETIMEDOUT EPERM EINVAL", outcome: Outcome::MayEnd, load: Load::All, after: "" },
+    Row { call: "getsockname", errors: "ENOBUFS EINVAL ENOTSOCK", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "getsockopt", errors: "ENOBUFS EINVAL EPERM", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "pipe2", errors: "EMFILE ENFILE ENOMEM EPERM ENOSYS EINVAL", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "fcntl", errors: "EINTR EAGAIN EBUSY EPERM ENOMEM EMFILE EINVAL ENOSYS", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "write", errors: "EINTR", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "read", errors: "EINTR", outcome: Outcome::Whole, load: Load::All, after: REFUSED_OUT },
+    Row { call: "read", errors: "EAGAIN EIO ENOMEM", outcome: Outcome::MayEnd, load: Load::All, after: REFUSED_OUT },
+    Row { call: "poll", errors: "EINTR ENOMEM EINVAL", outcome: Outcome::Whole, load: Load::All, after: STARVED },
+    Row { call: "getrusage", errors: "EINVAL ENOSYS", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "mmap", errors: "ENOMEM EPERM", outcome: Outcome::Whole, load: Load::All, after: "" },
+    Row { call: "mprotect", errors: "ENOMEM", outcome: Outcome::Whole, load: Load::All, after: "" },
 ];
+
+/// splice is refused with bytes in the pipe, every second call being one out of it: they are read out.
+const REFUSED_OUT: &str = "splice:error=EINVAL:when=2+2";
+/// Worth a line of the log, which looks first whether standard error takes it.
+const STARVED: &str = "accept4:error=EMFILE:when=1";
 
 /// Calls that are made to wait a few milliseconds.
 const DELAYED: &str = "splice recvfrom sendto shutdown epoll_wait epoll_ctl accept4 socket setsockopt connect getsockname pipe2 fcntl close write futex";
@@ -104,7 +113,7 @@ const DELAYED: &str = "splice recvfrom sendto shutdown epoll_wait epoll_ctl acce
 /// Which engine makes which call when nothing is amiss; the others hardly ever do.
 fn is_made(via: Via, call: &str) -> bool {
     match call {
-        "splice" | "pipe2" => via.splices(),
+        "splice" | "pipe2" | "read" => via.splices(),
         "sendto" => via != Via::SPLICE,
         _ => true,
     }
@@ -121,8 +130,8 @@ impl Plan {
                 }
             }
             for call in DELAYED.split(' ').filter(|call| is_made(via, call)) {
-                let row = Row { call, errors: "", outcome: Outcome::Whole, load: Load::All };
-                plans.push(row.plan(via, "delay", When::Every(1 + random.below(3), 3 + random.below(6))));
+                let row = Row { call, errors: "", outcome: Outcome::Whole, load: Load::All, after: "" };
+                plans.push(row.plan(via, "delay", When::Every(1, 3 + random.below(6))));
             }
         }
         plans
@@ -141,15 +150,26 @@ impl Plan {
         sample
     }
 
-    /// What strace is told.
-    pub(crate) fn fault(&self) -> String {
+    /// What strace is told: the fault of the plan first.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let after = if self.after.is_empty() { None } else { Some(self.after.to_owned()) };
+        std::iter::once(self.fault()).chain(after).collect()
+    }
+
+    fn fault(&self) -> String {
         let how = if self.error == "delay" { "delay_enter=4000".to_owned() } else { format!("error={}", self.error) };
         format!("{}:{how}:{}", self.call, self.when)
     }
 
+    /// Whether the session of the other worker rests meanwhile: its worker must be woken by nothing but what this one
+    /// writes to it when it hands a connection over.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.call == "write"
+    }
+
     /// Whether a worker makes the call for certain under this load; some are made only now and then.
     pub(crate) fn is_certain(&self) -> bool {
-        let rare = ["write", "poll", "getrusage", "mmap", "mprotect", "madvise", "futex", "fcntl", "getsockopt"];
+        let rare = ["write", "mmap", "mprotect", "futex", "fcntl", "getsockopt", "read"];
         let at_ends = ["recvfrom", "sendto"].contains(&self.call) && self.via != Via::COPY;
         !rare.contains(&self.call) && !at_ends
     }
@@ -157,7 +177,7 @@ impl Plan {
 
 impl Row {
     fn plan(&self, via: Via, error: &'static str, when: When) -> Plan {
-        Plan { via, call: self.call, error, when, outcome: self.outcome, load: self.load }
+        Plan { via, call: self.call, error, when, outcome: self.outcome, load: self.load, after: self.after }
     }
 
     fn whens(&self, via: Via, error: &str, random: &mut Random) -> impl Iterator<Item = When> + use<> {
@@ -166,9 +186,11 @@ impl Row {
             // What is left for the others in `auto` and `splice` is an end of a stream: no byte and no event follows.
             ("recvfrom" | "sendto", "EAGAIN") if via != Via::COPY => Vec::new(),
             (_, "EAGAIN") if self.load == Load::Transfer => vec![When::Once(2 + random.below(12))],
-            ("setsockopt" | "mmap" | "mprotect" | "madvise", _) => vec![When::First, When::Once(2 + random.below(5))],
-            // Pipes are kept: the first one may be the only one.
-            ("pipe2", _) => vec![When::First, When::Every(1, step)],
+            ("setsockopt", _) => vec![When::First, When::Once(2 + random.below(5))],
+            ("mmap" | "mprotect", _) => vec![When::First],
+            // Pipes are kept: the first one may be the only one. CPU time is measured once a second, a
+            // shortage said once.
+            ("pipe2" | "getrusage" | "poll", _) => vec![When::First, When::Every(1, step)],
             _ => vec![When::First, When::Every(first, step), When::Once(2 + random.below(12))],
         };
         whens.into_iter()
