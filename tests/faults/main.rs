@@ -123,6 +123,7 @@ impl Stage {
             .option("--engine", engine)
             .option("--workers", "2")
             .option("--pin", "off")
+            .option("--gather", "off")
             .start();
         let bystander = load::echo(front);
         let stats = spliced.stats_until("the bystander is open", |stats| stats.open() == 1);
