@@ -65,6 +65,14 @@ Examples:
   spliced stats --control /run/spliced/control.sock
   spliced stats --json | jq .total.bytes";
 
+const PROBE_EXAMPLES: &str = "\
+Moves bytes through a pipe and compares them, then reads the system's settings. Nothing is changed. Run it as the user
+who runs the forwards: limits on pipes depend on capabilities. Exit status 1 when a check fails; a warning is none.
+
+Examples:
+  spliced probe
+  spliced probe --json | jq -r '.checks[] | select(.mend) | .mend'";
+
 /// Forwards TCP: bytes go socket to pipe to socket inside the kernel, on every core.
 #[derive(Debug, Parser)]
 #[command(name = "spliced", version, about, after_help = EXAMPLES, max_term_width = 120)]
@@ -97,6 +105,9 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Measure splice, copy and auto against each other on this host
     Ab(Box<crate::ab::AbArgs>),
+    /// Say whether this host is ready to forward, and what would make it so
+    #[command(after_help = PROBE_EXAMPLES)]
+    Probe(crate::probe::ProbeArgs),
     /// Print the counters of a running instance
     #[command(after_help = STATS_EXAMPLES)]
     Stats(StatsArgs),

@@ -15,6 +15,7 @@ pub mod gather;
 pub mod limits;
 pub mod listener;
 pub mod plan;
+pub mod probe;
 pub mod pump;
 pub mod session;
 pub mod session_log;

@@ -10,7 +10,7 @@ use spliced::cli::{Cli, Command, one_line};
 use spliced::config::{self, ConfigError};
 use spliced::plan::Plan;
 use spliced::session_log::Stderr;
-use spliced::{ab, control};
+use spliced::{ab, control, probe};
 
 /// Something failed while running.
 const FAILED: u8 = 1;
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(config::load(&args.config, &args.options)),
         Command::Check(args) => print(config::load(&args.config, &args.options).map(|plan| config::render(&plan))),
         Command::Convert(args) => print(config::convert(&args.file)),
+        Command::Probe(args) => probed(probe::run(&args)),
         Command::Stats(args) => ended(control::stats_command(args.control.as_ref(), args.json)),
         Command::Ab(args) => ended(ab::run(&args)),
         Command::AbRole(args) => ended(ab::run_role(&args)),
@@ -105,6 +106,15 @@ fn ended(result: io::Result<()>) -> ExitCode {
         // The reader of our output has had enough of it.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string(), FAILED),
+    }
+}
+
+/// A host that is not ready is a failure, and what is missing has been printed.
+fn probed(ready: io::Result<bool>) -> ExitCode {
+    match ready {
+        Ok(false) => FAILED.into(),
+        Ok(true) => ExitCode::SUCCESS,
+        Err(error) => ended(Err(error)),
     }
 }
 
