@@ -65,6 +65,17 @@ Examples:
   spliced stats --control /run/spliced/control.sock
   spliced stats --json | jq .total.bytes";
 
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  spliced completions bash > /usr/share/bash-completion/completions/spliced
+  spliced completions zsh > /usr/share/zsh/vendor-completions/_spliced
+  spliced completions fish > /usr/share/fish/vendor_completions.d/spliced.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  spliced man | man -l -
+  spliced man > /usr/local/share/man/man1/spliced.1";
+
 const PROBE_EXAMPLES: &str = "\
 Moves bytes through a pipe and compares them, then reads the system's settings. Nothing is changed. Run it as the user
 who runs the forwards: limits on pipes depend on capabilities. Exit status 1 when a check fails; a warning is none.
@@ -111,6 +122,12 @@ pub enum Command {
     /// Print the counters of a running instance
     #[command(after_help = STATS_EXAMPLES)]
     Stats(StatsArgs),
+    /// Print the script that completes this command line in a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(crate::manual::CompletionsArgs),
+    /// Print the manual page
+    #[command(after_help = MAN_EXAMPLES)]
+    Man,
     /// A child process of `ab`.
     #[command(hide = true)]
     AbRole(Box<crate::ab::RoleArgs>),

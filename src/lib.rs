@@ -14,6 +14,7 @@ pub mod flow;
 pub mod gather;
 pub mod limits;
 pub mod listener;
+pub mod manual;
 pub mod plan;
 pub mod probe;
 pub mod pump;
