@@ -48,6 +48,7 @@ fn yaml_defaults() {
         max_connections: None,
         limits: Limits::default(),
         timeouts: Timeouts::default(),
+        stall_warning: Some(Forward::STALL_WARNING),
         tcp: TcpOptions::default(),
         sources: Vec::new(),
         access: Access::default(),
@@ -362,6 +363,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                         send_buffer: tcp.3,
                         backlog: tcp.4,
                     },
+                    stall_warning: times.1,
                     sources: limits.1,
                     access: Access { allow, deny, ..Access::default() },
                 }

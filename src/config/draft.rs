@@ -120,6 +120,7 @@ impl DraftForward {
                 idle: options.idle_timeout.map_or(default.idle, |time| time.0),
                 half_closed: options.half_closed_timeout.map_or(default.half_closed, |time| time.0),
             },
+            stall_warning: options.stall_warning.map_or(Some(Forward::STALL_WARNING), |time| time.0),
             tcp: TcpOptions {
                 keepalive: options.keepalive.map_or(tcp.keepalive, |time| time.0),
                 user_timeout: options.user_timeout.map_or(tcp.user_timeout, |time| time.0),
