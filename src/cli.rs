@@ -65,6 +65,13 @@ Examples:
   spliced stats --control /run/spliced/control.sock
   spliced stats --json | jq .total.bytes";
 
+const TOP_EXAMPLES: &str = "\
+The instance must run with --control PATH. It may be restarted meanwhile. In the view h shows the keys.
+
+Examples:
+  spliced top --control /run/spliced/control.sock
+  spliced top --once";
+
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
   spliced completions bash > /usr/share/bash-completion/completions/spliced
@@ -122,6 +129,9 @@ pub enum Command {
     /// Print the counters of a running instance
     #[command(after_help = STATS_EXAMPLES)]
     Stats(StatsArgs),
+    /// Watch a running instance live in the terminal
+    #[command(after_help = TOP_EXAMPLES)]
+    Top(crate::top::TopArgs),
     /// Print the script that completes this command line in a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(crate::manual::CompletionsArgs),

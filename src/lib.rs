@@ -22,5 +22,6 @@ pub mod session;
 pub mod session_log;
 pub mod stats;
 pub mod sys;
+pub mod top;
 pub mod upstream;
 pub mod worker;

@@ -10,7 +10,7 @@ use spliced::cli::{Cli, Command, one_line};
 use spliced::config::{self, ConfigError};
 use spliced::plan::Plan;
 use spliced::session_log::Stderr;
-use spliced::{ab, control, manual, probe};
+use spliced::{ab, control, manual, probe, top};
 
 /// Something failed while running.
 const FAILED: u8 = 1;
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Man => ended(manual::page().and_then(|page| write(page.as_bytes()))),
         Command::Probe(args) => probed(probe::run(&args)),
         Command::Stats(args) => ended(control::stats_command(args.control.as_ref(), args.json)),
+        Command::Top(args) => ended(top::run(&args)),
         Command::Ab(args) => ended(ab::run(&args)),
         Command::AbRole(args) => ended(ab::run_role(&args)),
     }
