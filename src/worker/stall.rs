@@ -121,10 +121,10 @@ pub(super) fn period_ms(limit: Duration) -> u64 {
 impl Worker {
     /// Looks at a session whose timer has fired. It may end by that.
     pub(super) fn look_for_stall(&mut self, key: usize) {
+        let now_ms = self.now_ms();
         let Some(session) = self.sessions.get_mut(key) else { return };
         let forward = session.origin().forward;
         let Some(limit) = self.parts.plan.forwards[forward].stall_warning else { return };
-        let now_ms = self.now_ms();
         if self.stalls.watched.get(&key).is_some_and(|watched| now_ms < watched.next_ms) {
             return;
         }

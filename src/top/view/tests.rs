@@ -46,7 +46,7 @@ fn everything_fits_80_by_24() {
     let cells: Vec<_> = row.split_whitespace().collect();
     assert_eq!(cells.len(), 8, "{row}");
     assert_eq!((cells[4], cells[5], cells[7]), ("7", "100", "5.00"), "{row}");
-    assert!(lines[23].starts_with("  q   leave"), "{text}");
+    assert!(lines[23].starts_with(" q  leave"), "{text}");
     assert!(coloured && !has(&lines, "10.0.0.2"), "no room for details\n{text}");
 }
 
