@@ -11,7 +11,7 @@ use spliced::cli::{Cli, Command, one_line};
 use spliced::config::{self, ConfigError};
 use spliced::plan::Plan;
 use spliced::session_log::Stderr;
-use spliced::{ab, control};
+use spliced::{ab, control, manual, probe, top};
 
 /// Something failed while running.
 const FAILED: u8 = 1;
@@ -28,8 +28,12 @@ fn main() -> ExitCode {
         Command::Forward(args) => run(config::from_args(&args.listen, &args.target, &args.options), None),
         Command::Run(args) => run(config::load(&args.config, &args.options), Some(&args.config)),
         Command::Check(args) => print(config::load(&args.config, &args.options).map(|plan| config::render(&plan))),
+        Command::Completions(args) => ended(write(&manual::completions(args.shell))),
         Command::Convert(args) => print(config::convert(&args.file)),
+        Command::Man => ended(manual::page().and_then(|page| write(page.as_bytes()))),
+        Command::Probe(args) => probed(probe::run(&args)),
         Command::Stats(args) => ended(control::stats_command(args.control.as_ref(), args.json)),
+        Command::Top(args) => ended(top::run(&args)),
         Command::Ab(args) => ended(ab::run(&args)),
         Command::AbRole(args) => ended(ab::run_role(&args)),
     }
@@ -84,11 +88,13 @@ fn run(plan: Result<Plan, ConfigError>, config: Option<&Path>) -> ExitCode {
 fn print(text: Result<String, ConfigError>) -> ExitCode {
     match text {
         Err(error) => wrong(&error),
-        Ok(text) => {
-            let mut stdout = io::stdout().lock();
-            ended(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
-        }
+        Ok(text) => ended(write(text.as_bytes())),
     }
+}
+
+fn write(text: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text).and_then(|()| stdout.flush())
 }
 
 /// A configuration error stands alone where it names its file, so that editors can jump to it.
@@ -106,6 +112,15 @@ fn ended(result: io::Result<()>) -> ExitCode {
         // The reader of our output has had enough of it.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string(), FAILED),
+    }
+}
+
+/// A host that is not ready is a failure, and what is missing has been printed.
+fn probed(ready: io::Result<bool>) -> ExitCode {
+    match ready {
+        Ok(false) => FAILED.into(),
+        Ok(true) => ExitCode::SUCCESS,
+        Err(error) => ended(Err(error)),
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Forward {
     pub limits: Limits,
     /// When a session ends by itself.
     pub timeouts: Timeouts,
+    /// A session is named in the log once its bytes have waited for so long and none was taken; `None` never.
+    pub stall_warning: Option<Duration>,
     /// Options of both sockets.
     pub tcp: TcpOptions,
     /// Local addresses of connections to the targets, used in turn; empty leaves the choice to the kernel.
@@ -304,6 +306,9 @@ impl Ports {
 }
 
 impl Forward {
+    /// `stall_warning` where nobody says otherwise.
+    pub const STALL_WARNING: Duration = Duration::from_secs(60);
+
     /// The engine as it is written in a configuration: `splice`, or `ab:splice=50,copy-64KiB=50`.
     #[must_use]
     pub fn engine_text(&self) -> String {

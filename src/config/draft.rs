@@ -8,7 +8,9 @@ use super::check;
 use super::error::{Fault, Mark};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
-use crate::plan::{Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts};
+use crate::plan::{
+    Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts,
+};
 
 /// Everything one file says.
 #[derive(Debug, Default)]
@@ -125,6 +127,7 @@ impl DraftForward {
                 idle: options.idle_timeout.map_or(default.idle, |time| time.0),
                 half_closed: options.half_closed_timeout.map_or(default.half_closed, |time| time.0),
             },
+            stall_warning: options.stall_warning.map_or(Some(Forward::STALL_WARNING), |time| time.0),
             tcp: TcpOptions {
                 keepalive: options.keepalive.map_or(tcp.keepalive, |time| time.0),
                 user_timeout: options.user_timeout.map_or(tcp.user_timeout, |time| time.0),

@@ -140,6 +140,10 @@ options! {
         /// The same once one side has closed its half: a time such as 10m, or none [default: 10m]
         #[arg(value_name = "TIME", help_heading = "Limits and time")]
         half_closed_timeout: Maybe<Duration> = timeout, TIMEOUT;
+        /// Name a session in the log once its bytes have waited so long for a side that takes none: a time such as 30s, or
+        /// none [default: 1m]
+        #[arg(value_name = "TIME", help_heading = "Watching")]
+        stall_warning: Maybe<Duration> = timeout, TIMEOUT;
         /// Probe a silent peer after so long: whole seconds such as 30s, or none [default: 2m]
         #[arg(value_name = "TIME", help_heading = "Sockets")]
         keepalive: Maybe<Duration> = keepalive, KEEPALIVE;

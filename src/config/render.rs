@@ -95,7 +95,7 @@ fn forward(out: &mut String, forward: &Forward) {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-fn options(forward: &Forward) -> [(&'static str, String); 17] {
+fn options(forward: &Forward) -> [(&'static str, String); 18] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -109,6 +109,7 @@ fn options(forward: &Forward) -> [(&'static str, String); 17] {
         ("connect_timeout", time(forward.timeouts.connect)),
         ("idle_timeout", time(forward.timeouts.idle)),
         ("half_closed_timeout", time(forward.timeouts.half_closed)),
+        ("stall_warning", time(forward.stall_warning)),
         ("keepalive", time(forward.tcp.keepalive)),
         ("user_timeout", time(forward.tcp.user_timeout)),
         ("receive_buffer", size(forward.tcp.receive_buffer)),

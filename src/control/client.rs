@@ -43,7 +43,7 @@ pub fn stats_command(control: &Path, json: bool) -> io::Result<()> {
 }
 
 /// Sends one line and returns the answer's line.
-fn ask(control: &Path, command: &str) -> io::Result<String> {
+pub(crate) fn ask(control: &Path, command: &str) -> io::Result<String> {
     let explain = |error: io::Error| {
         let hint = match error.kind() {
             io::ErrorKind::NotFound => "; is spliced running, and with this --control path?",
@@ -226,7 +226,7 @@ pub(super) fn line(out: &mut String, indent: usize, label: &str, text: &str) {
 }
 
 /// Bytes with a binary unit and three digits: `640 B`, `1.50 KiB`, `23.4 GiB`.
-pub(super) fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use log::info;
 
 pub use client::{DEFAULT_CONTROL, stats_command};
+pub(crate) use client::{ask, human};
 
 use crate::plan::{Forward, Plan};
 use crate::sandbox;

@@ -279,6 +279,7 @@ pub(super) mod tests {
                 max_connections: None,
                 limits: Limits::default(),
                 timeouts: Timeouts::default(),
+                stall_warning: None,
                 tcp: TcpOptions::default(),
                 sources: Vec::new(),
                 access: Access::default(),

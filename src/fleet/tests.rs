@@ -20,6 +20,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         max_connections: None,
         limits: Limits::default(),
         timeouts: Timeouts::default(),
+        stall_warning: None,
         tcp: TcpOptions::default(),
         sources: Vec::new(),
         access: Access::default(),

@@ -255,6 +255,7 @@ mod tests {
                 max_connections: None,
                 limits: Limits::default(),
                 timeouts: Timeouts::default(),
+                stall_warning: None,
                 tcp: TcpOptions::default(),
                 sources: Vec::new(),
                 access: Access::default(),

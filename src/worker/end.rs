@@ -27,6 +27,7 @@ impl Worker {
         let forward = session.origin().forward;
         let stats = &self.parts.stats.forwards[forward];
         stats.open.sub(1);
+        self.stalls.forget(key, stats);
         stats.ends[end.reason as usize].add(1);
         let duration = Duration::from_micros(self.now_us.saturating_sub(session.origin().opened_us));
         stats.session_time.record(duration);

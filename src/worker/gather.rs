@@ -42,6 +42,7 @@ impl Worker {
         let ticket = self.passes.end(key, &self.parts.routes[forward].limits);
         let left = session.leave(self.parts.poll.registry(), &mut self.parts.pumps, self.parts.routes[forward].pool);
         self.parts.stats.forwards[forward].open.sub(1);
+        self.stalls.forget(key, &self.parts.stats.forwards[forward]);
         let loads = &self.parts.shared.loads;
         loads[self.parts.id].fetch_sub(1, Ordering::Relaxed);
         if let Err(e) = left {

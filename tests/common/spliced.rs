@@ -207,7 +207,13 @@ impl<'a> Launcher<'a> {
 
     /// Starts it, waits until it says that it is ready and notes what it holds then.
     pub(crate) fn start(self) -> Spliced {
-        let mut spliced = self.start_without_control();
+        let control = self.directory.path().join("control.sock");
+        self.start_at(&control)
+    }
+
+    /// As [`Self::start`], with the control socket at a place of the test's own.
+    pub(crate) fn start_at(self, control: &Path) -> Spliced {
+        let mut spliced = self.start_and_wait(control);
         let start = eventually("the control socket answers", LONG, || spliced.rest());
         spliced.start = Some(start);
         spliced
@@ -216,6 +222,11 @@ impl<'a> Launcher<'a> {
     /// As [`Self::start`], where faults keep the control socket from answering.
     pub(crate) fn start_without_control(self) -> Spliced {
         let control = self.directory.path().join("control.sock");
+        self.start_and_wait(&control)
+    }
+
+    fn start_and_wait(self, control: &Path) -> Spliced {
+        let control = control.to_owned();
         let mut child = self.spawn(Some(&control));
         let (lines, reader) = collect(&mut child);
         let mut spliced =
