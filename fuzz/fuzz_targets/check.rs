@@ -142,12 +142,12 @@ fn start() -> Running {
     let (listen, metrics) = (free(), free());
     let control = std::env::temp_dir().join(format!("spliced-request-{}.sock", std::process::id()));
     let yaml = format!(
-        "control: {}\nmetrics: {metrics}\nworkers: 1\nforwards: [{{ listen: \"{listen}\", to: \"127.0.0.1:1\" }}]\n",
+        "sandbox: off\ncontrol: {}\nmetrics: {metrics}\nworkers: 1\nforwards: [{{ listen: \"{listen}\", to: \"127.0.0.1:1\" }}]\n",
         control.display()
     );
     let plan = config::parse("FILE", &yaml, &Overrides::default(), &Lookup::fixed()).expect("a sound plan");
     std::thread::spawn(move || {
-        let ended = spliced::control::run(plan);
+        let ended = spliced::control::run(plan, None);
         panic!("the process has ended: {ended:?}");
     });
     for _ in 0..1000 {
