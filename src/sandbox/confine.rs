@@ -3,14 +3,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use caps::{Capability, CapsHashSet};
 use landlock::RulesetCreated;
 use log::{info, warn};
-use nix::fcntl::AtFlags;
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::prctl;
 use nix::unistd::{fchown, fchownat, geteuid};
 
@@ -183,7 +183,7 @@ pub fn give(file: &File) -> io::Result<()> {
 pub fn give_path(path: &Path) -> io::Result<()> {
     let Some(owner) = OWNER.get() else { return Ok(()) };
     // By descriptor, so that nobody slips another file under the name in between.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    let file = File::from(files::handle(path, OFlag::O_NOFOLLOW)?);
     let found = file.metadata()?;
     if !found.file_type().is_socket() || found.uid() != geteuid().as_raw() || found.uid() == owner.uid.as_raw() {
         return Ok(());

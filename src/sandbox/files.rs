@@ -4,12 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, NetPort, PathBeneath, PathFd,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, NetPort, PathBeneath,
     RestrictSelfError, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
 };
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 use super::parent;
 use crate::plan::{Confinement, Plan};
@@ -107,7 +110,7 @@ impl Rules {
         }
         let mut created = ruleset.create().map_err(failed)?;
         for (path, access) in &self.paths {
-            let Ok(opened) = PathFd::new(path) else { continue };
+            let Ok(opened) = handle(path, OFlag::empty()) else { continue };
             let is_directory = fs::metadata(path).is_ok_and(|found| found.is_dir());
             let access = if is_directory { *access } else { *access & AccessFs::from_file(TESTED) };
             created = created.add_rule(PathBeneath::new(opened, access)).map_err(failed)?;
@@ -117,6 +120,12 @@ impl Rules {
         }
         Ok(created)
     }
+}
+
+/// A file as a name only, for which it need not be readable (`O_PATH`, open(2)). Not by std, which with musl takes that
+/// flag for an access mode and leaves it out.
+pub(super) fn handle(path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC | flags, Mode::empty())
 }
 
 /// Ports of the plan; 0 is a source address without a port of its own, 53 a long answer of a name server.
