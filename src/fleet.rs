@@ -22,6 +22,7 @@ use crate::limits::{self, Limits};
 use crate::listener::{self, Listener, Shortage};
 use crate::plan::{Forward, Pin, Plan};
 use crate::pump::Pumps;
+use crate::sandbox::{self, Role};
 use crate::stats::{SessionRecord, WorkerStats};
 use crate::sys;
 use crate::sys::pipes::PipeBudget;
@@ -87,6 +88,9 @@ impl Fleet {
         if let Some(shortfall) = limits::shortfall(plan, soft, workers, sets.iter().map(Vec::len).sum()) {
             log::warn!("{shortfall}");
         }
+        sets.iter().flatten().try_for_each(|listener| sandbox::give_socket(&listener.socket))?;
+        // Before any thread, which inherits what is left, and before the budget, which depends on it.
+        sandbox::confine()?;
         let budgets = Budgets::of(plan, workers);
         let stats: Vec<_> =
             (0..workers).map(|_| Arc::new(WorkerStats::new(plan.forwards.iter().map(|f| f.arms.len())))).collect();
@@ -190,10 +194,15 @@ impl Fleet {
         }
     }
 
+    /// Reads counters while no session is on its way from one worker to another, so that each is counted once.
+    pub fn while_nothing_moves<T>(&self, read: impl FnMut() -> T) -> T {
+        self.shared.board.while_nothing_moves(read)
+    }
+
     /// Sessions open in all workers.
     #[must_use]
     pub fn open_sessions(&self) -> u64 {
-        self.stats.iter().flat_map(|s| s.forwards.iter()).map(|f| f.open.get()).sum()
+        self.while_nothing_moves(|| self.stats.iter().flat_map(|s| s.forwards.iter()).map(|f| f.open.get()).sum())
     }
 
     /// Ends of workers that have finished since the last call, with their number.
@@ -308,6 +317,7 @@ fn spawn(
     (say_ended, on_end): (mpsc::Sender<usize>, Arc<Waker>),
 ) -> io::Result<JoinHandle<WorkerEnd>> {
     std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+        sandbox::enter(Role::Worker);
         if let Some(Err(e)) = cpu.map(sys::pin_to) {
             log::warn!("cannot pin worker {id}: {e}; it runs where the scheduler puts it");
         }

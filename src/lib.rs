@@ -18,6 +18,7 @@ pub mod manual;
 pub mod plan;
 pub mod probe;
 pub mod pump;
+pub mod sandbox;
 pub mod session;
 pub mod session_log;
 pub mod stats;

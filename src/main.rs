@@ -1,6 +1,7 @@
 //! The program: a command line becomes one command.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -24,8 +25,8 @@ fn main() -> ExitCode {
     };
     start_log(&cli);
     match cli.command {
-        Command::Forward(args) => run(config::from_args(&args.listen, &args.target, &args.options)),
-        Command::Run(args) => run(config::load(&args.config, &args.options)),
+        Command::Forward(args) => run(config::from_args(&args.listen, &args.target, &args.options), None),
+        Command::Run(args) => run(config::load(&args.config, &args.options), Some(&args.config)),
         Command::Check(args) => print(config::load(&args.config, &args.options).map(|plan| config::render(&plan))),
         Command::Completions(args) => ended(write(&manual::completions(args.shell))),
         Command::Convert(args) => print(config::convert(&args.file)),
@@ -74,10 +75,10 @@ fn start_log(cli: &Cli) {
     builder.format_target(cli.verbose > 0).format_timestamp_millis().init();
 }
 
-fn run(plan: Result<Plan, ConfigError>) -> ExitCode {
+fn run(plan: Result<Plan, ConfigError>, config: Option<&Path>) -> ExitCode {
     match plan {
         Err(error) => wrong(&error),
-        Ok(plan) => match control::run(plan) {
+        Ok(plan) => match control::run(plan, config) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error.to_string(), FAILED),
         },

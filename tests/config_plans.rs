@@ -10,8 +10,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
-    Access, Arm, Engine, Forward, Host, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan, Ports, Rate, Target,
-    TcpOptions, Timeouts, WhenFull,
+    Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan, Ports,
+    Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
 };
 
 fn plan(text: &str) -> Plan {
@@ -64,6 +64,7 @@ fn yaml_defaults() {
         metrics: None,
         log: LogPlan::default(),
         pid_file: None,
+        privileges: Default::default(),
         forwards: vec![forward],
     };
     assert_eq!(plan, expected);
@@ -214,7 +215,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             proptest::option::of(1u64..=1_000_000_000),
             proptest::option::of(0u64..1_000_000_000),
         ),
-        (path(), path(), path(), proptest::option::of(1u16..)),
+        (path(), path(), path(), proptest::option::of(1u16..), privileges()),
         prop_oneof![Just(LogFormat::Text), Just(LogFormat::Json), Just(LogFormat::Rinetd), Just(LogFormat::Common)],
         (patterns(), patterns(), proptest::collection::vec(forward(), 1..4)),
     );
@@ -222,7 +223,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         |(
             (workers, pin, gather),
             (most, most_per_source, drain),
-            (control, file, pid_file, metrics),
+            (control, file, pid_file, metrics, privileges),
             format,
             (allow, deny, mut all),
         )| {
@@ -243,10 +244,23 @@ fn plans() -> impl Strategy<Value = Plan> {
                 metrics: metrics.map(|port| ([127, 0, 0, 1], port).into()),
                 log: LogPlan { format, file },
                 pid_file,
+                privileges,
                 forwards: all,
             }
         },
     )
+}
+
+fn privileges() -> impl Strategy<Value = Privileges> {
+    let name = || "[a-z0-9_.][a-z0-9_.-]{0,20}";
+    let user = proptest::option::of((name(), proptest::option::of(name())));
+    let keep = (proptest::option::of(any::<bool>()), any::<bool>());
+    let sandbox = prop_oneof![Just(Confinement::Auto), Just(Confinement::Strict), Just(Confinement::Off)];
+    (user, keep, sandbox).prop_map(|(user, (bind, pipes), sandbox)| Privileges {
+        user: user.map(|(user, group)| RunAs { user, group }),
+        keep: Keep { bind, pipes },
+        sandbox,
+    })
 }
 
 fn path() -> impl Strategy<Value = Option<PathBuf>> {

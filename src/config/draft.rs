@@ -8,7 +8,7 @@ use super::check;
 use super::error::{Fault, Mark};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
-use crate::plan::{Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Target, TcpOptions, Timeouts};
+use crate::plan::{Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts};
 
 /// Everything one file says.
 #[derive(Debug, Default)]
@@ -74,6 +74,11 @@ impl Draft {
             metrics: process.metrics,
             log: LogPlan { format: process.log_format.unwrap_or_default(), file: process.log_file },
             pid_file: process.pid_file,
+            privileges: Privileges {
+                user: process.user,
+                keep: process.keep_capabilities.unwrap_or_default(),
+                sandbox: process.sandbox.unwrap_or_default(),
+            },
             forwards,
         };
         check::check(&plan, &marks, lookup)?;

@@ -12,7 +12,7 @@ use super::limit::Sources;
 use super::node::{Key, Node};
 use super::value::{self, Maybe};
 use super::{address, node};
-use crate::plan::{LogFormat, Pattern, Pin, Rate, WhenFull};
+use crate::plan::{Confinement, Keep, LogFormat, Pattern, Pin, Rate, RunAs, WhenFull};
 
 /// Makes a struct of options that is a part of the command line, and lets YAML set the same fields by name.
 macro_rules! options {
@@ -83,6 +83,19 @@ options! {
         /// Write the process id to this file while running [default: off]
         #[arg(value_name = "PATH", help_heading = "Watching")]
         pid_file: PathBuf = path, PATH;
+        /// Started by root, become this user once the listeners are bound: a name or number, with the group after a colon
+        /// where it is not the user's own [default: stay]
+        #[arg(value_name = "NAME[:GROUP]", help_heading = "Least privilege")]
+        user: RunAs = user, USER;
+        /// Capabilities that stay: none, or net_bind_service (a reload may add low ports), sys_resource (pipes past the
+        /// limits of an ordinary user), or both with a comma; auto is net_bind_service where a listener has a low port
+        /// [default: auto]
+        #[arg(value_name = "LIST", help_heading = "Least privilege")]
+        keep_capabilities: Keep = keep_capabilities, KEEP_CAPABILITIES;
+        /// Confine the process (no_new_privs, system-call filters, Landlock): auto as far as the kernel can; strict all of
+        /// it or no start, and only the TCP ports known at start; off [default: auto]
+        #[arg(value_name = "HOW", help_heading = "Least privilege")]
+        sandbox: Confinement = sandbox, SANDBOX;
     }
 }
 

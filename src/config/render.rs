@@ -41,6 +41,11 @@ pub fn render(plan: &Plan) -> String {
             line(key, quote(&path.to_string_lossy()));
         }
     }
+    if let Some(user) = &plan.privileges.user {
+        line("user", quote(&user.to_string()));
+    }
+    line("keep_capabilities", plan.privileges.keep.to_string());
+    line("sandbox", plan.privileges.sandbox.to_string());
     let access = plan.forwards.first().map(|forward| &forward.access);
     for (key, list) in [("allow", access.map(|a| &*a.global_allow)), ("deny", access.map(|a| &*a.global_deny))] {
         if let Some(list) = list.filter(|list| !list.is_empty()) {

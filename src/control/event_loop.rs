@@ -102,7 +102,7 @@ impl EventLoop {
     /// An address that cannot be bound, or the system has no descriptors or threads for us.
     pub(super) fn start(
         plan: &Arc<Plan>,
-        log: SessionLog,
+        mut log: SessionLog,
         control: Option<(UnixListener, SocketFile)>,
         mut signals: Signals,
     ) -> Result<Self, RunError> {
@@ -123,6 +123,8 @@ impl EventLoop {
         let waker = Arc::new(Waker::new(registry, WORKER_ENDED).map_err(failed)?);
         let fleet =
             Fleet::start(plan, log.sender(), Arc::clone(&waker)).map_err(|error| RunError::new(error.to_string()))?;
+        // Threads start once the fleet has bound its listeners and the process has given up what it does not need.
+        log.spawn().map_err(failed)?;
         let process = Process {
             plan: Arc::clone(plan),
             cpus: fleet.cpus(),
@@ -327,7 +329,7 @@ impl Command {
 
 impl Process {
     fn snapshot(&self) -> Snapshot {
-        Snapshot::take(&Sources {
+        let sources = Sources {
             plan: &self.plan,
             stats: self.fleet.stats(),
             cpus: &self.cpus,
@@ -337,7 +339,8 @@ impl Process {
             splices: self.fleet.splices(),
             log_lost: self.log.lost(),
             sources: self.fleet.sources_known(),
-        })
+        };
+        self.fleet.while_nothing_moves(|| Snapshot::take(&sources))
     }
 
     fn answer_control(&self, request: &[u8]) -> super::service::Answer {

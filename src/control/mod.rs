@@ -15,6 +15,7 @@ pub mod snapshot;
 mod socket;
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use log::info;
@@ -23,6 +24,7 @@ pub use client::{DEFAULT_CONTROL, stats_command};
 pub(crate) use client::{ask, human};
 
 use crate::plan::{Forward, Plan};
+use crate::sandbox;
 use crate::session_log::SessionLog;
 use event_loop::EventLoop;
 use pid_file::PidFile;
@@ -52,16 +54,20 @@ impl std::error::Error for RunError {}
 /// Everything that can fail is opened before the first session is taken; on an error nothing is left behind.
 /// SIGTERM and SIGINT drain and return `Ok`, the second one ends at once, SIGUSR1 reopens the session log.
 ///
+/// `config` is the file the plan was read from, if any. Once the listeners are bound the process gives up what it does
+/// not need: see [`crate::sandbox`].
+///
 /// # Errors
 /// An address, file or socket that cannot be opened, named in the message; or every worker has panicked.
-pub fn run(plan: Plan) -> Result<(), RunError> {
+pub fn run(plan: Plan, config: Option<&Path>) -> Result<(), RunError> {
     let plan = Arc::new(plan);
+    sandbox::prepare(&plan, config).map_err(|error| RunError::new(error.to_string()))?;
     // In this order: what tells a second instance of the same configuration apart comes first, so that it stops
     // before it touches anything of the first.
     let signals = event_loop::catch_signals()?;
     let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
     let control = plan.control.as_deref().map(socket::bind).transpose()?;
-    let log = SessionLog::start(&plan)
+    let log = SessionLog::open(&plan)
         .map_err(|error| RunError::new(format!("session log: {error}; choose a file this user may write")))?;
 
     let mut event_loop = EventLoop::start(&plan, log, control, signals)?;

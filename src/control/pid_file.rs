@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::RunError;
+use crate::sandbox;
 
 /// How often a file that vanished between opening and locking it is opened again.
 const ATTEMPTS: usize = 8;
@@ -72,6 +73,7 @@ impl PidFile {
         }
         self.file.set_len(0)?;
         self.file.rewind()?;
+        sandbox::give(&self.file)?;
         writeln!(self.file, "{}", process::id())
     }
 }

@@ -267,6 +267,7 @@ pub(super) mod tests {
             metrics: None,
             log: LogPlan::default(),
             pid_file: None,
+            privileges: Default::default(),
             forwards: vec![Forward {
                 name: name.to_owned(),
                 listen: vec![Listen { ip: [127, 0, 0, 1].into(), ports: Ports::one(9000) }],

@@ -36,6 +36,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         metrics: None,
         log: LogPlan::default(),
         pid_file: None,
+        privileges: Default::default(),
         forwards: vec![forward],
     }
 }
@@ -187,10 +188,13 @@ fn limits_change_in_place() {
     server.read_exact(&mut rest).unwrap();
     assert!(rest == bytes[1024..]);
     let until = Instant::now() + Duration::from_secs(20);
-    while backend.accept().is_err() {
+    let _second = loop {
+        if let Ok(second) = backend.accept() {
+            break second;
+        }
         assert!(Instant::now() < until, "the second one is served when there is a slot for it");
         std::thread::park_timeout(Duration::from_millis(5));
-    }
+    };
     assert_eq!(fleet.open_sessions(), 2);
     plan.max_connections = Some(1);
     fleet.update_limits(&plan);

@@ -81,6 +81,8 @@ pub struct Session {
     pub armed_ms: u64,
     /// Already in the queue of this or the next turn.
     pub queued: bool,
+    /// Turns in which it was driven, as far as it matters.
+    turns: u8,
     /// The worker's note of when it last thought of moving it.
     pub seen: u8,
     /// The arm it was dealt to, in a live A/B.
@@ -170,6 +172,7 @@ impl Session {
             active_us: origin.opened_us,
             armed_ms: 0,
             queued: false,
+            turns: 0,
             seen: 0,
             arm: None,
             trace: 0,
@@ -259,6 +262,7 @@ impl Session {
     /// Moves bytes both ways as far as they go.
     pub fn advance(&mut self, turn: &mut Turn<'_>) -> Step {
         debug_assert!(matches!(self.phase, Phase::Open), "only a connected session moves bytes");
+        self.turns = self.turns.saturating_add(1);
         let before = (self.moved(), self.is_half_closed());
         let up = self.advance_way(Direction::Up, turn);
         let down = self.advance_way(Direction::Down, turn);

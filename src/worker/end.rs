@@ -139,6 +139,7 @@ impl Worker {
                 }
                 Message::Moved(session, ticket) => {
                     session.reset();
+                    self.parts.shared.board.arrives();
                     self.count_lost(session.origin().forward, ticket, reason);
                 }
                 _ => {}

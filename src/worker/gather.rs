@@ -23,7 +23,7 @@ impl Worker {
         if !self.gatherer.gives() || self.life != Life::Serving || self.passes.wake_ms(key).is_some() {
             return false;
         }
-        let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_movable(self.now_us)) else {
+        let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_movable()) else {
             return false;
         };
         let Some(to) = self.gatherer.home_of(&mut session.seen) else { return false };
@@ -35,6 +35,7 @@ impl Worker {
     }
 
     fn send(&mut self, key: usize, to: usize) {
+        self.parts.shared.board.leaves();
         let mut session = self.sessions.remove(key);
         self.deadlines.clear(key);
         let forward = session.origin().forward;
@@ -63,6 +64,7 @@ impl Worker {
     pub(super) fn take_over(&mut self, session: Session, ticket: Option<Box<Ticket>>) {
         let forward = session.origin().forward;
         self.parts.stats.forwards[forward].open.add(1);
+        self.parts.shared.board.arrives();
         let key = self.sessions.insert(session);
         self.passes.begin(key, ticket);
         let session = &mut self.sessions[key];

@@ -213,7 +213,9 @@ impl Worker {
         while !self.is_over() {
             if let Err(e) = self.parts.poll.poll(&mut events, self.timeout()) {
                 if e.kind() == io::ErrorKind::Interrupted {
-                    // No event was looked at: a deadline that passed while the process was stopped is no reason yet.
+                    // No event was looked at: a deadline that passed while the process was stopped is no reason yet. But
+                    // the time has gone on, and the poller must not sleep as long as before once more.
+                    self.now_us = self.clock.elapsed().as_micros() as u64;
                     continue;
                 }
                 self.end_all(EndReason::WorkerPanic);

@@ -15,6 +15,7 @@ pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod spliced;
 pub(crate) mod stats;
+pub(crate) mod strace;
 
 use std::io::Write;
 

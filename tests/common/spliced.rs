@@ -164,6 +164,17 @@ impl<'a> Launcher<'a> {
         self
     }
 
+    /// With its files in a place of another user, whom it is to become.
+    pub(crate) fn place_of(self, uid: u32) -> Self {
+        std::os::unix::fs::chown(self.directory.path(), Some(uid), Some(uid)).expect("root gives its directory away");
+        self
+    }
+
+    /// The directory of its configuration and its control socket.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Inside a network namespace.
     pub(crate) fn inside(mut self, namespace: &'a Netns) -> Self {
         self.namespace = Some(namespace);

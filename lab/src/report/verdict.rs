@@ -29,8 +29,13 @@ const SAME: f64 = 0.02;
 /// Every sentence, load by load; cautions last.
 pub(super) fn verdicts(summary: &Summary) -> Vec<Verdict> {
     let mut all: Vec<Verdict> = summary.loads.iter().flat_map(findings).collect();
-    all.extend(summary.loads.iter().flat_map(cautions));
+    all.extend(warnings(summary));
     all
+}
+
+/// The cautions alone: where goals are judged, they are what was to be found.
+pub(super) fn warnings(summary: &Summary) -> Vec<Verdict> {
+    summary.loads.iter().flat_map(cautions).collect()
 }
 
 fn findings(load: &Load) -> Vec<Verdict> {
@@ -40,6 +45,9 @@ fn findings(load: &Load) -> Vec<Verdict> {
     }
     found.extend(ladder(load));
     for (sample, _) in PHRASES {
+        if sample.ends_with("_per_gb") && load.has_pieces() {
+            continue;
+        }
         found.extend(find(sample).and_then(|metric| against_best_peer(load, metric)));
     }
     found.extend(against_dnat(load));
