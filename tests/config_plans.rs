@@ -1,17 +1,14 @@
 //! What a good configuration of each format becomes.
 
-#[path = "../fuzz/fuzz_targets/check.rs"]
-mod fuzzed;
-
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
-    Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan, Ports,
-    Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
+    Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan,
+    Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
 };
 
 fn plan(text: &str) -> Plan {
@@ -183,23 +180,6 @@ fn oi_toml() {
     assert_eq!(first.access.allow, [net("10.0.0.0/8")]);
     assert_eq!(first.access.deny, [net("10.0.0.1/32")]);
     assert_eq!(&*second.access.global_allow, [text("10.0.*.*")]);
-}
-
-/// What a fuzzer starts from holds here as well.
-#[test]
-fn the_seeds_of_the_fuzzers() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    for (name, format) in [("yaml", Format::Yaml), ("lines", Format::Lines), ("toml", Format::Toml)] {
-        let mut seeds = 0;
-        for entry in std::fs::read_dir(corpus.join(name)).expect("the seeds") {
-            let bytes = std::fs::read(entry.expect("an entry").path()).expect("a seed");
-            if let Ok(text) = std::str::from_utf8(&bytes) {
-                fuzzed::check(format, text);
-            }
-            seeds += 1;
-        }
-        assert!(seeds >= 3, "{seeds} for {name}");
-    }
 }
 
 /// Any plan a file can describe, as far as one forward's values do not depend on another's.

@@ -12,9 +12,11 @@ use spliced::cli::{Cli, Command, one_line};
 use spliced::config::{self, ConfigError, Format, Lookup, Overrides};
 use spliced::plan::Plan;
 
+type Target = (&'static str, fn(&[u8]));
+
 /// The targets; each has its corpus in the directory of its name.
 #[allow(dead_code, reason = "a fuzz target is one of them")]
-pub(crate) const TARGETS: [(&str, fn(&[u8])); 6] =
+pub(crate) const TARGETS: [Target; 6] =
     [("yaml", yaml), ("lines", lines), ("toml", toml), ("any", any), ("value", value), ("request", request)];
 
 /// Longer than any answer takes.
@@ -142,12 +144,12 @@ fn start() -> Running {
     let (listen, metrics) = (free(), free());
     let control = std::env::temp_dir().join(format!("spliced-request-{}.sock", std::process::id()));
     let yaml = format!(
-        "control: {}\nmetrics: {metrics}\nworkers: 1\nforwards: [{{ listen: \"{listen}\", to: \"127.0.0.1:1\" }}]\n",
+        "sandbox: off\ncontrol: {}\nmetrics: {metrics}\nworkers: 1\nforwards: [{{ listen: \"{listen}\", to: \"127.0.0.1:1\" }}]\n",
         control.display()
     );
     let plan = config::parse("FILE", &yaml, &Overrides::default(), &Lookup::fixed()).expect("a sound plan");
     std::thread::spawn(move || {
-        let ended = spliced::control::run(plan);
+        let ended = spliced::control::run(plan, None);
         panic!("the process has ended: {ended:?}");
     });
     for _ in 0..1000 {
