@@ -17,6 +17,7 @@ use clap::Args;
 use serde::Serialize;
 
 use self::system::System;
+use crate::sandbox;
 
 /// `spliced probe`.
 #[derive(Debug, Clone, Args)]
@@ -101,5 +102,22 @@ fn findings(system: &System) -> Vec<Finding> {
     all.extend(network::findings(system));
     all.extend(devices::offloads(system));
     all.extend(cpu::findings(system));
+    all.extend(sandbox());
     all
+}
+
+/// What the process could give up on this host.
+fn sandbox() -> Vec<Finding> {
+    let finding = |part: sandbox::Part| {
+        let check = "sandbox";
+        match part.state {
+            sandbox::State::On(detail) => Finding::ok(check, format!("{}: {detail}", part.name)),
+            sandbox::State::Off => Finding::ok(check, format!("{}: not wanted", part.name)),
+            sandbox::State::Missing(why) => {
+                let found = format!("{}: {why}; forwards run without it", part.name);
+                Finding::warn(check, found, "allow it in this container or kernel, or run with --sandbox off")
+            }
+        }
+    };
+    sandbox::support().into_iter().map(finding).collect()
 }
