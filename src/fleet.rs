@@ -2,6 +2,7 @@
 //!
 //! The control thread owns the [`Fleet`]; nothing here is on the data path.
 
+mod doors;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +18,8 @@ use std::thread::JoinHandle;
 
 use mio::{Poll, Waker};
 
-use crate::listener::{self, Listener, Shortage, Slots};
+pub use self::doors::{Door, Doors};
+use crate::listener::{self, Shortage, Slots};
 use crate::plan::{Forward, Pin, Plan};
 use crate::pump::Pumps;
 use crate::stats::{SessionRecord, WorkerStats};
@@ -34,6 +36,7 @@ pub struct Fleet {
     threads: Vec<Option<JoinHandle<WorkerEnd>>>,
     /// Numbers of workers whose threads are about to end.
     ended: Receiver<usize>,
+    doors: Doors,
     shared: Arc<Shared>,
     splice_off: Arc<AtomicBool>,
     description: String,
@@ -70,25 +73,28 @@ impl Budgets {
 }
 
 impl Fleet {
-    /// Binds every listener of the plan, then starts the workers. `on_end` is woken whenever a worker thread ends.
+    /// Takes the listeners of the plan from `doors` where they are open already, binds the others, then starts the
+    /// workers. Sockets no forward of the plan asks for are closed. `on_end` is woken whenever a worker thread ends.
     ///
     /// # Errors
     /// With nothing started: an address that cannot be bound (named in the message), or a thread that cannot start.
     pub fn start(
         plan: &Arc<Plan>,
+        mut doors: Doors,
         log: Option<SyncSender<Vec<SessionRecord>>>,
         on_end: Arc<mio::Waker>,
     ) -> io::Result<Self> {
         let (soft, hard) = sys::raise_descriptor_limit();
         let workers = worker_count(plan);
-        let sets = listener::bind_all(plan, workers)?;
+        let prepared = doors.prepare(plan, workers)?;
         let budgets = Budgets::of(plan, workers);
         let stats: Vec<_> =
             (0..workers).map(|_| Arc::new(WorkerStats::new(plan.forwards.iter().map(|f| f.arms.len())))).collect();
         let splice_off = Arc::new(AtomicBool::new(!sys::HAS_SPLICE));
-        let (shared, ends) = share(plan, &sets).map_err(|e| explain("make the event loops", workers, &e))?;
+        let (shared, ends) = share(plan, workers).map_err(|e| explain("make the event loops", workers, &e))?;
         let mut made = Vec::new();
-        listener::listen_all(plan, &sets)?;
+        doors.commit(prepared);
+        let sets = doors.deal(workers);
         for (id, ((poll, inbox), listeners)) in ends.into_iter().zip(sets).enumerate() {
             let pools = budgets.budgets.iter().map(PipeBudget::pool).collect();
             let scratch = plan.forwards.iter().map(Forward::largest_read).max().unwrap_or(64 * 1024);
@@ -116,6 +122,7 @@ impl Fleet {
             cpus: cpus.clone(),
             threads: Vec::new(),
             ended,
+            doors,
             shared: Arc::clone(&shared),
             splice_off,
             description,
@@ -156,13 +163,28 @@ impl Fleet {
         &self.shared.listening
     }
 
+    /// Every listening socket, to pass on to the process that will replace this one.
+    #[must_use]
+    pub fn doors(&self) -> &Doors {
+        &self.doors
+    }
+
+    /// Leaves the listening sockets to whoever they were passed on to: nothing is accepted any more and nothing in
+    /// their queues is lost. Sessions go on, each worker ends when its last one has.
+    pub fn let_go(&mut self) {
+        self.doors = Doors::default();
+        self.tell(|| Message::LetGo);
+    }
+
     /// Stops accepting (listeners are closed); sessions go on, each worker ends when its last one has.
-    pub fn drain(&self) {
+    pub fn drain(&mut self) {
+        self.doors = Doors::default();
         self.tell(|| Message::Drain);
     }
 
     /// Ends every session now with reason `drain`, and the workers with them.
-    pub fn stop(&self) {
+    pub fn stop(&mut self) {
+        self.doors = Doors::default();
         self.tell(|| Message::Stop);
     }
 
@@ -236,24 +258,21 @@ fn choose_cpus(pin: Pin, workers: usize) -> (Vec<Option<usize>>, String) {
 type End = (Poll, Receiver<Message>);
 
 /// What workers share, and each one's poller and mailbox.
-fn share(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<(Arc<Shared>, Vec<End>)> {
+fn share(plan: &Plan, workers: usize) -> io::Result<(Arc<Shared>, Vec<End>)> {
     let (mut mailboxes, mut ends) = (Vec::new(), Vec::new());
-    for _ in sets {
+    for _ in 0..workers {
         let poll = Poll::new()?;
         let (mailbox, inbox) = Mailbox::new(Waker::new(poll.registry(), MAILBOX)?);
         mailboxes.push(mailbox);
         ends.push((poll, inbox));
     }
-    let mut listening: Vec<(usize, SocketAddr)> = sets.iter().flatten().map(|l| (l.index, l.address)).collect();
-    listening.sort_unstable_by_key(|(index, _)| *index);
-    listening.dedup();
     let shared = Shared {
-        loads: sets.iter().map(|_| AtomicUsize::new(0)).collect(),
+        loads: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
         slots: Slots::new(plan.max_connections),
         forward_slots: plan.forwards.iter().map(|f| Slots::new(f.max_connections)).collect(),
         trace: Trace::default(),
         shortage: Shortage::default(),
-        listening: listening.into_iter().map(|(_, address)| address).collect(),
+        listening: listener::places(plan).map(|place| place.address).collect(),
         mailboxes: mailboxes.into(),
     };
     Ok((Arc::new(shared), ends))

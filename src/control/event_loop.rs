@@ -15,7 +15,7 @@ use super::service::{Service, TOKENS};
 use super::snapshot::{Snapshot, Sources, WorkerState};
 use super::socket::{self, SocketFile};
 use super::{RunError, metrics, prometheus};
-use crate::fleet::{Fleet, WorkerEnd};
+use crate::fleet::{Doors, Fleet, WorkerEnd};
 use crate::plan::Plan;
 use crate::session_log::SessionLog;
 
@@ -121,8 +121,8 @@ impl EventLoop {
             None => None,
         };
         let waker = Arc::new(Waker::new(registry, WORKER_ENDED).map_err(failed)?);
-        let fleet =
-            Fleet::start(plan, log.sender(), Arc::clone(&waker)).map_err(|error| RunError::new(error.to_string()))?;
+        let fleet = Fleet::start(plan, Doors::default(), log.sender(), Arc::clone(&waker))
+            .map_err(|error| RunError::new(error.to_string()))?;
         let process = Process {
             plan: Arc::clone(plan),
             cpus: fleet.cpus(),

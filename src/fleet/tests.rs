@@ -52,7 +52,7 @@ fn a_panic_resets_the_sessions_of_its_worker_and_is_told() {
     let mut poll = Poll::new().unwrap();
     let waker = Arc::new(Waker::new(poll.registry(), mio::Token(0)).unwrap());
     let plan = Arc::new(plan(listen, backend.local_addr().unwrap()));
-    let mut fleet = Fleet::start(&plan, None, waker).unwrap();
+    let mut fleet = Fleet::start(&plan, Doors::default(), None, waker).unwrap();
 
     let mut client = TcpStream::connect(listen).unwrap();
     let (mut server, _) = backend.accept().unwrap();
@@ -81,7 +81,7 @@ fn lone_worker(target: SocketAddr) -> (Worker, Arc<Shared>, Arc<WorkerStats>) {
     let mut plan = plan(target, target);
     plan.max_connections = Some(1);
     let plan = Arc::new(plan);
-    let (shared, mut ends) = share(&plan, &[Vec::new()]).unwrap();
+    let (shared, mut ends) = share(&plan, 1).unwrap();
     let (poll, inbox) = ends.pop().unwrap();
     let budgets = Budgets::of(&plan, 1);
     let stats = Arc::new(WorkerStats::new([0]));

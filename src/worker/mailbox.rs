@@ -24,6 +24,8 @@ pub enum Message {
     Resolved(usize, usize, Vec<IpAddr>),
     /// Accept no more; end when the last session has.
     Drain,
+    /// The same, and what waits in the queues of the listeners is somebody else's.
+    LetGo,
     /// End every session now.
     Stop,
     /// Fail, to test what the process makes of it.

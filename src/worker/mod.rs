@@ -373,6 +373,10 @@ impl Worker {
                     self.freed = true;
                 }
                 Message::Drain => self.drain(),
+                Message::LetGo => {
+                    self.life = Life::Draining;
+                    self.close_listeners();
+                }
                 Message::Stop => self.stop(),
                 #[cfg(test)]
                 Message::Panic => panic!("asked to"),
@@ -400,7 +404,12 @@ impl Worker {
     }
 
     fn close_listeners(&mut self) {
-        self.parts.listeners.clear();
+        // A socket somebody else holds too goes on to make events.
+        for listener in self.parts.listeners.drain(..) {
+            if let Err(e) = self.parts.poll.registry().deregister(&mut SourceFd(&listener.socket.as_raw_fd())) {
+                log::debug!("a listener was not watched: {e}");
+            }
+        }
         self.accepting.clear();
     }
 
