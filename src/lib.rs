@@ -18,5 +18,6 @@ pub mod session;
 pub mod session_log;
 pub mod stats;
 pub mod sys;
+pub mod upgrade;
 pub mod upstream;
 pub mod worker;

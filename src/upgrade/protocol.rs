@@ -1,0 +1,153 @@
+//! What the two processes say to each other: one JSON object a message, descriptors beside it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::Estate;
+use crate::sys::channel::{Channel, MAX_DESCRIPTORS};
+
+/// Names the version of the protocol to the new process, and so that it takes over from another.
+pub(super) const VARIABLE: &str = "SPLICED_UPGRADE";
+/// The version spoken here. One that changes makes an upgrade across it fail before anything has happened.
+pub(super) const VERSION: &str = "1";
+
+/// From the running process to the new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "snake_case")]
+pub(super) enum Bequest {
+    /// Who speaks. With it: the real standard input and standard error.
+    Hello {
+        /// Version of the running program.
+        version: String,
+        /// Its process id.
+        pid: u32,
+    },
+    /// With it: listeners.
+    Listeners,
+    /// With it: the control socket, whose file has this device and inode.
+    Control { device: u64, inode: u64 },
+    /// With it: the listener of the metrics endpoint.
+    Metrics,
+    /// With it: the locked pid file.
+    PidFile,
+    /// That was all, and these were all the listeners.
+    End { listeners: usize },
+    /// Accept from now on; what was passed is yours.
+    Go,
+}
+
+/// From the new process to the running one: everything is in place, it waits for [`Bequest::Go`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// The new process.
+    pub pid: u32,
+    /// Version of its program.
+    pub version: String,
+    /// It keeps the control socket, and so its file.
+    pub control: bool,
+    /// It keeps the pid file.
+    pub pid_file: bool,
+}
+
+/// A message with its descriptors.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) message: Bequest,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+impl Parcel {
+    fn new(message: Bequest, descriptors: Vec<OwnedFd>) -> Self {
+        Self { message, descriptors }
+    }
+
+    /// Sends it; never waits.
+    ///
+    /// # Errors
+    /// Those of [`Channel::send`].
+    pub(super) fn send(&self, channel: &Channel) -> io::Result<()> {
+        let descriptors: Vec<BorrowedFd<'_>> = self.descriptors.iter().map(AsFd::as_fd).collect();
+        send(channel, &self.message, &descriptors)
+    }
+}
+
+/// Everything a new process is told before it is ready, in order.
+///
+/// # Errors
+/// Standard input or standard error cannot be passed on: there are no descriptors left.
+pub(super) fn parcels(estate: Estate) -> io::Result<Vec<Parcel>> {
+    let hello = Bequest::Hello { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() };
+    let streams = vec![io::stdin().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?];
+    let mut parcels = vec![Parcel::new(hello, streams)];
+    let listeners = estate.listeners.len();
+    let mut rest = estate.listeners.into_iter();
+    loop {
+        let some: Vec<OwnedFd> = rest.by_ref().take(MAX_DESCRIPTORS).collect();
+        if some.is_empty() {
+            break;
+        }
+        parcels.push(Parcel::new(Bequest::Listeners, some));
+    }
+    if let Some((socket, device, inode)) = estate.control {
+        parcels.push(Parcel::new(Bequest::Control { device, inode }, vec![socket]));
+    }
+    parcels.extend(estate.metrics.map(|socket| Parcel::new(Bequest::Metrics, vec![socket])));
+    parcels.extend(estate.pid_file.map(|file| Parcel::new(Bequest::PidFile, vec![file])));
+    parcels.push(Parcel::new(Bequest::End { listeners }, Vec::new()));
+    Ok(parcels)
+}
+
+/// Sends a message; never waits.
+///
+/// # Errors
+/// Those of [`Channel::send`].
+pub(super) fn send(channel: &Channel, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    channel.send(&serde_json::to_vec(message).map_err(io::Error::other)?, descriptors)
+}
+
+/// The next message; `None` when the other side is gone.
+///
+/// # Errors
+/// Those of [`Channel::receive`], and `InvalidData` for what is no message.
+pub(super) fn receive<M: DeserializeOwned>(channel: &Channel, wait: bool) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    let Some((bytes, descriptors)) = channel.receive(wait)? else { return Ok(None) };
+    let message = serde_json::from_slice(&bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("no message of the protocol: {error}")))?;
+    Ok(Some((message, descriptors)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_estate_of_any_size_goes_in_parcels_that_fit() {
+        let fd = || io::stderr().as_fd().try_clone_to_owned().unwrap();
+        for count in [0, 1, MAX_DESCRIPTORS, MAX_DESCRIPTORS + 1, 3 * MAX_DESCRIPTORS - 1] {
+            let listeners = (0..count).map(|_| fd()).collect();
+            let estate = Estate { listeners, control: Some((fd(), 1, 2)), metrics: None, pid_file: Some(fd()) };
+            let parcels = parcels(estate).unwrap();
+            assert!(parcels.iter().all(|parcel| parcel.descriptors.len() <= MAX_DESCRIPTORS));
+            let of = |message: &Bequest| -> usize {
+                parcels.iter().filter(|p| p.message == *message).map(|p| p.descriptors.len()).sum()
+            };
+            assert_eq!(of(&Bequest::Listeners), count);
+            assert_eq!(of(&Bequest::Control { device: 1, inode: 2 }), 1);
+            assert_eq!((of(&Bequest::Metrics), of(&Bequest::PidFile)), (0, 1));
+            assert_eq!(parcels.last().unwrap().message, Bequest::End { listeners: count });
+        }
+    }
+
+    #[test]
+    fn words_that_are_no_message_are_an_error() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        for words in [&b"hello"[..], b"{}", b"{\"message\":\"stop\"}", b"\xff"] {
+            rustix::net::send(&theirs, words, rustix::net::SendFlags::empty()).unwrap();
+            let error = receive::<Bequest>(&ours, false).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{words:?}");
+        }
+    }
+}
