@@ -11,7 +11,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
@@ -40,6 +40,8 @@ pub struct Fleet {
     shared: Arc<Shared>,
     splice_off: Arc<AtomicBool>,
     description: String,
+    /// Workers turn once it is set.
+    gate: Arc<OnceLock<()>>,
     _resolver: Option<Resolver>,
 }
 
@@ -73,12 +75,28 @@ impl Budgets {
 }
 
 impl Fleet {
+    /// A fleet that is prepared and opened.
+    ///
+    /// # Errors
+    /// Those of [`Self::prepare`].
+    pub fn start(
+        plan: &Arc<Plan>,
+        doors: Doors,
+        log: Option<SyncSender<Vec<SessionRecord>>>,
+        on_end: Arc<mio::Waker>,
+    ) -> io::Result<Self> {
+        let mut fleet = Self::prepare(plan, doors, log, on_end)?;
+        fleet.open();
+        Ok(fleet)
+    }
+
     /// Takes the listeners of the plan from `doors` where they are open already, binds the others, then starts the
-    /// workers. Sockets no forward of the plan asks for are closed. `on_end` is woken whenever a worker thread ends.
+    /// workers, which wait for [`Self::open`]. Sockets no forward of the plan asks for are closed. `on_end` is woken
+    /// whenever a worker thread ends.
     ///
     /// # Errors
     /// With nothing started: an address that cannot be bound (named in the message), or a thread that cannot start.
-    pub fn start(
+    pub fn prepare(
         plan: &Arc<Plan>,
         mut doors: Doors,
         log: Option<SyncSender<Vec<SessionRecord>>>,
@@ -93,7 +111,7 @@ impl Fleet {
         let splice_off = Arc::new(AtomicBool::new(!sys::HAS_SPLICE));
         let (shared, ends) = share(plan, workers).map_err(|e| explain("make the event loops", workers, &e))?;
         let mut made = Vec::new();
-        doors.commit(prepared);
+        doors.adopt(prepared);
         let sets = doors.deal(workers);
         for (id, ((poll, inbox), listeners)) in ends.into_iter().zip(sets).enumerate() {
             let pools = budgets.budgets.iter().map(PipeBudget::pool).collect();
@@ -126,10 +144,12 @@ impl Fleet {
             shared: Arc::clone(&shared),
             splice_off,
             description,
+            gate: Arc::default(),
             _resolver: resolver(plan, &shared)?,
         };
         for (id, worker) in made.into_iter().enumerate() {
-            let spawned = spawn(id, worker, cpus[id], (say_ended.clone(), Arc::clone(&on_end)))
+            let gate = Arc::clone(&fleet.gate);
+            let spawned = spawn(id, worker, cpus[id], gate, (say_ended.clone(), Arc::clone(&on_end)))
                 .map_err(|e| explain("start the threads", workers, &e));
             if spawned.is_err() {
                 fleet.stop();
@@ -137,6 +157,12 @@ impl Fleet {
             fleet.threads.push(Some(spawned?));
         }
         Ok(fleet)
+    }
+
+    /// Lets the workers turn and accept. Nothing can fail from here on.
+    pub fn open(&mut self) {
+        self.doors.listen();
+        let _ = self.gate.set(());
     }
 
     /// Counters, one entry per worker.
@@ -189,6 +215,8 @@ impl Fleet {
     }
 
     fn tell(&self, message: impl Fn() -> Message) {
+        // One that waits still to begin ends too.
+        let _ = self.gate.set(());
         for mailbox in &self.shared.mailboxes {
             // A worker that has ended needs no telling.
             let _ = mailbox.post(message());
@@ -302,12 +330,14 @@ fn spawn(
     id: usize,
     mut worker: Worker,
     cpu: Option<usize>,
+    gate: Arc<OnceLock<()>>,
     (say_ended, on_end): (mpsc::Sender<usize>, Arc<Waker>),
 ) -> io::Result<JoinHandle<WorkerEnd>> {
     std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
         if let Some(Err(e)) = cpu.map(sys::pin_to) {
             log::warn!("cannot pin worker {id}: {e}; it runs where the scheduler puts it");
         }
+        gate.wait();
         // The worker moves into the closure, so that after a panic its sessions are reset while it unwinds.
         let result = catch_unwind(AssertUnwindSafe(move || worker.run()));
         let end = match result {

@@ -18,6 +18,7 @@ pub mod session;
 pub mod session_log;
 pub mod stats;
 pub mod sys;
+pub mod systemd;
 pub mod upgrade;
 pub mod upstream;
 pub mod worker;

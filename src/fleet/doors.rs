@@ -25,6 +25,8 @@ const DEALT_FROM: usize = 16;
 #[derive(Debug, Default)]
 pub struct Doors {
     open: Vec<Door>,
+    /// Bound and not listening yet, with the backlog they get.
+    bound: Vec<(Arc<Socket>, i32)>,
 }
 
 /// The sockets that listen on one address.
@@ -106,17 +108,29 @@ impl Doors {
 
     /// Puts what was prepared into use and returns the doors no plan asks for any more.
     pub fn commit(&mut self, prepared: Prepared) -> Vec<Door> {
-        let Prepared { mut doors, bound } = prepared;
-        for (socket, backlog) in bound {
-            // It would take another address or no memory to fail here; the other sockets of the address go on.
-            if let Err(e) = socket.listen(backlog) {
-                log::warn!("a further socket of an address cannot listen: {e}; the others take its connections");
-                doors.iter_mut().for_each(|door| door.sockets.retain(|other| !Arc::ptr_eq(other, &socket)));
-            }
-        }
+        let retired = self.adopt(prepared);
+        self.listen();
+        retired
+    }
+
+    /// The same, but what was only bound does not listen before [`Self::listen`].
+    pub(super) fn adopt(&mut self, prepared: Prepared) -> Vec<Door> {
+        let Prepared { doors, bound } = prepared;
+        self.bound.extend(bound);
         let old = std::mem::replace(&mut self.open, doors);
         let kept: HashMap<SocketAddr, ()> = self.open.iter().map(|door| (door.address, ())).collect();
         old.into_iter().filter(|door| !kept.contains_key(&door.address)).collect()
+    }
+
+    /// Lets every socket listen that was only bound.
+    pub(super) fn listen(&mut self) {
+        for (socket, backlog) in std::mem::take(&mut self.bound) {
+            // It would take another address or no memory to fail here; the other sockets of the address go on.
+            if let Err(e) = socket.listen(backlog) {
+                log::warn!("a further socket of an address cannot listen: {e}; the others take its connections");
+                self.open.iter_mut().for_each(|door| door.sockets.retain(|other| !Arc::ptr_eq(other, &socket)));
+            }
+        }
     }
 
     /// The listeners of each of so many workers.
