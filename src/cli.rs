@@ -65,6 +65,14 @@ Examples:
   spliced stats --control /run/spliced/control.sock
   spliced stats --json | jq .total.bytes";
 
+const UPGRADE_EXAMPLES: &str = "\
+Starts the program again where the instance was started from, with the same arguments, hands the listeners over and waits
+until the new process is ready; the old one then finishes its sessions. When the new one does not become ready, the old one
+goes on and this says why, with exit status 1. The instance must run with --control PATH; SIGUSR2 does the same without.
+
+Example:
+  spliced upgrade --control /run/spliced/control.sock";
+
 /// Forwards TCP: bytes go socket to pipe to socket inside the kernel, on every core.
 #[derive(Debug, Parser)]
 #[command(name = "spliced", version, about, after_help = EXAMPLES, max_term_width = 120)]
@@ -100,6 +108,9 @@ pub enum Command {
     /// Print the counters of a running instance
     #[command(after_help = STATS_EXAMPLES)]
     Stats(StatsArgs),
+    /// Replace a running instance by the program that is installed now, without losing a connection
+    #[command(after_help = UPGRADE_EXAMPLES)]
+    Upgrade(UpgradeArgs),
     /// A child process of `ab`.
     #[command(hide = true)]
     AbRole(Box<crate::ab::RoleArgs>),
@@ -158,6 +169,14 @@ pub struct StatsArgs {
     /// Print JSON for programs
     #[arg(long)]
     pub json: bool,
+    /// The control socket of the instance
+    #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
+    pub control: String,
+}
+
+/// `spliced upgrade`.
+#[derive(Debug, Args)]
+pub struct UpgradeArgs {
     /// The control socket of the instance
     #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
     pub control: String,

@@ -11,9 +11,9 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use mio::{Poll, Waker};
@@ -221,6 +221,18 @@ impl Fleet {
             // A worker that has ended needs no telling.
             let _ = mailbox.post(message());
         }
+    }
+
+    /// How often each worker that has not ended has turned, by its number.
+    #[must_use]
+    pub fn turns(&self) -> Vec<(usize, u64)> {
+        let running = |id: &usize| self.threads.get(*id).is_some_and(Option::is_some);
+        (0..self.stats.len()).filter(running).map(|id| (id, self.stats[id].turns.get())).collect()
+    }
+
+    /// Makes every worker turn once, also one that has nothing to do.
+    pub fn nudge(&self) {
+        self.shared.mailboxes.iter().for_each(Mailbox::nudge);
     }
 
     /// Sessions open in all workers.

@@ -1,6 +1,7 @@
 //! The program: a command line becomes one command.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -10,6 +11,7 @@ use spliced::cli::{Cli, Command, one_line};
 use spliced::config::{self, ConfigError};
 use spliced::plan::Plan;
 use spliced::session_log::Stderr;
+use spliced::upgrade::Predecessor;
 use spliced::{ab, control};
 
 /// Something failed while running.
@@ -24,11 +26,12 @@ fn main() -> ExitCode {
     };
     start_log(&cli);
     match cli.command {
-        Command::Forward(args) => run(config::from_args(&args.listen, &args.target, &args.options)),
-        Command::Run(args) => run(config::load(&args.config, &args.options)),
+        Command::Forward(args) => run(None, || config::from_args(&args.listen, &args.target, &args.options)),
+        Command::Run(args) => run(Some(&args.config), || config::load(&args.config, &args.options)),
         Command::Check(args) => print(config::load(&args.config, &args.options).map(|plan| config::render(&plan))),
         Command::Convert(args) => print(config::convert(&args.file)),
         Command::Stats(args) => ended(control::stats_command(args.control.as_ref(), args.json)),
+        Command::Upgrade(args) => ended(control::upgrade_command(args.control.as_ref())),
         Command::Ab(args) => ended(ab::run(&args)),
         Command::AbRole(args) => ended(ab::run_role(&args)),
     }
@@ -70,10 +73,19 @@ fn start_log(cli: &Cli) {
     builder.format_target(cli.verbose > 0).format_timestamp_millis().init();
 }
 
-fn run(plan: Result<Plan, ConfigError>) -> ExitCode {
-    match plan {
+/// Runs the plan that `load` makes of a file or of the command line alone.
+fn run(file: Option<&Path>, load: impl FnOnce() -> Result<Plan, ConfigError>) -> ExitCode {
+    // Before anything is read: in a process that takes over, standard input is where it takes over from.
+    let predecessor = match Predecessor::connect() {
+        Ok(predecessor) => predecessor,
+        Err(error) => return fail(&error, FAILED),
+    };
+    if predecessor.is_some() && file == Some(Path::new("-")) {
+        return fail("the configuration was read from standard input and cannot be read again; use a file", WRONG);
+    }
+    match load() {
         Err(error) => wrong(&error),
-        Ok(plan) => match control::run(plan) {
+        Ok(plan) => match control::run(plan, predecessor) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error.to_string(), FAILED),
         },

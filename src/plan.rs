@@ -20,6 +20,8 @@ pub struct Plan {
     pub max_connections: Option<u64>,
     /// How long sessions may finish after SIGTERM or SIGINT; `None` waits for ever.
     pub drain: Option<Duration>,
+    /// How long sessions of a process that another has taken over from may go on; `None` until the last one ends.
+    pub upgrade_drain: Option<Duration>,
     /// Unix socket that answers `spliced stats`.
     pub control: Option<PathBuf>,
     /// Address of the metrics endpoint.

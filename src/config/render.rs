@@ -23,6 +23,7 @@ pub fn render(plan: &Plan) -> String {
     line("pin", pin.to_owned());
     line("max_connections", plan.max_connections.map_or("none".into(), |n| n.to_string()));
     line("drain_timeout", time(plan.drain));
+    line("upgrade_drain_timeout", time(plan.upgrade_drain));
     if let Some(metrics) = plan.metrics {
         line("metrics", quote(&metrics.to_string()));
     }

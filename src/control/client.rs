@@ -17,6 +17,8 @@ pub const DEFAULT_CONTROL: &str = "/run/spliced/control.sock";
 
 /// How long the running instance may take to answer.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// The same for an upgrade, whose new process may need a while to become ready.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(20);
 /// Bytes of the answer that are read: more is no answer of ours.
 const MAX_ANSWER: u64 = 256 * 1024 * 1024;
 
@@ -26,7 +28,7 @@ const MAX_ANSWER: u64 = 256 * 1024 * 1024;
 /// When nobody answers on the socket, the answer is not understood, or standard output fails. A closed standard output
 /// (`spliced stats | head`) is no error.
 pub fn stats_command(control: &Path, json: bool) -> io::Result<()> {
-    let answer = ask(control, "stats")?;
+    let answer = ask(control, "stats", TIME_LIMIT)?;
     let unknown = |what: &dyn std::fmt::Display| {
         io::Error::new(io::ErrorKind::InvalidData, format!("{}: answer not understood: {what}", control.display()))
     };
@@ -42,8 +44,24 @@ pub fn stats_command(control: &Path, json: bool) -> io::Result<()> {
     }
 }
 
+/// Has the instance behind `control` replaced by a new process, and says which one took over.
+///
+/// # Errors
+/// When nobody answers on the socket, or the new process did not take over: why, in words.
+pub fn upgrade_command(control: &Path) -> io::Result<()> {
+    let answer = ask(control, "upgrade", UPGRADE_LIMIT)?;
+    let value: Value = serde_json::from_str(&answer).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{}: answer not understood: {error}", control.display()))
+    })?;
+    if let Some(error) = value.get("error").and_then(Value::as_str) {
+        return Err(io::Error::other(format!("{}: {error}", control.display())));
+    }
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "upgraded: process {}, version {}", value["pid"], value["version"].as_str().unwrap_or("unknown"))
+}
+
 /// Sends one line and returns the answer's line.
-fn ask(control: &Path, command: &str) -> io::Result<String> {
+fn ask(control: &Path, command: &str, within: Duration) -> io::Result<String> {
     let explain = |error: io::Error| {
         let hint = match error.kind() {
             io::ErrorKind::NotFound => "; is spliced running, and with this --control path?",
@@ -55,7 +73,7 @@ fn ask(control: &Path, command: &str) -> io::Result<String> {
         io::Error::new(error.kind(), format!("control socket {}: {error}{hint}", control.display()))
     };
     let mut stream = UnixStream::connect(control).map_err(explain)?;
-    stream.set_read_timeout(Some(TIME_LIMIT)).map_err(explain)?;
+    stream.set_read_timeout(Some(within)).map_err(explain)?;
     stream.set_write_timeout(Some(TIME_LIMIT)).map_err(explain)?;
     stream.write_all(format!("{command}\n").as_bytes()).map_err(explain)?;
     let mut answer = String::new();

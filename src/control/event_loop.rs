@@ -1,7 +1,8 @@
 //! The loop of the control thread: signals, ended workers, small clients and the drain's clock.
 
+mod handover;
+
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,17 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
 
-use super::service::{Service, TOKENS};
+use self::handover::Handover;
+use super::opened::Opened;
+use super::pid_file::PidFile;
+use super::service::{Answer, Service, TOKENS};
 use super::snapshot::{Snapshot, Sources, WorkerState};
 use super::socket::{self, SocketFile};
 use super::{RunError, metrics, prometheus};
-use crate::fleet::{Doors, Fleet, WorkerEnd};
+use crate::fleet::{Fleet, WorkerEnd};
 use crate::plan::Plan;
 use crate::session_log::SessionLog;
+use crate::systemd::{Facts, Notifier};
 
 const SIGNALS: Token = Token(0);
 const WORKER_ENDED: Token = Token(1);
@@ -48,7 +53,13 @@ enum Phase {
     /// Takes new sessions.
     Serving,
     /// Lets open sessions finish.
-    Draining { until: Option<Instant>, next_line: Instant },
+    Draining {
+        until: Option<Instant>,
+        next_line: Instant,
+        every: Duration,
+        /// Another process has taken over, and nobody has told this one to stop yet.
+        replaced: bool,
+    },
     /// Told the workers to end every session.
     Stopping { until: Instant },
     /// Leaves without waiting for anything.
@@ -63,10 +74,13 @@ pub(super) struct EventLoop {
     metrics: Option<Service<TcpListener>>,
     process: Process,
     phase: Phase,
+    handover: Handover,
+    notifier: Notifier,
     // Kept open: a waker that closes takes the wake with it that nobody has seen yet.
     _worker_ended: Arc<Waker>,
     // Dropped after the sockets above, so that the file goes last.
-    _control_file: Option<SocketFile>,
+    control_file: Option<SocketFile>,
+    pid_file: Option<PidFile>,
 }
 
 /// The running process, as the control socket and the metrics endpoint see it.
@@ -96,16 +110,12 @@ fn cannot_start(error: io::Error) -> RunError {
 }
 
 impl EventLoop {
-    /// Binds the rest, the workers' listeners included, and starts the workers.
+    /// Binds the rest, the workers' listeners included, and starts the workers, which wait for [`Self::open`].
     ///
     /// # Errors
     /// An address that cannot be bound, or the system has no descriptors or threads for us.
-    pub(super) fn start(
-        plan: &Arc<Plan>,
-        log: SessionLog,
-        control: Option<(UnixListener, SocketFile)>,
-        mut signals: Signals,
-    ) -> Result<Self, RunError> {
+    pub(super) fn start(plan: &Arc<Plan>, opened: Opened) -> Result<Self, RunError> {
+        let Opened { mut signals, pid_file, control, metrics, log, doors } = opened;
         let failed = cannot_start;
         let poll = Poll::new().map_err(failed)?;
         let registry = poll.registry();
@@ -116,12 +126,10 @@ impl EventLoop {
             }
             None => (None, None),
         };
-        let metrics = match plan.metrics {
-            Some(address) => Some(Service::new("metrics", bind_metrics(address)?, registry, METRICS).map_err(failed)?),
-            None => None,
-        };
+        let metrics = metrics.map(|listener| Service::new("metrics", listener, registry, METRICS));
+        let metrics = metrics.transpose().map_err(failed)?;
         let waker = Arc::new(Waker::new(registry, WORKER_ENDED).map_err(failed)?);
-        let fleet = Fleet::start(plan, Doors::default(), log.sender(), Arc::clone(&waker))
+        let fleet = Fleet::prepare(plan, doors, log.sender(), Arc::clone(&waker))
             .map_err(|error| RunError::new(error.to_string()))?;
         let process = Process {
             plan: Arc::clone(plan),
@@ -139,9 +147,25 @@ impl EventLoop {
             metrics,
             process,
             phase: Phase::Serving,
+            handover: Handover::new(),
+            notifier: Notifier::from_env(),
             _worker_ended: waker,
-            _control_file: control_file,
+            control_file,
+            pid_file,
         })
+    }
+
+    /// Lets the workers accept.
+    pub(super) fn open(&mut self) {
+        self.process.fleet.open();
+        self.notifier.ready();
+    }
+
+    /// Writes our process id into the pid file of the process before.
+    pub(super) fn take_pid_file_over(&mut self) {
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.take_over();
+        }
     }
 
     /// What serves, for the line that says the process is ready.
@@ -160,7 +184,7 @@ impl EventLoop {
             if let Some(result) = self.tick(now) {
                 break result;
             }
-            let timeout = self.next_tick().map(|at| at.saturating_duration_since(now));
+            let timeout = self.next_tick(now).map(|at| at.saturating_duration_since(now));
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => break Err(RunError::new(format!("the control thread's poller failed: {error}"))),
@@ -177,18 +201,43 @@ impl EventLoop {
     }
 
     fn dispatch(&mut self, token: Token, now: Instant) {
+        match token {
+            SIGNALS => self.take_signals(now),
+            WORKER_ENDED => {} // The next tick reaps.
+            token if Handover::owns(token) => self.advance_upgrade(now),
+            token => self.serve(Some(token), now),
+        }
+    }
+
+    /// Serves the clients of the control socket and the metrics endpoint: what an event is about, or what is due.
+    fn serve(&mut self, token: Option<Token>, now: Instant) {
+        let cannot_upgrade = self.cannot_upgrade();
+        let mut upgrade = false;
         let registry = self.poll.registry();
         let process = &self.process;
-        match (&mut self.control, &mut self.metrics) {
-            _ if token == SIGNALS => self.take_signals(now),
-            _ if token == WORKER_ENDED => {} // The next tick reaps.
-            (Some(control), _) if control.owns(token) => {
-                control.ready(token, registry, now, &mut |request| process.answer_control(request));
+        if let Some(control) = &mut self.control {
+            let mut answer = |request: &[u8]| match &cannot_upgrade {
+                _ if !socket::asks_for(request, "upgrade") => process.answer_control(request),
+                Some(why) => socket::refuse(why),
+                None if std::mem::replace(&mut upgrade, true) => socket::refuse("an upgrade is under way"),
+                None => Answer::Later(handover::PATIENCE),
+            };
+            match token {
+                Some(token) if control.owns(token) => control.ready(token, registry, now, &mut answer),
+                Some(_) => {}
+                None => control.tick(registry, now, &mut answer),
             }
-            (_, Some(metrics)) if metrics.owns(token) => {
-                metrics.ready(token, registry, now, &mut |request| metrics::answer(request, process));
+        }
+        if let Some(metrics) = &mut self.metrics {
+            let mut answer = |request: &[u8]| metrics::answer(request, process);
+            match token {
+                Some(token) if metrics.owns(token) => metrics.ready(token, registry, now, &mut answer),
+                Some(_) => {}
+                None => metrics.tick(registry, now, &mut answer),
             }
-            _ => {}
+        }
+        if upgrade {
+            self.upgrade(now);
         }
     }
 
@@ -207,10 +256,7 @@ impl EventLoop {
                 "SIGHUP: this version does not reload; the configuration stays as it is. To change it, check the new \
                  file with `spliced check`, then restart: SIGTERM lets the open sessions finish"
             ),
-            Command::Upgrade => warn!(
-                "SIGUSR2: this version does not hand over to a new binary and goes on serving. To change it, install \
-                 the new one, then restart: SIGTERM lets the open sessions finish"
-            ),
+            Command::Upgrade => self.upgrade(now),
         }
     }
 
@@ -222,8 +268,17 @@ impl EventLoop {
                 let limit = limit(until, now);
                 info!("draining: {} open, {limit}; a second signal cuts it short", sessions(open));
                 self.process.draining = true;
+                self.notifier.stopping();
+                self.abandon_upgrade();
                 self.process.fleet.drain();
-                self.phase = Phase::Draining { until, next_line: now + PROGRESS };
+                self.phase = Phase::Draining { until, next_line: now + PROGRESS, every: PROGRESS, replaced: false };
+            }
+            Phase::Draining { until, replaced: true, .. } => {
+                let own = self.process.plan.drain.and_then(|time| now.checked_add(time));
+                let until = [until, own].into_iter().flatten().min();
+                let (open, limit) = (self.process.fleet.open_sessions(), limit(until, now));
+                info!("draining: {} open, {limit}; a second signal cuts it short", sessions(open));
+                self.phase = Phase::Draining { until, next_line: now + PROGRESS, every: PROGRESS, replaced: false };
             }
             Phase::Draining { .. } => {
                 let open = self.process.fleet.open_sessions();
@@ -242,13 +297,11 @@ impl EventLoop {
     /// Does what is due, and says how the process ends once it does.
     fn tick(&mut self, now: Instant) -> Option<Result<(), RunError>> {
         self.process.reap();
-        let registry = self.poll.registry();
+        self.serve(None, now);
+        self.advance_upgrade(now);
         let process = &self.process;
-        if let Some(control) = &mut self.control {
-            control.tick(registry, now, &mut |request| process.answer_control(request));
-        }
-        if let Some(metrics) = &mut self.metrics {
-            metrics.tick(registry, now, &mut |request| metrics::answer(request, process));
+        if self.notifier.tick(now, process.facts(), || process.fleet.turns()) {
+            process.fleet.nudge();
         }
         let nobody_left = self.process.fleet.running() == 0;
         match self.phase {
@@ -257,8 +310,8 @@ impl EventLoop {
             ))),
             Phase::Serving => None,
             _ if nobody_left => Some(Ok(())),
-            Phase::Draining { until, next_line } => {
-                self.drain_on(until, next_line, now);
+            Phase::Draining { .. } => {
+                self.drain_on(now);
                 None
             }
             Phase::Stopping { until } if until <= now => {
@@ -270,28 +323,31 @@ impl EventLoop {
         }
     }
 
-    fn drain_on(&mut self, until: Option<Instant>, next_line: Instant, now: Instant) {
+    fn drain_on(&mut self, now: Instant) {
+        let Phase::Draining { until, next_line, every, .. } = &mut self.phase else { return };
+        let until = *until;
         let open = self.process.fleet.open_sessions();
         if until.is_some_and(|at| at <= now) {
             warn!("drain time is over: ending {} now", sessions(open));
             self.stop(now);
-        } else if next_line <= now {
+        } else if *next_line <= now {
             let limit = limit(until, now);
             info!("draining: {} open, {limit}", sessions(open));
-            self.phase = Phase::Draining { until, next_line: now + PROGRESS };
+            *next_line = now + *every;
         }
     }
 
-    fn next_tick(&self) -> Option<Instant> {
+    fn next_tick(&self, now: Instant) -> Option<Instant> {
         let phase = match self.phase {
             Phase::Serving => None,
-            Phase::Draining { until, next_line } => Some(until.map_or(next_line, |at| at.min(next_line))),
+            Phase::Draining { until, next_line, .. } => Some(until.map_or(next_line, |at| at.min(next_line))),
             Phase::Stopping { until } => Some(until),
-            Phase::Leaving => Some(Instant::now()),
+            Phase::Leaving => Some(now),
         };
         let control = self.control.as_ref().and_then(Service::next_tick);
         let metrics = self.metrics.as_ref().and_then(Service::next_tick);
-        [phase, control, metrics].into_iter().flatten().min()
+        let (upgrade, notify) = (self.handover.next_look(now), self.notifier.next_tick());
+        [phase, control, metrics, upgrade, notify].into_iter().flatten().min()
     }
 }
 
@@ -305,12 +361,6 @@ fn limit(until: Option<Instant>, now: Instant) -> String {
         Some(at) => format!("up to {}s", at.saturating_duration_since(now).as_secs_f64().ceil()),
         None => "until the last one ends".to_owned(),
     }
-}
-
-fn bind_metrics(address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).map_err(|error| {
-        RunError::new(format!("metrics address {address}: {error}; choose another one with --metrics"))
-    })
 }
 
 impl Command {
@@ -337,6 +387,13 @@ impl Process {
             splices: self.fleet.splices(),
             log_lost: self.log.lost(),
         })
+    }
+
+    /// What a service manager shows of us.
+    fn facts(&self) -> Facts {
+        let forwards = || self.fleet.stats().iter().flat_map(|worker| worker.forwards.iter());
+        let bytes = forwards().map(|f| f.up_splice.get() + f.up_copy.get() + f.down_splice.get() + f.down_copy.get());
+        Facts { sessions: self.fleet.open_sessions(), bytes: bytes.sum(), draining: self.draining }
     }
 
     fn answer_control(&self, request: &[u8]) -> super::service::Answer {

@@ -35,6 +35,8 @@ pub(super) enum Answer {
     More,
     /// The whole answer; the connection closes after it.
     Reply(Vec<u8>),
+    /// The answer comes from [`Service::reply_waiting`], within that time.
+    Later(Duration),
 }
 
 /// A listening socket of either family.
@@ -86,7 +88,8 @@ impl Channel for TcpStream {
 #[derive(Debug)]
 pub(super) struct Service<A: Acceptor> {
     name: &'static str,
-    listener: A,
+    /// `None` once another process answers in its place.
+    listener: Option<A>,
     first_token: usize,
     connections: Slab<Connection<A::Stream>>,
     accept_again: Option<Instant>,
@@ -104,6 +107,8 @@ struct Connection<S> {
 enum Step {
     /// Bytes of the request so far.
     Reading(Vec<u8>),
+    /// The request is complete and its answer not yet known.
+    Waiting,
     /// The answer and how much of it is written.
     Writing(Vec<u8>, usize),
     /// Answered. Closing with unread bytes would reset the connection and could lose the answer, so they are thrown
@@ -124,7 +129,33 @@ impl<A: Acceptor> Service<A> {
     ) -> io::Result<Self> {
         registry.register(&mut listener, Token(first_token), Interest::READABLE)?;
         let connections = Slab::with_capacity(MAX_CONNECTIONS);
+        let listener = Some(listener);
         Ok(Self { name, listener, first_token, connections, accept_again: None, accept_failing: false })
+    }
+
+    /// The listening socket, while it is ours.
+    pub(super) fn listener(&self) -> Option<&A> {
+        self.listener.as_ref()
+    }
+
+    /// Takes no more connections; those there are get their answers.
+    pub(super) fn stop_listening(&mut self, registry: &Registry) {
+        self.accept_again = None;
+        if let Some(mut listener) = self.listener.take() {
+            // Another process may hold the socket, and then closing ours does not take it out of the poller.
+            let _ = registry.deregister(&mut listener);
+        }
+    }
+
+    /// Answers every connection that waits since [`Answer::Later`].
+    pub(super) fn reply_waiting(&mut self, registry: &Registry, reply: &[u8]) {
+        for key in 0..MAX_CONNECTIONS {
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if matches!(connection.step, Step::Waiting) {
+                connection.step = Step::Writing(reply.to_vec(), 0);
+                self.advance(key, registry, &mut |_| Answer::More);
+            }
+        }
     }
 
     /// Whether an event with this token is for this service.
@@ -170,7 +201,8 @@ impl<A: Acceptor> Service<A> {
     fn accept(&mut self, registry: &Registry, now: Instant, answer: &mut dyn FnMut(&[u8]) -> Answer) {
         self.accept_again = None;
         for _ in 0..ACCEPT_BATCH {
-            match self.listener.accept_one() {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept_one() {
                 Ok(stream) => {
                     self.accept_failing = false;
                     self.add(stream, registry, now, answer);
@@ -243,10 +275,15 @@ impl<S: Channel> Connection<S> {
                     request.extend_from_slice(&chunk[..n]);
                     match answer(request) {
                         Answer::Reply(reply) => self.step = Step::Writing(reply, 0),
+                        Answer::Later(time) => {
+                            self.step = Step::Waiting;
+                            self.until = Instant::now() + time;
+                        }
                         Answer::More if n == 0 || request.len() == MAX_REQUEST => return Ok(()),
                         Answer::More => {}
                     }
                 }
+                Step::Waiting => return Err(io::ErrorKind::WouldBlock.into()),
                 Step::Writing(reply, written) if *written < reply.len() => {
                     match self.stream.write(&reply[*written..]) {
                         Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

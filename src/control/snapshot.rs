@@ -253,6 +253,7 @@ pub(super) mod tests {
             pin: Pin::Off,
             max_connections: None,
             drain: Some(Duration::from_secs(30)),
+            upgrade_drain: None,
             control: None,
             metrics: None,
             log: LogPlan::default(),

@@ -17,6 +17,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::RunError;
 use super::service::{Answer, MAX_REQUEST};
 use super::snapshot::Snapshot;
+use crate::upgrade::Control;
 
 /// Connections the kernel queues before the control thread takes them.
 const BACKLOG: i32 = 64;
@@ -56,6 +57,16 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), RunError> 
     })?;
     drop(lock);
     Ok((UnixListener::from_std(listener), file))
+}
+
+/// A socket another process has passed on, whose file is at `path`.
+///
+/// # Errors
+/// What fcntl(2) reports.
+pub(super) fn inherit(path: &Path, control: Control) -> Result<(UnixListener, SocketFile), RunError> {
+    let Control { listener, device, inode } = control;
+    listener.set_nonblocking(true).map_err(|error| failed(path, &error.to_string()))?;
+    Ok((UnixListener::from_std(listener), SocketFile { path: path.to_owned(), device, inode }))
 }
 
 fn failed(path: &Path, why: &str) -> RunError {
@@ -129,6 +140,18 @@ fn listen(path: &Path) -> io::Result<(StdListener, SocketFile)> {
     Ok((socket.into(), file))
 }
 
+impl SocketFile {
+    /// Device and inode of the file.
+    pub(super) fn place(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// Leaves the file where it is: another process answers on the socket.
+    pub(super) fn leave(mut self) {
+        self.path = PathBuf::new();
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         match fs::symlink_metadata(&self.path) {
@@ -140,6 +163,17 @@ impl Drop for SocketFile {
             _ => {} // Gone, or replaced by someone whose it is to remove.
         }
     }
+}
+
+/// Whether a request is that one word.
+pub(super) fn asks_for(request: &[u8], word: &str) -> bool {
+    let end = request.iter().position(|byte| *byte == b'\n');
+    end.is_some_and(|end| request[..end].trim_ascii() == word.as_bytes())
+}
+
+/// An error object.
+pub(super) fn refuse(why: &str) -> Answer {
+    reply(&json!({ "error": why }))
 }
 
 /// Answers one request: `stats`, or an error object.
@@ -154,7 +188,7 @@ pub(super) fn answer(request: &[u8], snapshot: &mut dyn FnMut() -> Snapshot) -> 
         b"stats" => reply(&snapshot()),
         other => {
             let shown: String = String::from_utf8_lossy(other).chars().take(40).collect();
-            reply(&json!({ "error": format!("unknown command {shown:?}; known: stats") }))
+            reply(&json!({ "error": format!("unknown command {shown:?}; known: stats, upgrade") }))
         }
     }
 }

@@ -27,6 +27,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         pin: Pin::Off,
         max_connections: None,
         drain: None,
+        upgrade_drain: None,
         control: None,
         metrics: None,
         log: LogPlan::default(),

@@ -201,6 +201,7 @@ mod tests {
             pin: Pin::Auto,
             max_connections: None,
             drain: None,
+            upgrade_drain: None,
             control: None,
             metrics: None,
             log: LogPlan::default(),

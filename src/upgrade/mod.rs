@@ -29,7 +29,10 @@ mod protocol;
 mod successor;
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
+
+use socket2::Socket;
 
 pub use self::predecessor::{Control, Predecessor};
 pub use self::program::Program;
@@ -43,7 +46,7 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Estate {
     /// Every listener of every worker.
-    pub listeners: Vec<OwnedFd>,
+    pub listeners: Vec<Arc<Socket>>,
     /// The control socket with the device and inode of its file.
     pub control: Option<(OwnedFd, u64, u64)>,
     /// The listener of the metrics endpoint.

@@ -1,5 +1,6 @@
 //! The new process's side: takes what the running one passes on, and waits for its turn.
 
+use std::collections::HashSet;
 use std::env;
 use std::fs::{self, File};
 use std::io;
@@ -16,6 +17,8 @@ use socket2::{Socket, Type};
 
 use super::DEADLINE;
 use super::protocol::{Bequest, Ready, VARIABLE, VERSION, receive, send};
+use crate::listener::places;
+use crate::plan::Plan;
 use crate::sys::channel::Channel;
 
 /// The running process that has started this one, and what it has passed on and nobody has taken yet.
@@ -30,6 +33,7 @@ pub struct Predecessor {
     metrics: Option<TcpListener>,
     control: Option<Control>,
     pid_file: Option<File>,
+    keeps: Ready,
 }
 
 /// A control socket and what its file is known by.
@@ -72,14 +76,17 @@ impl Predecessor {
             metrics: None,
             control: None,
             pid_file: None,
+            keeps: Ready::nothing(),
         };
         predecessor.inherit().map_err(|error| format!("taking over from the running process: {error}"))?;
         Ok(Some(predecessor))
     }
 
-    /// The listeners passed on, each with the address it is bound to. They are not taken twice.
-    pub fn take_listeners(&mut self) -> Vec<(SocketAddr, Socket)> {
-        std::mem::take(&mut self.listeners)
+    /// The listeners the plan asks for. What waits in the others stays with the process before: it holds them too.
+    pub fn take_listeners(&mut self, plan: &Plan) -> Vec<Socket> {
+        let wanted: HashSet<SocketAddr> = places(plan).map(|place| place.address).collect();
+        let all = std::mem::take(&mut self.listeners).into_iter();
+        all.filter(|(address, _)| wanted.contains(address)).map(|(_, socket)| socket).collect()
     }
 
     /// The metrics listener, when it is bound to this address.
@@ -90,36 +97,38 @@ impl Predecessor {
     /// The control socket, when `path` is its file.
     pub fn take_control(&mut self, path: &Path) -> Option<Control> {
         let found = fs::symlink_metadata(path).ok()?;
-        self.control.take().filter(|control| (control.device, control.inode) == (found.dev(), found.ino()))
+        let same = |control: &Control| (control.device, control.inode) == (found.dev(), found.ino());
+        let control = self.control.take().filter(same);
+        self.keeps.control = control.is_some();
+        control
     }
 
     /// The locked pid file, when it is the one at `path`.
     pub fn take_pid_file(&mut self, path: &Path) -> Option<File> {
         let named = fs::metadata(path).ok()?;
         let same = |open: fs::Metadata| (open.dev(), open.ino()) == (named.dev(), named.ino());
-        self.pid_file.take().filter(|file| file.metadata().is_ok_and(same))
+        let file = self.pid_file.take().filter(|file| file.metadata().is_ok_and(same));
+        self.keeps.pid_file = file.is_some();
+        file
     }
 
-    /// Says that everything is in place, and whether control socket and pid file are kept; returns once this process
+    /// Says that everything is in place, and whether control socket and pid file were taken; returns once this process
     /// is to accept: it was told to, or the other one is gone. Standard input and standard error are the real ones then.
     ///
     /// # Errors
     /// The other process says something else; in words for the user.
-    pub fn take_over(self, control: bool, pid_file: bool) -> Result<(), String> {
+    pub fn take_over(self) -> Result<(), String> {
         let failed = |error: io::Error| format!("taking over from process {}: {error}", self.pid);
-        let ready = Ready { pid: std::process::id(), version: env!("CARGO_PKG_VERSION").to_owned(), control, pid_file };
-        match send(&self.channel, &ready, &[]) {
+        match send(&self.channel, &self.keeps, &[]) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
             _ => {}
         }
         // However long it takes: as long as that process lives and has not given up, it serves.
         self.channel.wait_for(None).map_err(failed)?;
-        let told = loop {
-            match receive::<Bequest>(&self.channel, true).map_err(failed)? {
-                None => break false,
-                Some((Bequest::Go, _)) => break true,
-                Some((other, _)) => return Err(format!("process {} says {other:?} instead of go", self.pid)),
-            }
+        let told = match receive::<Bequest>(&self.channel, true).map_err(failed)? {
+            None => false,
+            Some((Bequest::Go, _)) => true,
+            Some((other, _)) => return Err(format!("process {} says {other:?} instead of go", self.pid)),
         };
         if let Some([stdin, stderr]) = &self.streams {
             // Where it fails the channel's end stays standard input, and standard error leads to the other process.
@@ -206,6 +215,7 @@ mod tests {
             metrics: None,
             control: None,
             pid_file: None,
+            keeps: Ready::nothing(),
         }
     }
 

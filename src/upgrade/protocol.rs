@@ -1,10 +1,13 @@
 //! What the two processes say to each other: one JSON object a message, descriptors beside it.
 
+use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use socket2::Socket;
 
 use super::Estate;
 use crate::sys::channel::{Channel, MAX_DESCRIPTORS};
@@ -52,16 +55,29 @@ pub struct Ready {
     pub pid_file: bool,
 }
 
+impl Ready {
+    /// This process, which keeps neither.
+    pub(super) fn nothing() -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { pid: std::process::id(), version, control: false, pid_file: false }
+    }
+}
+
+/// Anything with a descriptor, shared or owned.
+pub(super) trait Descriptor: AsFd + Debug {}
+impl<T: AsFd + Debug> Descriptor for T {}
+
 /// A message with its descriptors.
 #[derive(Debug)]
 pub(super) struct Parcel {
     pub(super) message: Bequest,
-    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) descriptors: Vec<Box<dyn Descriptor>>,
 }
 
 impl Parcel {
-    fn new(message: Bequest, descriptors: Vec<OwnedFd>) -> Self {
-        Self { message, descriptors }
+    fn new<D: Descriptor + 'static>(message: Bequest, descriptors: impl IntoIterator<Item = D>) -> Self {
+        let boxed = |descriptor| -> Box<dyn Descriptor> { Box::new(descriptor) };
+        Self { message, descriptors: descriptors.into_iter().map(boxed).collect() }
     }
 
     /// Sends it; never waits.
@@ -69,7 +85,7 @@ impl Parcel {
     /// # Errors
     /// Those of [`Channel::send`].
     pub(super) fn send(&self, channel: &Channel) -> io::Result<()> {
-        let descriptors: Vec<BorrowedFd<'_>> = self.descriptors.iter().map(AsFd::as_fd).collect();
+        let descriptors: Vec<BorrowedFd<'_>> = self.descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
         send(channel, &self.message, &descriptors)
     }
 }
@@ -80,23 +96,23 @@ impl Parcel {
 /// Standard input or standard error cannot be passed on: there are no descriptors left.
 pub(super) fn parcels(estate: Estate) -> io::Result<Vec<Parcel>> {
     let hello = Bequest::Hello { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() };
-    let streams = vec![io::stdin().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?];
+    let streams = [io::stdin().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?];
     let mut parcels = vec![Parcel::new(hello, streams)];
     let listeners = estate.listeners.len();
     let mut rest = estate.listeners.into_iter();
     loop {
-        let some: Vec<OwnedFd> = rest.by_ref().take(MAX_DESCRIPTORS).collect();
+        let some: Vec<Arc<Socket>> = rest.by_ref().take(MAX_DESCRIPTORS).collect();
         if some.is_empty() {
             break;
         }
         parcels.push(Parcel::new(Bequest::Listeners, some));
     }
     if let Some((socket, device, inode)) = estate.control {
-        parcels.push(Parcel::new(Bequest::Control { device, inode }, vec![socket]));
+        parcels.push(Parcel::new(Bequest::Control { device, inode }, [socket]));
     }
-    parcels.extend(estate.metrics.map(|socket| Parcel::new(Bequest::Metrics, vec![socket])));
-    parcels.extend(estate.pid_file.map(|file| Parcel::new(Bequest::PidFile, vec![file])));
-    parcels.push(Parcel::new(Bequest::End { listeners }, Vec::new()));
+    parcels.extend(estate.metrics.map(|socket| Parcel::new(Bequest::Metrics, [socket])));
+    parcels.extend(estate.pid_file.map(|file| Parcel::new(Bequest::PidFile, [file])));
+    parcels.push(Parcel::new(Bequest::End { listeners }, None::<OwnedFd>));
     Ok(parcels)
 }
 
@@ -127,7 +143,7 @@ mod tests {
     fn an_estate_of_any_size_goes_in_parcels_that_fit() {
         let fd = || io::stderr().as_fd().try_clone_to_owned().unwrap();
         for count in [0, 1, MAX_DESCRIPTORS, MAX_DESCRIPTORS + 1, 3 * MAX_DESCRIPTORS - 1] {
-            let listeners = (0..count).map(|_| fd()).collect();
+            let listeners = (0..count).map(|_| Arc::new(fd().into())).collect();
             let estate = Estate { listeners, control: Some((fd(), 1, 2)), metrics: None, pid_file: Some(fd()) };
             let parcels = parcels(estate).unwrap();
             assert!(parcels.iter().all(|parcel| parcel.descriptors.len() <= MAX_DESCRIPTORS));

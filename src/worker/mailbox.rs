@@ -66,10 +66,15 @@ impl Mailbox {
     /// The message, when nobody will read it.
     pub fn post(&self, message: Message) -> Result<(), Message> {
         self.sender.send(message).map_err(|e| e.0)?;
+        self.nudge();
+        Ok(())
+    }
+
+    /// Makes the worker turn, without a message.
+    pub fn nudge(&self) {
         if let Err(e) = self.waker.wake() {
             // The message is read at the worker's next turn all the same.
             log::debug!("cannot wake a worker: {e}");
         }
-        Ok(())
     }
 }
