@@ -15,6 +15,7 @@ pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod spliced;
 pub(crate) mod stats;
+pub(crate) mod upgraded;
 
 use std::io::Write;
 
