@@ -53,7 +53,10 @@ impl Opened {
         });
         let metrics = metrics.transpose()?;
         if !listeners.is_empty() {
-            info!("{} listeners come from the service manager", listeners.len());
+            match listeners.len() {
+                1 => info!("1 listener comes from the service manager"),
+                many => info!("{many} listeners come from the service manager"),
+            }
         }
         let inherited = predecessor.map_or_else(Vec::new, |from| from.take_listeners(plan));
         let doors = Doors::inherit(inherited.into_iter().chain(listeners).collect())

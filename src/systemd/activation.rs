@@ -98,7 +98,7 @@ fn mismatch(plan: &Plan, address: SocketAddr, name: &str) -> String {
     };
     format!(
         "socket activation passes {address} ({name:?}), and no forward listens there; configured: {}{more}. Write the \
-         same address in the socket unit and the configuration{both}",
+         same address in ListenStream= of the socket unit and in the configuration{both}",
         configured.join(", ")
     )
 }

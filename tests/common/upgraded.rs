@@ -136,7 +136,7 @@ impl Upgraded {
     /// Waits until every process but the one that serves has ended, each with exit code 0.
     pub(crate) fn only_the_last_is_left(&mut self) {
         let (_, former) = self.pids.split_last().expect("the first is always there");
-        for pid in former.to_vec() {
+        for pid in Vec::from(former) {
             if Path::new(&format!("/proc/{pid}")).exists() {
                 assert_eq!(self.exit_code(pid, LONG), Some(0), "process {pid}: {}", self.spliced.text());
             }
