@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 
 use mio::{Poll, Waker};
 
-pub use self::doors::{Door, Doors};
+pub use self::doors::{Door, Doors, Inherited};
 use crate::listener::{self, Shortage, Slots};
 use crate::plan::{Forward, Pin, Plan};
 use crate::pump::Pumps;

@@ -10,7 +10,7 @@ use signal_hook_mio::v1_0::Signals;
 use super::pid_file::PidFile;
 use super::socket::SocketFile;
 use super::{RunError, event_loop, socket};
-use crate::fleet::Doors;
+use crate::fleet::{Doors, Inherited};
 use crate::plan::Plan;
 use crate::session_log::SessionLog;
 use crate::systemd::{self, Activated};
@@ -58,8 +58,9 @@ impl Opened {
                 many => info!("{many} listeners come from the service manager"),
             }
         }
+        let lent = listeners.into_iter().map(|socket| Inherited { socket, lent: true });
         let inherited = predecessor.map_or_else(Vec::new, |from| from.take_listeners(plan));
-        let doors = Doors::inherit(inherited.into_iter().chain(listeners).collect())
+        let doors = Doors::inherit(inherited.into_iter().chain(lent).collect())
             .map_err(|error| RunError::new(error.to_string()))?;
         let log = SessionLog::start(plan)
             .map_err(|error| RunError::new(format!("session log: {error}; choose a file this user may write")))?;

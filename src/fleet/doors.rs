@@ -15,7 +15,7 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use crate::listener::{self, Listener, Place};
-use crate::plan::{Forward, Plan};
+use crate::plan::{Forward, Plan, TcpOptions};
 use crate::sys;
 
 /// From this many ports in a range on, a port has one listener, dealt to the workers in turn, instead of one in each.
@@ -25,8 +25,8 @@ const DEALT_FROM: usize = 16;
 #[derive(Debug, Default)]
 pub struct Doors {
     open: Vec<Door>,
-    /// Bound and not listening yet, with the backlog they get.
-    bound: Vec<(Arc<Socket>, i32)>,
+    /// To be set and to listen: those that are only bound, and those that listened before this process was.
+    unset: Vec<(Arc<Socket>, TcpOptions, i32)>,
 }
 
 /// The sockets that listen on one address.
@@ -36,16 +36,27 @@ pub struct Door {
     sockets: Vec<Arc<Socket>>,
     /// The worker the first of the sockets goes to; the others go to those that follow.
     turn: usize,
+    /// They were lent: no other is put beside them.
+    lent: bool,
     /// What the plan says about the address; `None` while no plan has asked for it.
     place: Option<Place>,
+}
+
+/// A listener that was open before this process was.
+#[derive(Debug)]
+pub struct Inherited {
+    /// It listens.
+    pub socket: Socket,
+    /// A service manager keeps it when this process ends, so no other is put beside it, whose queue would end with us.
+    pub lent: bool,
 }
 
 /// What a plan needs, opened and not in use yet. Dropping it closes what is new and changes nothing.
 #[derive(Debug)]
 pub struct Prepared {
     doors: Vec<Door>,
-    /// Bound and not listening yet, with the backlog they get: a socket that listens gets connections.
-    bound: Vec<(Arc<Socket>, i32)>,
+    /// Bound and not listening yet, for a socket that listens gets connections; or listening with options of others.
+    unset: Vec<(Arc<Socket>, TcpOptions, i32)>,
 }
 
 impl Doors {
@@ -53,9 +64,9 @@ impl Doors {
     ///
     /// # Errors
     /// A socket that does not listen, or not on an IP address.
-    pub fn inherit(sockets: Vec<Socket>) -> io::Result<Self> {
+    pub fn inherit(sockets: Vec<Inherited>) -> io::Result<Self> {
         let mut doors = Self::default();
-        for socket in sockets {
+        for Inherited { socket, lent } in sockets {
             let address = socket.local_addr()?.as_socket();
             let refuse = |why| io::Error::new(io::ErrorKind::InvalidInput, format!("an inherited socket {why}"));
             let address = address.ok_or_else(|| refuse("has no IP address"))?;
@@ -66,17 +77,20 @@ impl Doors {
             socket.set_nonblocking(true)?;
             socket.set_cloexec(true)?;
             match doors.open.iter_mut().find(|door| door.address == address) {
-                Some(door) => door.sockets.push(Arc::new(socket)),
-                None => doors.open.push(Door { address, sockets: vec![Arc::new(socket)], turn: 0, place: None }),
+                Some(door) => {
+                    door.sockets.push(Arc::new(socket));
+                    door.lent |= lent;
+                }
+                None => doors.open.push(Door { address, sockets: vec![Arc::new(socket)], turn: 0, lent, place: None }),
             }
         }
         Ok(doors)
     }
 
-    /// Every socket with its address, to pass on to another process. Passing a socket on does not stop this process
+    /// Every socket, and whether it is lent, to pass on to another process. Passing a socket on does not stop this process
     /// from accepting: that takes [`Fleet::let_go`](super::Fleet::let_go).
-    pub fn sockets(&self) -> impl Iterator<Item = (SocketAddr, &Arc<Socket>)> {
-        self.open.iter().flat_map(|door| door.sockets.iter().map(|socket| (door.address, socket)))
+    pub fn sockets(&self) -> impl Iterator<Item = (&Arc<Socket>, bool)> {
+        self.open.iter().flat_map(|door| door.sockets.iter().map(|socket| (socket, door.lent)))
     }
 
     /// Every listening address.
@@ -97,7 +111,7 @@ impl Doors {
             let forward = &plan.forwards[place.forward];
             listener::probe(place.address).map_err(|e| listener::explain(place.address, forward, &e))?;
         }
-        let mut prepared = Prepared { doors: Vec::new(), bound: Vec::new() };
+        let mut prepared = Prepared { doors: Vec::new(), unset: Vec::new() };
         for place in listener::places(plan) {
             let forward = &plan.forwards[place.forward];
             let door = prepared.open(place, forward, workers, known.get(&place.address).copied());
@@ -115,16 +129,19 @@ impl Doors {
 
     /// The same, but what was only bound does not listen before [`Self::listen`].
     pub(super) fn adopt(&mut self, prepared: Prepared) -> Vec<Door> {
-        let Prepared { doors, bound } = prepared;
-        self.bound.extend(bound);
+        let Prepared { doors, unset } = prepared;
+        self.unset.extend(unset);
         let old = std::mem::replace(&mut self.open, doors);
         let kept: HashMap<SocketAddr, ()> = self.open.iter().map(|door| (door.address, ())).collect();
         old.into_iter().filter(|door| !kept.contains_key(&door.address)).collect()
     }
 
-    /// Lets every socket listen that was only bound.
+    /// Sets every socket that is not set yet and lets it listen.
     pub(super) fn listen(&mut self) {
-        for (socket, backlog) in std::mem::take(&mut self.bound) {
+        for (socket, options, backlog) in std::mem::take(&mut self.unset) {
+            if let Err(e) = sys::set_options(&socket, &options) {
+                log::warn!("cannot set the options of a listener: {e}; its sessions have others");
+            }
             // It would take another address or no memory to fail here; the other sockets of the address go on.
             if let Err(e) = socket.listen(backlog) {
                 log::warn!("a further socket of an address cannot listen: {e}; the others take its connections");
@@ -159,15 +176,20 @@ impl Prepared {
     fn open(&mut self, place: Place, forward: &Forward, workers: usize, known: Option<&Door>) -> io::Result<Door> {
         let shared = sys::REUSE_PORT_BALANCES && place.ports < DEALT_FROM;
         let mut door = match known {
-            Some(door) => Door { place: Some(place), ..door.clone() },
+            Some(door) => {
+                let sockets = door.sockets.iter().map(Arc::clone);
+                self.unset.extend(sockets.map(|socket| (socket, forward.tcp, listener::backlog(forward))));
+                Door { place: Some(place), ..door.clone() }
+            }
             None => Door {
                 address: place.address,
                 sockets: vec![Arc::new(listener::claim(place.address, forward)?)],
                 turn: if shared { 0 } else { place.number },
+                lent: false,
                 place: Some(place),
             },
         };
-        let wanted = if shared { workers } else { 1 };
+        let wanted = if shared && !door.lent { workers } else { 1 };
         while door.sockets.len() < wanted {
             // An inherited socket may not be shareable; so that others can stand beside it, it must allow that.
             let bound =
@@ -175,7 +197,7 @@ impl Prepared {
             match bound {
                 Ok(socket) => {
                     let socket = Arc::new(socket);
-                    self.bound.push((Arc::clone(&socket), listener::backlog(forward)));
+                    self.unset.push((Arc::clone(&socket), forward.tcp, listener::backlog(forward)));
                     door.sockets.push(socket);
                 }
                 // Another user's socket, or a low port without the privilege to bind it again: the address is served

@@ -53,12 +53,12 @@ impl Channel {
         Ok(set_socket_timeout(&self.0, Timeout::Recv, patience)?)
     }
 
-    /// Sends a message with descriptors; never waits.
+    /// Sends a message with descriptors; without `wait` only when there is room for it.
     ///
     /// # Errors
     /// `WouldBlock` when the other side has to read first, `BrokenPipe` when it is gone, `InvalidInput` for too much at
     /// once, or what sendmsg(2) reports.
-    pub fn send(&self, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub fn send(&self, message: &[u8], descriptors: &[BorrowedFd<'_>], wait: bool) -> io::Result<()> {
         if message.is_empty() || message.len() > MAX_MESSAGE || descriptors.len() > MAX_DESCRIPTORS {
             let text = format!("a message has 1 to {MAX_MESSAGE} bytes and at most {MAX_DESCRIPTORS} descriptors");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
@@ -70,9 +70,11 @@ impl Channel {
             debug_assert!(fits, "the space is for as many");
         }
         loop {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let flags = SendFlags::NOSIGNAL | if wait { SendFlags::empty() } else { SendFlags::DONTWAIT };
             match sendmsg(&self.0, &[IoSlice::new(message)], &mut control, flags) {
                 Err(rustix::io::Errno::INTR) => {}
+                // The other side is gone and has left words of ours unread; that is told once, and from then on PIPE.
+                Err(rustix::io::Errno::CONNRESET) => return Err(io::ErrorKind::BrokenPipe.into()),
                 // A packet is sent whole or not at all.
                 result => return Ok(result.map(drop)?),
             }
@@ -137,8 +139,8 @@ mod tests {
     fn messages_keep_their_bounds_and_their_descriptors() {
         let (parent, child) = both();
         let (mut reader, writer) = std::io::pipe().unwrap();
-        parent.send(b"one", &[]).unwrap();
-        parent.send(b"two", &[writer.as_fd(), reader.as_fd()]).unwrap();
+        parent.send(b"one", &[], true).unwrap();
+        parent.send(b"two", &[writer.as_fd(), reader.as_fd()], true).unwrap();
         drop((parent, writer));
         let (message, none) = child.receive(true).unwrap().unwrap();
         assert_eq!((message.as_slice(), none.len()), (&b"one"[..], 0));
@@ -161,10 +163,10 @@ mod tests {
         assert_eq!(parent.receive(false).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         child.wait_for(Some(Duration::from_millis(20))).unwrap();
         assert_eq!(child.receive(true).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        let full = (0..100_000).find_map(|_| parent.send(&[b'x'; MAX_MESSAGE], &[]).err()).unwrap();
+        let full = (0..100_000).find_map(|_| parent.send(&[b'x'; MAX_MESSAGE], &[], false).err()).unwrap();
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock, "a reader that sleeps holds nobody up");
         drop(child);
-        assert_eq!(parent.send(b"x", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(parent.send(b"x", &[], true).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert!(parent.receive(true).unwrap().is_none());
     }
 
@@ -173,7 +175,7 @@ mod tests {
         let (parent, child) = both();
         for (message, fds) in [(0, 0), (MAX_MESSAGE + 1, 0), (1, MAX_DESCRIPTORS + 1)] {
             let stderr = io::stderr();
-            let error = parent.send(&vec![b'x'; message], &vec![stderr.as_fd(); fds]).unwrap_err();
+            let error = parent.send(&vec![b'x'; message], &vec![stderr.as_fd(); fds], true).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }
         // Someone else's program may send what ours would not.

@@ -46,7 +46,7 @@ impl Channel {
     ///
     /// # Errors
     /// None.
-    pub fn send(&self, _message: &[u8], _descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub fn send(&self, _message: &[u8], _descriptors: &[BorrowedFd<'_>], _wait: bool) -> io::Result<()> {
         match self.0 {}
     }
 

@@ -75,22 +75,27 @@ impl LastWords {
 mod tests {
     use super::*;
 
+    /// Words that are not passed on: standard error is the test runner's.
+    fn kept() -> LastWords {
+        LastWords { passed_on: PASSED_ON, ..LastWords::default() }
+    }
+
     #[test]
     fn the_last_lines_are_kept_bounded_and_clean() {
-        let mut words = LastWords::default();
+        let mut words = kept();
         let text: String = (0..20).map(|n| format!("line {n}\n")).collect();
         assert!(words.read(text.as_bytes()));
         assert!(words.read(&b"\n\x1b[31mred\x07\xff and no end"[..]));
         assert_eq!(words.join(), "line 16 | line 17 | line 18 | line 19 | [31mred\u{fffd} and no end");
-        let mut words = LastWords::default();
+        let mut words = kept();
         words.read(&[b'x'; 100_000][..]);
         assert_eq!(words.join().len(), LINE);
-        assert_eq!(LastWords::default().join(), "");
+        assert_eq!(kept().join(), "");
     }
 
     #[test]
     fn an_endless_writer_gets_no_endless_attention() {
-        let mut words = LastWords { passed_on: PASSED_ON, ..LastWords::default() };
+        let mut words = kept();
         assert!(!words.read(io::repeat(b'x')));
     }
 }

@@ -9,7 +9,7 @@
 //! running process                               new process
 //! start, SPLICED_UPGRADE=protocol  ───────────► read the configuration
 //! Hello, Listeners …, Control, …, End  ───────► open what it was not given, prepare the workers
-//!                                     ◄───────  Ready
+//!                                     ◄───────  GivesUp …, Ready
 //! Go  ────────────────────────────────────────► accept
 //! stop accepting, finish the sessions, exit 0
 //! ```
@@ -45,8 +45,8 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 /// Descriptors that one process hands to the next.
 #[derive(Debug, Default)]
 pub struct Estate {
-    /// Every listener of every worker.
-    pub listeners: Vec<Arc<Socket>>,
+    /// Every listener of every worker, and whether a service manager has lent it.
+    pub listeners: Vec<(Arc<Socket>, bool)>,
     /// The control socket with the device and inode of its file.
     pub control: Option<(OwnedFd, u64, u64)>,
     /// The listener of the metrics endpoint.

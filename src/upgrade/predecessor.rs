@@ -16,7 +16,8 @@ use nix::unistd::{dup2_stderr, dup2_stdin};
 use socket2::{Socket, Type};
 
 use super::DEADLINE;
-use super::protocol::{Bequest, Ready, VARIABLE, VERSION, receive, send};
+use super::protocol::{Bequest, MAX_ADDRESSES, Ready, Reply, VARIABLE, VERSION, receive, send};
+use crate::fleet::Inherited;
 use crate::listener::places;
 use crate::plan::Plan;
 use crate::sys::channel::Channel;
@@ -29,7 +30,8 @@ pub struct Predecessor {
     pid: u32,
     /// The real standard input and standard error.
     streams: Option<[OwnedFd; 2]>,
-    listeners: Vec<(SocketAddr, Socket)>,
+    listeners: Vec<(SocketAddr, Inherited)>,
+    given_up: Vec<SocketAddr>,
     metrics: Option<TcpListener>,
     control: Option<Control>,
     pid_file: Option<File>,
@@ -73,6 +75,7 @@ impl Predecessor {
             pid: 0,
             streams: None,
             listeners: Vec::new(),
+            given_up: Vec::new(),
             metrics: None,
             control: None,
             pid_file: None,
@@ -83,10 +86,14 @@ impl Predecessor {
     }
 
     /// The listeners the plan asks for. What waits in the others stays with the process before: it holds them too.
-    pub fn take_listeners(&mut self, plan: &Plan) -> Vec<Socket> {
+    pub fn take_listeners(&mut self, plan: &Plan) -> Vec<Inherited> {
         let wanted: HashSet<SocketAddr> = places(plan).map(|place| place.address).collect();
         let all = std::mem::take(&mut self.listeners).into_iter();
-        all.filter(|(address, _)| wanted.contains(address)).map(|(_, socket)| socket).collect()
+        let (taken, given_up): (Vec<_>, Vec<_>) = all.partition(|(address, _)| wanted.contains(address));
+        self.given_up = given_up.into_iter().map(|(address, _)| address).collect();
+        self.given_up.sort_unstable();
+        self.given_up.dedup();
+        taken.into_iter().map(|(_, passed)| passed).collect()
     }
 
     /// The metrics listener, when it is bound to this address.
@@ -119,9 +126,13 @@ impl Predecessor {
     /// The other process says something else; in words for the user.
     pub fn take_over(self) -> Result<(), String> {
         let failed = |error: io::Error| format!("taking over from process {}: {error}", self.pid);
-        match send(&self.channel, &self.keeps, &[]) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
-            _ => {}
+        let given_up = self.given_up.chunks(MAX_ADDRESSES).map(|some| Reply::GivesUp { addresses: some.to_vec() });
+        for reply in given_up.chain([Reply::Ready(self.keeps.clone())]) {
+            match send(&self.channel, &reply) {
+                // It is gone, which is found out below.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+                result => result.map_err(failed)?,
+            }
         }
         // However long it takes: as long as that process lives and has not given up, it serves.
         self.channel.wait_for(None).map_err(failed)?;
@@ -161,10 +172,11 @@ impl Predecessor {
                     (self.version, self.pid) = (version, pid);
                     self.streams = descriptors.try_into().ok();
                 }
-                Bequest::Listeners => {
+                Bequest::Listeners { lent } => {
                     passed += descriptors.len();
                     for descriptor in descriptors {
-                        self.listeners.push(listener(descriptor)?);
+                        let (address, socket) = listener(descriptor)?;
+                        self.listeners.push((address, Inherited { socket, lent }));
                     }
                 }
                 Bequest::Metrics => self.metrics = descriptors.pop().map(TcpListener::from),
@@ -212,6 +224,7 @@ mod tests {
             pid: 0,
             streams: None,
             listeners: Vec::new(),
+            given_up: Vec::new(),
             metrics: None,
             control: None,
             pid_file: None,

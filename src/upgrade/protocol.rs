@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -28,8 +29,8 @@ pub(super) enum Bequest {
         /// Its process id.
         pid: u32,
     },
-    /// With it: listeners.
-    Listeners,
+    /// With it: listeners, and whether a service manager has lent them.
+    Listeners { lent: bool },
     /// With it: the control socket, whose file has this device and inode.
     Control { device: u64, inode: u64 },
     /// With it: the listener of the metrics endpoint.
@@ -42,7 +43,23 @@ pub(super) enum Bequest {
     Go,
 }
 
-/// From the new process to the running one: everything is in place, it waits for [`Bequest::Go`].
+/// From the new process to the running one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "snake_case")]
+pub(super) enum Reply {
+    /// Addresses whose listeners it was given and does not keep.
+    GivesUp {
+        /// At most [`MAX_ADDRESSES`]; more come in further messages.
+        addresses: Vec<SocketAddr>,
+    },
+    /// Everything is in place, it waits for [`Bequest::Go`].
+    Ready(Ready),
+}
+
+/// Addresses in one message: so many fit in any case.
+pub(super) const MAX_ADDRESSES: usize = 32;
+
+/// What a new process is and keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// The new process.
@@ -86,7 +103,7 @@ impl Parcel {
     /// Those of [`Channel::send`].
     pub(super) fn send(&self, channel: &Channel) -> io::Result<()> {
         let descriptors: Vec<BorrowedFd<'_>> = self.descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
-        send(channel, &self.message, &descriptors)
+        channel.send(&bytes_of(&self.message)?, &descriptors, false)
     }
 }
 
@@ -99,13 +116,12 @@ pub(super) fn parcels(estate: Estate) -> io::Result<Vec<Parcel>> {
     let streams = [io::stdin().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?];
     let mut parcels = vec![Parcel::new(hello, streams)];
     let listeners = estate.listeners.len();
-    let mut rest = estate.listeners.into_iter();
-    loop {
-        let some: Vec<Arc<Socket>> = rest.by_ref().take(MAX_DESCRIPTORS).collect();
-        if some.is_empty() {
-            break;
-        }
-        parcels.push(Parcel::new(Bequest::Listeners, some));
+    for lent in [true, false] {
+        let of_kind = estate.listeners.iter().filter(|(_, is_lent)| *is_lent == lent);
+        let sockets: Vec<&Arc<Socket>> = of_kind.map(|(socket, _)| socket).collect();
+        let some = |some: &[&Arc<Socket>]| some.iter().map(|socket| Arc::clone(socket)).collect::<Vec<_>>();
+        let chunks = sockets.chunks(MAX_DESCRIPTORS);
+        parcels.extend(chunks.map(|chunk| Parcel::new(Bequest::Listeners { lent }, some(chunk))));
     }
     if let Some((socket, device, inode)) = estate.control {
         parcels.push(Parcel::new(Bequest::Control { device, inode }, [socket]));
@@ -116,12 +132,16 @@ pub(super) fn parcels(estate: Estate) -> io::Result<Vec<Parcel>> {
     Ok(parcels)
 }
 
-/// Sends a message; never waits.
+/// Sends a message, and waits until there is room for it.
 ///
 /// # Errors
 /// Those of [`Channel::send`].
-pub(super) fn send(channel: &Channel, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    channel.send(&serde_json::to_vec(message).map_err(io::Error::other)?, descriptors)
+pub(super) fn send(channel: &Channel, message: &impl Serialize) -> io::Result<()> {
+    channel.send(&bytes_of(message)?, &[], true)
+}
+
+fn bytes_of(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    serde_json::to_vec(message).map_err(io::Error::other)
 }
 
 /// The next message; `None` when the other side is gone.
@@ -138,23 +158,37 @@ pub(super) fn receive<M: DeserializeOwned>(channel: &Channel, wait: bool) -> io:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::channel::MAX_MESSAGE;
 
     #[test]
     fn an_estate_of_any_size_goes_in_parcels_that_fit() {
         let fd = || io::stderr().as_fd().try_clone_to_owned().unwrap();
         for count in [0, 1, MAX_DESCRIPTORS, MAX_DESCRIPTORS + 1, 3 * MAX_DESCRIPTORS - 1] {
-            let listeners = (0..count).map(|_| Arc::new(fd().into())).collect();
+            let listeners = (0..count).map(|n| (Arc::new(fd().into()), n % 3 == 0)).collect();
             let estate = Estate { listeners, control: Some((fd(), 1, 2)), metrics: None, pid_file: Some(fd()) };
             let parcels = parcels(estate).unwrap();
             assert!(parcels.iter().all(|parcel| parcel.descriptors.len() <= MAX_DESCRIPTORS));
             let of = |message: &Bequest| -> usize {
                 parcels.iter().filter(|p| p.message == *message).map(|p| p.descriptors.len()).sum()
             };
-            assert_eq!(of(&Bequest::Listeners), count);
+            let lent = of(&Bequest::Listeners { lent: true });
+            assert_eq!(lent, count.div_ceil(3));
+            assert_eq!(lent + of(&Bequest::Listeners { lent: false }), count);
             assert_eq!(of(&Bequest::Control { device: 1, inode: 2 }), 1);
             assert_eq!((of(&Bequest::Metrics), of(&Bequest::PidFile)), (0, 1));
             assert_eq!(parcels.last().unwrap().message, Bequest::End { listeners: count });
         }
+    }
+
+    #[test]
+    fn the_longest_addresses_fit_a_message() {
+        let longest = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
+        let message = Reply::GivesUp { addresses: vec![longest; MAX_ADDRESSES] };
+        let (ours, theirs) = Channel::pair().unwrap();
+        send(&ours, &message).unwrap();
+        let mut bytes = [0; MAX_MESSAGE + 1];
+        let (_, n) = rustix::net::recv(&theirs, &mut bytes[..], rustix::net::RecvFlags::TRUNC).unwrap();
+        assert_eq!(serde_json::from_slice::<Reply>(&bytes[..n]).unwrap(), message);
     }
 
     #[test]

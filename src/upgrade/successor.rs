@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use mio::unix::{SourceFd, pipe};
 use mio::{Interest, Registry, Token};
 
 use super::last_words::LastWords;
-use super::protocol::{Bequest, Parcel, Ready, parcels, receive};
+use super::protocol::{Bequest, Parcel, Ready, Reply, parcels, receive};
 use super::{DEADLINE, Estate, Program};
 use crate::sys::channel::Channel;
 
@@ -28,6 +29,7 @@ pub struct Successor {
     stderr: Option<pipe::Receiver>,
     words: LastWords,
     outbox: VecDeque<Parcel>,
+    given_up: Vec<SocketAddr>,
     until: Instant,
     failing: Option<Failing>,
 }
@@ -76,6 +78,7 @@ impl Successor {
                 stderr,
                 words: LastWords::default(),
                 outbox,
+                given_up: Vec::new(),
                 until: now + DEADLINE,
                 failing: None,
             };
@@ -135,7 +138,7 @@ impl Successor {
     pub fn go(mut self) -> Result<Former, String> {
         let go = Parcel { message: Bequest::Go, descriptors: Vec::new() };
         go.send(&self.channel).map_err(|error| format!("it was ready, but is gone: {error}"))?;
-        Ok(Former { child: self.child.take() })
+        Ok(Former { child: self.child.take(), given_up: std::mem::take(&mut self.given_up) })
     }
 
     fn fail(&mut self, why: String, kill_at: Instant) {
@@ -162,12 +165,20 @@ impl Successor {
                 Err(error) => return Err(at_once(format!("the listeners could not be passed on: {error}"))),
             }
         }
-        match receive::<Ready>(&self.channel, false) {
-            Ok(Some((ready, _))) if self.outbox.is_empty() && ready.pid == self.pid() => Ok(Some(ready)),
-            Ok(Some(_)) => Err(at_once("it says that it is ready before it can be".to_owned())),
-            Ok(None) => Err(("it did not become ready".to_owned(), EXIT)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(at_once(format!("its answer was not understood: {error}"))),
+        loop {
+            match receive::<Reply>(&self.channel, false) {
+                // No more than an IP address has ports, or it is none of ours.
+                Ok(Some((Reply::GivesUp { addresses }, _))) if self.given_up.len() <= 1 << 16 => {
+                    self.given_up.extend(addresses);
+                }
+                Ok(Some((Reply::Ready(ready), _))) if self.outbox.is_empty() && ready.pid == self.pid() => {
+                    return Ok(Some(ready));
+                }
+                Ok(Some(_)) => return Err(at_once("it says that it is ready before it can be".to_owned())),
+                Ok(None) => return Err(("it did not become ready".to_owned(), EXIT)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(at_once(format!("its answer was not understood: {error}"))),
+            }
         }
     }
 
@@ -213,9 +224,16 @@ impl Drop for Successor {
 #[derive(Debug)]
 pub struct Former {
     child: Option<Child>,
+    given_up: Vec<SocketAddr>,
 }
 
 impl Former {
+    /// Addresses it was given listeners of and does not serve.
+    #[must_use]
+    pub fn given_up(&self) -> &[SocketAddr] {
+        &self.given_up
+    }
+
     /// Reaps it in case it has ended before us; how, the first time that is known.
     pub fn reap(&mut self) -> Option<String> {
         match self.child.as_mut()?.try_wait() {

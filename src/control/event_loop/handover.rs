@@ -88,7 +88,7 @@ impl EventLoop {
         };
         let metrics = self.metrics.as_ref().and_then(|service| service.listener());
         Ok(Estate {
-            listeners: self.process.fleet.doors().sockets().map(|(_, socket)| Arc::clone(socket)).collect(),
+            listeners: self.process.fleet.doors().sockets().map(|(socket, lent)| (Arc::clone(socket), lent)).collect(),
             control,
             metrics: metrics.map(|listener| copy("metrics listener", listener)).transpose()?,
             pid_file: self.pid_file.as_ref().map(|file| copy("pid file", file.file())).transpose()?,
