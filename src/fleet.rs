@@ -196,10 +196,12 @@ impl Fleet {
     }
 
     /// Leaves the listening sockets to whoever they were passed on to: nothing is accepted any more and nothing in
-    /// their queues is lost. Sessions go on, each worker ends when its last one has.
-    pub fn let_go(&mut self) {
+    /// their queues is lost. What waits on the addresses in `given_up` is taken before those close, for nobody else
+    /// will. Sessions go on, each worker ends when its last one has.
+    pub fn let_go(&mut self, given_up: &[SocketAddr]) {
         self.doors = Doors::default();
-        self.tell(|| Message::LetGo);
+        let given_up: Arc<[SocketAddr]> = given_up.into();
+        self.tell(|| Message::LetGo(Arc::clone(&given_up)));
     }
 
     /// Stops accepting (listeners are closed); sessions go on, each worker ends when its last one has.
@@ -215,12 +217,12 @@ impl Fleet {
     }
 
     fn tell(&self, message: impl Fn() -> Message) {
-        // One that waits still to begin ends too.
-        let _ = self.gate.set(());
         for mailbox in &self.shared.mailboxes {
             // A worker that has ended needs no telling.
             let _ = mailbox.post(message());
         }
+        // One that waits still to begin learns of it first of all.
+        let _ = self.gate.set(());
     }
 
     /// How often each worker that has not ended has turned, by its number.

@@ -77,6 +77,47 @@ fn a_panic_resets_the_sessions_of_its_worker_and_is_told() {
     assert_eq!(panics.get(), 1);
 }
 
+/// A fleet that was passed a listener with connections in its queue and gives it away before it has taken any.
+fn passed_on(given_up: impl Fn(SocketAddr) -> Vec<SocketAddr>) -> (TcpListener, TcpListener, Vec<TcpStream>) {
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let front = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = front.local_addr().unwrap();
+    let poll = Poll::new().unwrap();
+    let waker = Arc::new(Waker::new(poll.registry(), mio::Token(0)).unwrap());
+    let plan = Arc::new(plan(address, backend.local_addr().unwrap()));
+    let doors = Doors::inherit(vec![Inherited { socket: front.try_clone().unwrap().into(), lent: false }]).unwrap();
+    let mut fleet = Fleet::prepare(&plan, doors, None, waker).unwrap();
+    let clients = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
+    // The worker finds this before it looks for connections.
+    fleet.let_go(&given_up(address));
+    for listener in [&backend, &front] {
+        socket2::SockRef::from(listener).set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    }
+    (backend, front, clients)
+}
+
+#[test]
+fn what_waits_on_an_address_that_is_given_up_is_served() {
+    let (backend, _front, clients) = passed_on(|address| vec![address]);
+    for mut client in clients {
+        client.write_all(b"?").unwrap();
+        backend.accept().unwrap();
+    }
+}
+
+#[test]
+fn what_waits_on_an_address_somebody_else_serves_is_left_to_them() {
+    let (backend, front, clients) = passed_on(|_| Vec::new());
+    for mut client in clients {
+        let (mut taken, _) = front.accept().unwrap();
+        taken.write_all(b"!").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.read_exact(&mut [0]).unwrap();
+    }
+    backend.set_nonblocking(true).unwrap();
+    assert_eq!(backend.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "none was taken");
+}
+
 /// A worker without listeners and without a thread, for a plan with one slot.
 fn lone_worker(target: SocketAddr) -> (Worker, Arc<Shared>, Arc<WorkerStats>) {
     let mut plan = plan(target, target);

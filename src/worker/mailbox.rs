@@ -1,6 +1,7 @@
 //! How the control thread and other workers tell a worker things.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use mio::Waker;
@@ -24,8 +25,8 @@ pub enum Message {
     Resolved(usize, usize, Vec<IpAddr>),
     /// Accept no more; end when the last session has.
     Drain,
-    /// The same, and what waits in the queues of the listeners is somebody else's.
-    LetGo,
+    /// The same, and what waits in the queues of the listeners is somebody else's, but for those on these addresses.
+    LetGo(Arc<[SocketAddr]>),
     /// End every session now.
     Stop,
     /// Fail, to test what the process makes of it.

@@ -373,9 +373,9 @@ impl Worker {
                     self.freed = true;
                 }
                 Message::Drain => self.drain(),
-                Message::LetGo => {
-                    self.life = Life::Draining;
-                    self.close_listeners();
+                Message::LetGo(ours) => {
+                    self.close_listeners(|listener| !ours.contains(&listener.address));
+                    self.drain();
                 }
                 Message::Stop => self.stop(),
                 #[cfg(test)]
@@ -394,23 +394,28 @@ impl Worker {
         for _ in 0..=longest / accept::BATCH {
             self.accept();
         }
-        self.close_listeners();
+        self.close_listeners(|_| true);
     }
 
     fn stop(&mut self) {
-        self.close_listeners();
+        self.close_listeners(|_| true);
         self.life = Life::Stopping;
         self.end_all(EndReason::Drain);
     }
 
-    fn close_listeners(&mut self) {
-        // A socket somebody else holds too goes on to make events.
-        for listener in self.parts.listeners.drain(..) {
-            if let Err(e) = self.parts.poll.registry().deregister(&mut SourceFd(&listener.socket.as_raw_fd())) {
+    /// Closes some listeners. The others may be asked again.
+    fn close_listeners(&mut self, closes: impl Fn(&Listener) -> bool) {
+        let registry = self.parts.poll.registry();
+        self.parts.listeners.retain_mut(|listener| {
+            listener.ready = true;
+            let close = closes(listener);
+            // A socket somebody else holds too goes on to make events.
+            if close && let Err(e) = registry.deregister(&mut SourceFd(&listener.socket.as_raw_fd())) {
                 log::debug!("a listener was not watched: {e}");
             }
-        }
-        self.accepting.clear();
+            !close
+        });
+        self.accepting = (0..self.parts.listeners.len()).collect();
     }
 
     fn end_all(&mut self, reason: EndReason) {

@@ -109,6 +109,7 @@ impl EventLoop {
             }
             Progress::Ready(ready) => match self.handover.successor.take().map(Successor::go) {
                 Some(Ok(former)) => {
+                    self.process.fleet.let_go(former.given_up());
                     self.handover.former = Some(former);
                     self.give_way(&ready, now);
                 }
@@ -138,7 +139,6 @@ impl EventLoop {
 
     /// The other process accepts: this one stops to, and stays until its sessions have ended.
     fn give_way(&mut self, ready: &Ready, now: Instant) {
-        self.process.fleet.let_go();
         self.notifier.replaced_by(ready.pid);
         let registry = self.poll.registry();
         if let Some(control) = &mut self.control {
