@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use env_logger::{Env, Target, WriteStyle};
-use spliced::cli::{Cli, Command, one_line};
+use spliced::cli::{CheckArgs, Cli, Command, one_line};
 use spliced::config::{self, ConfigError};
+use spliced::control::Source;
 use spliced::plan::Plan;
 use spliced::session_log::Stderr;
 use spliced::{ab, control};
@@ -24,10 +25,17 @@ fn main() -> ExitCode {
     };
     start_log(&cli);
     match cli.command {
-        Command::Forward(args) => run(config::from_args(&args.listen, &args.target, &args.options)),
-        Command::Run(args) => run(config::load(&args.config, &args.options)),
-        Command::Check(args) => print(config::load(&args.config, &args.options).map(|plan| config::render(&plan))),
+        Command::Forward(args) => run(config::from_args(&args.listen, &args.target, &args.options), None),
+        Command::Run(args) => {
+            let plan = config::load(&args.config, &args.options);
+            run(plan, Some(Source { path: args.config, overrides: args.options }))
+        }
+        Command::Check(args) => check(&args),
         Command::Convert(args) => print(config::convert(&args.file)),
+        Command::Reload(args) => match control::reload_command(args.control.as_ref()) {
+            Ok(Err(why)) => fail(&format!("nothing has changed: {why}"), WRONG),
+            result => ended(result.map(|_| ())),
+        },
         Command::Stats(args) => ended(control::stats_command(args.control.as_ref(), args.json)),
         Command::Ab(args) => ended(ab::run(&args)),
         Command::AbRole(args) => ended(ab::run_role(&args)),
@@ -70,10 +78,22 @@ fn start_log(cli: &Cli) {
     builder.format_target(cli.verbose > 0).format_timestamp_millis().init();
 }
 
-fn run(plan: Result<Plan, ConfigError>) -> ExitCode {
+fn check(args: &CheckArgs) -> ExitCode {
+    let plan = match config::load(&args.config, &args.options) {
+        Err(error) => return wrong(&error),
+        Ok(plan) => plan,
+    };
+    let Some(instance) = &args.against else { return print(Ok(config::render(&plan))) };
+    match control::against_command(instance, &plan) {
+        Ok(diff) => print(Ok(diff)),
+        Err(error) => fail(&error.to_string(), FAILED),
+    }
+}
+
+fn run(plan: Result<Plan, ConfigError>, source: Option<Source>) -> ExitCode {
     match plan {
         Err(error) => wrong(&error),
-        Ok(plan) => match control::run(plan) {
+        Ok(plan) => match control::run(plan, source) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error.to_string(), FAILED),
         },

@@ -1,5 +1,6 @@
 //! The loop of the control thread: signals, ended workers, small clients and the drain's clock.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,18 +12,20 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
 
+use super::reload::{Reloader, Source};
 use super::service::{Service, TOKENS};
-use super::snapshot::{Snapshot, Sources, WorkerState};
+use super::snapshot::{Reloads, Snapshot, Sources};
 use super::socket::{self, SocketFile};
 use super::{RunError, metrics, prometheus};
+use crate::config;
 use crate::fleet::{Doors, Fleet, WorkerEnd};
 use crate::plan::Plan;
 use crate::session_log::SessionLog;
 
 const SIGNALS: Token = Token(0);
-const WORKER_ENDED: Token = Token(1);
+const WAKER: Token = Token(1);
 const CONTROL: usize = 16;
-const METRICS: usize = CONTROL + TOKENS;
+pub(super) const METRICS: usize = CONTROL + TOKENS;
 
 /// How long workers may take to end after they were told to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -44,7 +47,7 @@ enum Command {
 
 /// Where the process is on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// Takes new sessions.
     Serving,
     /// Lets open sessions finish.
@@ -57,26 +60,28 @@ enum Phase {
 
 /// The control thread's loop and all it owns.
 pub(super) struct EventLoop {
-    poll: Poll,
+    pub(super) poll: Poll,
     signals: Signals,
-    control: Option<Service<UnixListener>>,
-    metrics: Option<Service<TcpListener>>,
-    process: Process,
-    phase: Phase,
-    // Kept open: a waker that closes takes the wake with it that nobody has seen yet.
-    _worker_ended: Arc<Waker>,
+    pub(super) control: Option<Service<UnixListener>>,
+    pub(super) metrics: Option<Service<TcpListener>>,
+    pub(super) process: Process,
+    pub(super) reloader: Reloader,
+    pub(super) phase: Phase,
+    /// Woken by other threads: a worker has ended, a file has been read. Kept open: a waker that closes takes the wake
+    /// with it that nobody has seen yet.
+    pub(super) waker: Arc<Waker>,
     // Dropped after the sockets above, so that the file goes last.
     _control_file: Option<SocketFile>,
 }
 
 /// The running process, as the control socket and the metrics endpoint see it.
 #[derive(Debug)]
-struct Process {
-    plan: Arc<Plan>,
-    fleet: Fleet,
-    log: SessionLog,
-    cpus: Vec<Option<usize>>,
-    states: Vec<WorkerState>,
+pub(super) struct Process {
+    pub(super) fleet: Fleet,
+    pub(super) log: SessionLog,
+    reloads: Reloads,
+    /// The control socket was asked for a reload.
+    wants_reload: Cell<bool>,
     started: Instant,
     draining: bool,
 }
@@ -102,6 +107,7 @@ impl EventLoop {
     /// An address that cannot be bound, or the system has no descriptors or threads for us.
     pub(super) fn start(
         plan: &Arc<Plan>,
+        source: Option<Source>,
         log: SessionLog,
         control: Option<(UnixListener, SocketFile)>,
         mut signals: Signals,
@@ -120,15 +126,14 @@ impl EventLoop {
             Some(address) => Some(Service::new("metrics", bind_metrics(address)?, registry, METRICS).map_err(failed)?),
             None => None,
         };
-        let waker = Arc::new(Waker::new(registry, WORKER_ENDED).map_err(failed)?);
+        let waker = Arc::new(Waker::new(registry, WAKER).map_err(failed)?);
         let fleet = Fleet::start(plan, Doors::default(), log.sender(), Arc::clone(&waker))
             .map_err(|error| RunError::new(error.to_string()))?;
         let process = Process {
-            plan: Arc::clone(plan),
-            cpus: fleet.cpus(),
-            states: vec![WorkerState::Running; fleet.stats().len()],
             fleet,
             log,
+            reloads: Reloads::default(),
+            wants_reload: Cell::new(false),
             started: Instant::now(),
             draining: false,
         };
@@ -138,8 +143,9 @@ impl EventLoop {
             control,
             metrics,
             process,
+            reloader: Reloader::new(source),
             phase: Phase::Serving,
-            _worker_ended: waker,
+            waker,
             _control_file: control_file,
         })
     }
@@ -160,7 +166,7 @@ impl EventLoop {
             if let Some(result) = self.tick(now) {
                 break result;
             }
-            let timeout = self.next_tick().map(|at| at.saturating_duration_since(now));
+            let timeout = self.next_tick(now).map(|at| at.saturating_duration_since(now));
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => break Err(RunError::new(format!("the control thread's poller failed: {error}"))),
@@ -181,7 +187,7 @@ impl EventLoop {
         let process = &self.process;
         match (&mut self.control, &mut self.metrics) {
             _ if token == SIGNALS => self.take_signals(now),
-            _ if token == WORKER_ENDED => {} // The next tick reaps.
+            _ if token == WAKER => {} // The next tick looks what there is.
             (Some(control), _) if control.owns(token) => {
                 control.ready(token, registry, now, &mut |request| process.answer_control(request));
             }
@@ -203,10 +209,7 @@ impl EventLoop {
         match command {
             Command::Quit => self.quit(now),
             Command::ReopenLogs => self.process.log.reopen(),
-            Command::Reload => warn!(
-                "SIGHUP: this version does not reload; the configuration stays as it is. To change it, check the new \
-                 file with `spliced check`, then restart: SIGTERM lets the open sessions finish"
-            ),
+            Command::Reload => self.hang_up(now),
             Command::Upgrade => warn!(
                 "SIGUSR2: this version does not hand over to a new binary and goes on serving. To change it, install \
                  the new one, then restart: SIGTERM lets the open sessions finish"
@@ -217,7 +220,7 @@ impl EventLoop {
     fn quit(&mut self, now: Instant) {
         match self.phase {
             Phase::Serving => {
-                let until = self.process.plan.drain.and_then(|time| now.checked_add(time));
+                let until = self.process.fleet.plan().drain.and_then(|time| now.checked_add(time));
                 let open = self.process.fleet.open_sessions();
                 let limit = limit(until, now);
                 info!("draining: {} open, {limit}; a second signal cuts it short", sessions(open));
@@ -241,7 +244,10 @@ impl EventLoop {
 
     /// Does what is due, and says how the process ends once it does.
     fn tick(&mut self, now: Instant) -> Option<Result<(), RunError>> {
-        self.process.reap();
+        self.process.reap(now);
+        self.process.fleet.tick(now);
+        self.continue_reload(now);
+        self.process.reloads = self.reloader.counts;
         let registry = self.poll.registry();
         let process = &self.process;
         if let Some(control) = &mut self.control {
@@ -249,6 +255,14 @@ impl EventLoop {
         }
         if let Some(metrics) = &mut self.metrics {
             metrics.tick(registry, now, &mut |request| metrics::answer(request, process));
+        }
+        if self.process.wants_reload.take() {
+            self.reload(now);
+        }
+        if self.process.fleet.has_given_up() {
+            let message = "workers panicked again and again, so starting others is no answer; the errors above say why. \
+                           Please report them";
+            return Some(Err(RunError::new(message.to_owned())));
         }
         let nobody_left = self.process.fleet.running() == 0;
         match self.phase {
@@ -282,16 +296,17 @@ impl EventLoop {
         }
     }
 
-    fn next_tick(&self) -> Option<Instant> {
+    fn next_tick(&self, now: Instant) -> Option<Instant> {
         let phase = match self.phase {
             Phase::Serving => None,
             Phase::Draining { until, next_line } => Some(until.map_or(next_line, |at| at.min(next_line))),
             Phase::Stopping { until } => Some(until),
-            Phase::Leaving => Some(Instant::now()),
+            Phase::Leaving => Some(now),
         };
+        let others = [self.reloader.next_tick(), self.process.fleet.next_tick(now)];
         let control = self.control.as_ref().and_then(Service::next_tick);
         let metrics = self.metrics.as_ref().and_then(Service::next_tick);
-        [phase, control, metrics].into_iter().flatten().min()
+        [phase, control, metrics].into_iter().chain(others).flatten().min()
     }
 }
 
@@ -307,7 +322,7 @@ fn limit(until: Option<Instant>, now: Instant) -> String {
     }
 }
 
-fn bind_metrics(address: SocketAddr) -> Result<TcpListener, RunError> {
+pub(super) fn bind_metrics(address: SocketAddr) -> Result<TcpListener, RunError> {
     TcpListener::bind(address).map_err(|error| {
         RunError::new(format!("metrics address {address}: {error}; choose another one with --metrics"))
     })
@@ -328,10 +343,11 @@ impl Command {
 impl Process {
     fn snapshot(&self) -> Snapshot {
         Snapshot::take(&Sources {
-            plan: &self.plan,
-            stats: self.fleet.stats(),
-            cpus: &self.cpus,
-            states: &self.states,
+            workers: self.fleet.workers().collect(),
+            forwards: self.fleet.forwards().collect(),
+            past: self.fleet.past(),
+            reloads: self.reloads,
+            worker_panics: self.fleet.panics(),
             started: self.started,
             draining: self.draining,
             splices: self.fleet.splices(),
@@ -340,25 +356,35 @@ impl Process {
     }
 
     fn answer_control(&self, request: &[u8]) -> super::service::Answer {
-        socket::answer(request, &mut || self.snapshot())
+        socket::answer(request, self)
     }
 
-    /// Notes how workers ended. One that panicked takes its own sessions with it and nobody else's: the process goes
-    /// on with the others.
-    fn reap(&mut self) {
-        for (id, end) in self.fleet.reap() {
-            let state = match end {
-                WorkerEnd::Finished => WorkerState::Finished,
-                WorkerEnd::Panicked => {
-                    let left = self.fleet.running();
-                    error!("worker {id} panicked and its sessions are gone; {left} workers go on. Please report this");
-                    WorkerState::Panicked
-                }
-            };
-            if let Some(entry) = self.states.get_mut(id) {
-                *entry = state;
+    /// Says how workers ended. One that panicked takes its own sessions with it and nobody else's.
+    fn reap(&mut self, now: Instant) {
+        for (id, end) in self.fleet.reap(now) {
+            if let WorkerEnd::Panicked(why) = end {
+                let then = if self.draining || self.fleet.has_given_up() {
+                    "its sessions were reset"
+                } else {
+                    "its sessions were reset, and another worker has taken its place and its listeners"
+                };
+                error!("worker {id} panicked: {why}; {then}. Please report this");
             }
         }
+    }
+}
+
+impl socket::Instance for Process {
+    fn stats(&self) -> Snapshot {
+        self.snapshot()
+    }
+
+    fn plan(&self) -> String {
+        config::render(self.fleet.plan())
+    }
+
+    fn reload(&self) {
+        self.wants_reload.set(true);
     }
 }
 

@@ -4,12 +4,14 @@
 //! one mio loop on the main thread; nothing here is on the data path, and no client of it gets a thread or an
 //! unbounded buffer.
 
+mod against;
 mod arms_table;
 mod client;
 mod event_loop;
 mod metrics;
 mod pid_file;
 pub mod prometheus;
+mod reload;
 mod service;
 pub mod snapshot;
 mod socket;
@@ -19,7 +21,9 @@ use std::sync::Arc;
 
 use log::info;
 
-pub use client::{DEFAULT_CONTROL, stats_command};
+pub use against::against_command;
+pub use client::{DEFAULT_CONTROL, reload_command, stats_command};
+pub use reload::Source;
 
 use crate::plan::{Forward, Plan};
 use crate::session_log::SessionLog;
@@ -49,11 +53,12 @@ impl std::error::Error for RunError {}
 /// Forwards until a signal ends it: what `spliced forward` and `spliced run` do on the main thread.
 ///
 /// Everything that can fail is opened before the first session is taken; on an error nothing is left behind.
-/// SIGTERM and SIGINT drain and return `Ok`, the second one ends at once, SIGUSR1 reopens the session log.
+/// SIGTERM and SIGINT drain and return `Ok`, the second one ends at once, SIGUSR1 reopens the session log, SIGHUP reads
+/// the configuration again where it has a `source`.
 ///
 /// # Errors
-/// An address, file or socket that cannot be opened, named in the message; or every worker has panicked.
-pub fn run(plan: Plan) -> Result<(), RunError> {
+/// An address, file or socket that cannot be opened, named in the message; or workers panicked again and again.
+pub fn run(plan: Plan, source: Option<Source>) -> Result<(), RunError> {
     let plan = Arc::new(plan);
     // In this order: what tells a second instance of the same configuration apart comes first, so that it stops
     // before it touches anything of the first.
@@ -63,7 +68,7 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
     let log = SessionLog::start(&plan)
         .map_err(|error| RunError::new(format!("session log: {error}; choose a file this user may write")))?;
 
-    let mut event_loop = EventLoop::start(&plan, log, control, signals)?;
+    let mut event_loop = EventLoop::start(&plan, source, log, control, signals)?;
     for forward in &plan.forwards {
         announce(forward);
     }

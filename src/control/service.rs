@@ -18,6 +18,8 @@ pub(super) const MAX_CONNECTIONS: usize = 64;
 pub(super) const MAX_REQUEST: usize = 8 * 1024;
 /// From accepting a connection to its end, answer included.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// The same for an answer that comes later.
+pub(super) const LATER_LIMIT: Duration = Duration::from_secs(60);
 /// Tokens a service uses: one for the listener, then one per connection.
 pub(super) const TOKENS: usize = 1 + MAX_CONNECTIONS;
 
@@ -35,6 +37,8 @@ pub(super) enum Answer {
     More,
     /// The whole answer; the connection closes after it.
     Reply(Vec<u8>),
+    /// The request is complete; [`Service::resolve`] brings the answer.
+    Later,
 }
 
 /// A listening socket of either family.
@@ -104,6 +108,8 @@ struct Connection<S> {
 enum Step {
     /// Bytes of the request so far.
     Reading(Vec<u8>),
+    /// The answer comes later.
+    Waiting,
     /// The answer and how much of it is written.
     Writing(Vec<u8>, usize),
     /// Answered. Closing with unread bytes would reset the connection and could lose the answer, so they are thrown
@@ -144,6 +150,20 @@ impl<A: Acceptor> Service<A> {
             self.accept(registry, now, answer);
         } else {
             self.advance(token.0 - self.first_token - 1, registry, answer);
+        }
+    }
+
+    /// Answers every request that waits for an answer.
+    pub(super) fn resolve(&mut self, reply: &[u8], registry: &Registry) {
+        let waits = |(key, connection): (usize, &mut Connection<A::Stream>)| {
+            matches!(connection.step, Step::Waiting).then(|| {
+                connection.step = Step::Writing(reply.to_vec(), 0);
+                key
+            })
+        };
+        let keys: Vec<usize> = self.connections.iter_mut().filter_map(waits).collect();
+        for key in keys {
+            self.advance(key, registry, &mut |_| Answer::More);
         }
     }
 
@@ -243,8 +263,18 @@ impl<S: Channel> Connection<S> {
                     request.extend_from_slice(&chunk[..n]);
                     match answer(request) {
                         Answer::Reply(reply) => self.step = Step::Writing(reply, 0),
+                        Answer::Later => {
+                            self.until = Instant::now() + LATER_LIMIT;
+                            self.step = Step::Waiting;
+                        }
                         Answer::More if n == 0 || request.len() == MAX_REQUEST => return Ok(()),
                         Answer::More => {}
+                    }
+                }
+                // A client that closes its half may still wait for the answer. What else it sends is no request.
+                Step::Waiting => {
+                    if read(&mut self.stream, &mut chunk)? == 0 {
+                        return Err(io::ErrorKind::WouldBlock.into());
                     }
                 }
                 Step::Writing(reply, written) if *written < reply.len() => {

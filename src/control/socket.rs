@@ -142,8 +142,18 @@ impl Drop for SocketFile {
     }
 }
 
-/// Answers one request: `stats`, or an error object.
-pub(super) fn answer(request: &[u8], snapshot: &mut dyn FnMut() -> Snapshot) -> Answer {
+/// What the control socket gives access to.
+pub(super) trait Instance {
+    /// All counters.
+    fn stats(&self) -> Snapshot;
+    /// The plan that runs, as YAML.
+    fn plan(&self) -> String;
+    /// Asks for a reload; its result is the answer to all who asked.
+    fn reload(&self);
+}
+
+/// Answers one request: `stats`, `plan`, `reload`, or an error object.
+pub(super) fn answer(request: &[u8], instance: &dyn Instance) -> Answer {
     let Some(end) = request.iter().position(|byte| *byte == b'\n') else {
         if request.len() < MAX_REQUEST {
             return Answer::More;
@@ -151,19 +161,29 @@ pub(super) fn answer(request: &[u8], snapshot: &mut dyn FnMut() -> Snapshot) -> 
         return reply(&json!({ "error": format!("a request is one line of at most {MAX_REQUEST} bytes") }));
     };
     match request[..end].trim_ascii() {
-        b"stats" => reply(&snapshot()),
+        b"stats" => reply(&instance.stats()),
+        b"plan" => reply(&json!({ "plan": instance.plan() })),
+        b"reload" => {
+            instance.reload();
+            Answer::Later
+        }
         other => {
             let shown: String = String::from_utf8_lossy(other).chars().take(40).collect();
-            reply(&json!({ "error": format!("unknown command {shown:?}; known: stats") }))
+            reply(&json!({ "error": format!("unknown command {shown:?}; known: plan, reload, stats") }))
         }
     }
 }
 
 fn reply(value: &impl serde::Serialize) -> Answer {
+    Answer::Reply(line(value))
+}
+
+/// An answer: one object on one line.
+pub(super) fn line(value: &impl serde::Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec(value)
         .unwrap_or_else(|error| json!({ "error": format!("cannot write the answer: {error}") }).to_string().into());
     text.push(b'\n');
-    Answer::Reply(text)
+    text
 }
 
 #[cfg(test)]
@@ -171,8 +191,20 @@ mod tests {
     use super::super::snapshot::tests::{plan, snapshot, stats};
     use super::*;
 
+    struct Running;
+
+    impl Instance for Running {
+        fn stats(&self) -> Snapshot {
+            snapshot(&plan("web"), &stats())
+        }
+        fn plan(&self) -> String {
+            "workers: 2\n".to_owned()
+        }
+        fn reload(&self) {}
+    }
+
     fn ask(request: &[u8]) -> Answer {
-        answer(request, &mut || snapshot(&plan("web"), &stats()))
+        answer(request, &Running)
     }
 
     fn json(answer: Answer) -> serde_json::Value {
@@ -186,6 +218,8 @@ mod tests {
         assert_eq!(json(ask(b"stats\n"))["total"]["sessions_accepted"], 55);
         assert_eq!(json(ask(b"  stats \r\nmore"))["total"]["sessions_accepted"], 55);
         assert_eq!(ask(b"stat"), Answer::More);
+        assert_eq!(json(ask(b"plan\n"))["plan"], "workers: 2\n");
+        assert_eq!(ask(b"reload\n"), Answer::Later);
         let error = json(ask(b"st\x1b[31m\xffop\n"));
         assert!(error["error"].as_str().unwrap().contains("unknown command"), "{error}");
         assert!(json(ask(&[b'x'; MAX_REQUEST]))["error"].is_string());
