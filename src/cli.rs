@@ -51,12 +51,23 @@ Prints every value of the resolved plan as YAML. Exit status 0 when the file is 
 FILE:LINE:COLUMN: what was found; what is allowed.
 
 Example:
-  spliced check --config spliced.yaml && systemctl restart spliced";
+  spliced check --config spliced.yaml && systemctl restart spliced
+  spliced check --config spliced.yaml --against $(pidof spliced)    what a reload would change";
 
 const CONVERT_EXAMPLES: &str = "\
 Examples:
   spliced convert /etc/rinetd.conf > spliced.yaml
   spliced convert oi.toml | spliced check -c -";
+
+const RELOAD_EXAMPLES: &str = "\
+Prints what has changed: + added, - removed, ~ changed, ! not before a restart, = unchanged. Sessions go on with what
+they began with. Exit status 0 when the file is in effect; 2 when it is not valid or something in it cannot be opened,
+and then nothing has changed.
+
+Examples:
+  spliced check --config spliced.yaml --against /run/spliced/control.sock    what would change
+  spliced reload --control /run/spliced/control.sock                         change it
+  kill -HUP PID                                                              the same, the result in the log";
 
 const STATS_EXAMPLES: &str = "\
 The instance must run with --control PATH.
@@ -105,6 +116,9 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Measure splice, copy and auto against each other on this host
     Ab(Box<crate::ab::AbArgs>),
+    /// Have a running instance read its configuration again
+    #[command(after_help = RELOAD_EXAMPLES)]
+    Reload(ReloadArgs),
     /// Print the counters of a running instance
     #[command(after_help = STATS_EXAMPLES)]
     Stats(StatsArgs),
@@ -150,6 +164,9 @@ pub struct CheckArgs {
     /// The file to read, - for standard input
     #[arg(short, long, visible_alias = "conf-file", value_name = "FILE")]
     pub config: PathBuf,
+    /// Print what a reload of a running instance would change, instead of the plan: its process id or control socket
+    #[arg(long, value_name = "PID|SOCKET", value_parser = NonEmptyStringValueParser::new())]
+    pub against: Option<String>,
     /// What goes over the file.
     #[command(flatten)]
     pub options: Overrides,
@@ -161,6 +178,14 @@ pub struct ConvertArgs {
     /// The file to read, - for standard input
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+}
+
+/// `spliced reload`.
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    /// The control socket of the instance
+    #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
+    pub control: String,
 }
 
 /// `spliced stats`.

@@ -8,20 +8,18 @@ use std::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::plan::{Forward, Plan};
+use crate::plan::Forward;
 use crate::sys;
 
 /// One listening socket as one worker sees it. The socket belongs to the fleet: a worker that ends, however it ends,
 /// closes nothing and resets nobody who waits in its queue.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     /// The socket.
     pub socket: Arc<Socket>,
-    /// The address it is bound to.
-    pub address: SocketAddr,
-    /// Index of the forward in the plan.
+    /// Number of the forward's edition.
     pub forward: usize,
-    /// Number of the listening address, the same in every worker.
+    /// Number of the address among those of its forward.
     pub index: usize,
     /// Place of the port in its range.
     pub port_offset: u16,
@@ -29,40 +27,8 @@ pub struct Listener {
     pub ready: bool,
     /// Not now: descriptors or slots have run out.
     pub paused: bool,
-}
-
-/// One listening address of a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// The address.
-    pub address: SocketAddr,
-    /// Index of its forward in the plan.
-    pub forward: usize,
-    /// Its number among all addresses of the plan.
-    pub number: usize,
-    /// Place of the port in its range.
-    pub port_offset: u16,
-    /// Ports of the range it belongs to.
-    pub ports: usize,
-}
-
-/// Every listening address of a plan, ranges expanded, in the order they were written.
-pub fn places(plan: &Plan) -> impl Iterator<Item = Place> {
-    let each = |(forward, plan): (usize, &Forward)| {
-        let listens = plan.listen.clone().into_iter();
-        listens.flat_map(move |listen| {
-            let ports = listen.ports.len();
-            (0..ports as u16).map(move |port_offset| Place {
-                address: SocketAddr::new(listen.ip, listen.ports.first + port_offset),
-                forward,
-                number: 0,
-                port_offset,
-                ports,
-            })
-        })
-    };
-    let places = plan.forwards.iter().enumerate().flat_map(each);
-    places.enumerate().map(|(number, place)| Place { number, ..place })
+    /// No connection comes any more: to be given up once its queue is empty.
+    pub closing: bool,
 }
 
 /// Connections its listeners queue, as listen(2) takes it.
@@ -157,10 +123,12 @@ impl AcceptError {
     }
 }
 
-/// A number of slots shared by all workers; without a limit it costs nothing.
+/// A number of slots shared by all workers. They are counted also while there is no limit, so that one that comes later
+/// knows what is open.
 #[derive(Debug)]
 pub struct Slots {
-    most: Option<u64>,
+    /// `u64::MAX` for no limit.
+    most: AtomicU64,
     taken: AtomicU64,
 }
 
@@ -168,22 +136,29 @@ impl Slots {
     /// So many slots, or no limit.
     #[must_use]
     pub fn new(most: Option<u64>) -> Self {
-        Self { most, taken: AtomicU64::new(0) }
+        Self { most: AtomicU64::new(most.unwrap_or(u64::MAX)), taken: AtomicU64::new(0) }
+    }
+
+    /// Sets another limit. What is taken beyond it stays taken.
+    pub fn limit(&self, most: Option<u64>) {
+        self.most.store(most.unwrap_or(u64::MAX), Ordering::Release);
     }
 
     /// Takes a slot; false when all are taken.
     #[must_use]
     pub fn take(&self) -> bool {
-        let Some(most) = self.most else { return true };
+        let most = self.most.load(Ordering::Acquire);
+        if most == u64::MAX {
+            self.taken.fetch_add(1, Ordering::AcqRel);
+            return true;
+        }
         self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < most).then_some(n + 1)).is_ok()
     }
 
     /// Gives a taken slot back.
     pub fn give(&self) {
-        if self.most.is_some() {
-            let before = self.taken.fetch_sub(1, Ordering::AcqRel);
-            debug_assert!(before > 0, "a slot is given back once");
-        }
+        let before = self.taken.fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(before > 0, "a slot is given back once");
     }
 }
 
@@ -237,7 +212,20 @@ mod tests {
         slots.give();
         assert!(slots.take());
         assert!(!slots.take());
-        assert!(Slots::new(None).take());
+    }
+
+    #[test]
+    fn a_limit_that_comes_later_counts_what_is_open() {
+        let slots = Slots::new(None);
+        assert!((0..3).all(|_| slots.take()));
+        slots.limit(Some(2));
+        assert!(!slots.take());
+        slots.give();
+        assert!(!slots.take());
+        slots.give();
+        assert!(slots.take());
+        slots.limit(None);
+        assert!(slots.take());
     }
 
     #[test]

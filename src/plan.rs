@@ -263,6 +263,14 @@ impl Forward {
         format!("ab:{}", arms.join(","))
     }
 
+    /// Every address it listens on, ranges expanded, with the place of the port in its range.
+    pub fn addresses(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
+        self.listen.iter().flat_map(|listen| {
+            let address = |offset| SocketAddr::new(listen.ip, listen.ports.first + offset);
+            (0..listen.ports.len() as u16).map(move |offset| (address(offset), offset))
+        })
+    }
+
     /// Most bytes a read of any of its sessions may take.
     #[must_use]
     pub fn largest_read(&self) -> usize {

@@ -320,6 +320,8 @@ fn workers_and_addresses_may_change() {
     let storm = Storm::default();
     thread::scope(|scope| {
         let clients: Vec<_> = (0..2).map(|_| scope.spawn(|| storm.client(stays.address(), u64::MAX))).collect();
+        // Until nobody listens there any more. Whoever was let in before is served.
+        let last_ones: Vec<_> = (0..2).map(|_| scope.spawn(|| storm.client(goes.address(), u64::MAX))).collect();
         for workers in [4, 1, 3, 2] {
             upgraded.spliced.reconfigure(&text(workers, [comes.address(), stays.address()]));
             upgraded.upgrade();
@@ -328,6 +330,10 @@ fn workers_and_addresses_may_change() {
             assert_eq!(upgraded.stats().0["workers"].as_array().unwrap().len(), workers);
             assert_eq!(one_connection(comes.address(), 7), Ok(()));
             until("the address that is gone refuses", LONG, || one_connection(goes.address(), 7).is_err());
+        }
+        for client in last_ones {
+            let why = client.join().unwrap().expect_err("the address is gone");
+            assert!(why.contains("connect: Connection refused"), "{why}");
         }
         storm.enough.store(true, Ordering::Relaxed);
         for client in clients {

@@ -4,6 +4,7 @@
 //! one mio loop on the main thread; nothing here is on the data path, and no client of it gets a thread or an
 //! unbounded buffer.
 
+mod against;
 mod arms_table;
 mod client;
 mod event_loop;
@@ -11,6 +12,7 @@ mod metrics;
 mod opened;
 mod pid_file;
 pub mod prometheus;
+mod reload;
 mod service;
 pub mod snapshot;
 mod socket;
@@ -20,7 +22,9 @@ use std::sync::Arc;
 
 use log::info;
 
-pub use client::{DEFAULT_CONTROL, stats_command, upgrade_command};
+pub use against::against_command;
+pub use client::{DEFAULT_CONTROL, reload_command, stats_command, upgrade_command};
+pub use reload::Source;
 
 use crate::plan::{Forward, Plan};
 use crate::upgrade::Predecessor;
@@ -50,15 +54,16 @@ impl std::error::Error for RunError {}
 /// Forwards until a signal ends it: what `spliced forward` and `spliced run` do on the main thread.
 ///
 /// Everything that can fail is opened before the first session is taken; on an error nothing is left behind.
-/// SIGTERM and SIGINT drain and return `Ok`, the second one ends at once, SIGUSR1 reopens the session log, SIGUSR2
-/// starts the program again to take over. With a `predecessor`, this process takes over from that one.
+/// SIGTERM and SIGINT drain and return `Ok`, the second one ends at once, SIGUSR1 reopens the session log, SIGHUP reads
+/// the configuration again where it has a `source`, SIGUSR2 starts the program again to take over. With a `predecessor`
+/// this process takes over from that one.
 ///
 /// # Errors
-/// An address, file or socket that cannot be opened, named in the message; or every worker has panicked.
-pub fn run(plan: Plan, mut predecessor: Option<Predecessor>) -> Result<(), RunError> {
+/// An address, file or socket that cannot be opened, named in the message; or workers panicked again and again.
+pub fn run(plan: Plan, source: Option<Source>, mut predecessor: Option<Predecessor>) -> Result<(), RunError> {
     let plan = Arc::new(plan);
     let opened = Opened::of(&plan, predecessor.as_mut())?;
-    let mut event_loop = EventLoop::start(&plan, opened)?;
+    let mut event_loop = EventLoop::start(&plan, source, opened)?;
     for forward in &plan.forwards {
         announce(forward);
     }
@@ -72,7 +77,7 @@ pub fn run(plan: Plan, mut predecessor: Option<Predecessor>) -> Result<(), RunEr
         predecessor.take_over().map_err(RunError::new)?;
         event_loop.take_pid_file_over();
     }
-    event_loop.open();
+    event_loop.begin();
     info!("ready: {}", event_loop.describe());
 
     let result = event_loop.run();

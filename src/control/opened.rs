@@ -69,11 +69,7 @@ impl Opened {
 }
 
 fn metrics_listener(address: SocketAddr, open: Option<StdListener>) -> Result<TcpListener, RunError> {
-    let listener = match open {
-        Some(listener) => listener.set_nonblocking(true).map(|()| TcpListener::from_std(listener)),
-        None => TcpListener::bind(address),
-    };
-    listener.map_err(|error| {
-        RunError::new(format!("metrics address {address}: {error}; choose another one with --metrics"))
-    })
+    let Some(listener) = open else { return event_loop::bind_metrics(address) };
+    let set = listener.set_nonblocking(true).map(|()| TcpListener::from_std(listener));
+    set.map_err(|error| RunError::new(format!("metrics address {address}: {error}")))
 }

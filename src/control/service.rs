@@ -18,6 +18,8 @@ pub(super) const MAX_CONNECTIONS: usize = 64;
 pub(super) const MAX_REQUEST: usize = 8 * 1024;
 /// From accepting a connection to its end, answer included.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// The same for an answer that comes later.
+pub(super) const LATER_LIMIT: Duration = Duration::from_secs(60);
 /// Tokens a service uses: one for the listener, then one per connection.
 pub(super) const TOKENS: usize = 1 + MAX_CONNECTIONS;
 
@@ -35,8 +37,8 @@ pub(super) enum Answer {
     More,
     /// The whole answer; the connection closes after it.
     Reply(Vec<u8>),
-    /// The answer comes from [`Service::reply_waiting`], within that time.
-    Later(Duration),
+    /// The request is complete; [`Service::resolve`] brings the answer.
+    Later,
 }
 
 /// A listening socket of either family.
@@ -107,7 +109,7 @@ struct Connection<S> {
 enum Step {
     /// Bytes of the request so far.
     Reading(Vec<u8>),
-    /// The request is complete and its answer not yet known.
+    /// The answer comes later.
     Waiting,
     /// The answer and how much of it is written.
     Writing(Vec<u8>, usize),
@@ -147,17 +149,6 @@ impl<A: Acceptor> Service<A> {
         }
     }
 
-    /// Answers every connection that waits since [`Answer::Later`].
-    pub(super) fn reply_waiting(&mut self, registry: &Registry, reply: &[u8]) {
-        for key in 0..MAX_CONNECTIONS {
-            let Some(connection) = self.connections.get_mut(key) else { continue };
-            if matches!(connection.step, Step::Waiting) {
-                connection.step = Step::Writing(reply.to_vec(), 0);
-                self.advance(key, registry, &mut |_| Answer::More);
-            }
-        }
-    }
-
     /// Whether an event with this token is for this service.
     pub(super) fn owns(&self, token: Token) -> bool {
         (self.first_token..self.first_token + TOKENS).contains(&token.0)
@@ -175,6 +166,20 @@ impl<A: Acceptor> Service<A> {
             self.accept(registry, now, answer);
         } else {
             self.advance(token.0 - self.first_token - 1, registry, answer);
+        }
+    }
+
+    /// Answers every request that waits for an answer.
+    pub(super) fn resolve(&mut self, reply: &[u8], registry: &Registry) {
+        let waits = |(key, connection): (usize, &mut Connection<A::Stream>)| {
+            matches!(connection.step, Step::Waiting).then(|| {
+                connection.step = Step::Writing(reply.to_vec(), 0);
+                key
+            })
+        };
+        let keys: Vec<usize> = self.connections.iter_mut().filter_map(waits).collect();
+        for key in keys {
+            self.advance(key, registry, &mut |_| Answer::More);
         }
     }
 
@@ -275,15 +280,20 @@ impl<S: Channel> Connection<S> {
                     request.extend_from_slice(&chunk[..n]);
                     match answer(request) {
                         Answer::Reply(reply) => self.step = Step::Writing(reply, 0),
-                        Answer::Later(time) => {
+                        Answer::Later => {
+                            self.until = Instant::now() + LATER_LIMIT;
                             self.step = Step::Waiting;
-                            self.until = Instant::now() + time;
                         }
                         Answer::More if n == 0 || request.len() == MAX_REQUEST => return Ok(()),
                         Answer::More => {}
                     }
                 }
-                Step::Waiting => return Err(io::ErrorKind::WouldBlock.into()),
+                // A client that closes its half may still wait for the answer. What else it sends is no request.
+                Step::Waiting => {
+                    if read(&mut self.stream, &mut chunk)? == 0 {
+                        return Err(io::ErrorKind::WouldBlock.into());
+                    }
+                }
                 Step::Writing(reply, written) if *written < reply.len() => {
                     match self.stream.write(&reply[*written..]) {
                         Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

@@ -165,19 +165,20 @@ impl Drop for SocketFile {
     }
 }
 
-/// Whether a request is that one word.
-pub(super) fn asks_for(request: &[u8], word: &str) -> bool {
-    let end = request.iter().position(|byte| *byte == b'\n');
-    end.is_some_and(|end| request[..end].trim_ascii() == word.as_bytes())
+/// What the control socket gives access to.
+pub(super) trait Instance {
+    /// All counters.
+    fn stats(&self) -> Snapshot;
+    /// The plan that runs, as YAML.
+    fn plan(&self) -> String;
+    /// Asks for a reload; its result is the answer to all who asked. Otherwise why there is none now.
+    fn reload(&self) -> Result<(), String>;
+    /// Asks for an upgrade; its result is the answer to who asked. Otherwise why there is none now.
+    fn upgrade(&self) -> Result<(), String>;
 }
 
-/// An error object.
-pub(super) fn refuse(why: &str) -> Answer {
-    reply(&json!({ "error": why }))
-}
-
-/// Answers one request: `stats`, or an error object.
-pub(super) fn answer(request: &[u8], snapshot: &mut dyn FnMut() -> Snapshot) -> Answer {
+/// Answers one request: `stats`, `plan`, `reload`, `upgrade`, or an error object.
+pub(super) fn answer(request: &[u8], instance: &dyn Instance) -> Answer {
     let Some(end) = request.iter().position(|byte| *byte == b'\n') else {
         if request.len() < MAX_REQUEST {
             return Answer::More;
@@ -185,19 +186,31 @@ pub(super) fn answer(request: &[u8], snapshot: &mut dyn FnMut() -> Snapshot) -> 
         return reply(&json!({ "error": format!("a request is one line of at most {MAX_REQUEST} bytes") }));
     };
     match request[..end].trim_ascii() {
-        b"stats" => reply(&snapshot()),
+        b"stats" => reply(&instance.stats()),
+        b"plan" => reply(&json!({ "plan": instance.plan() })),
+        b"reload" => later(instance.reload()),
+        b"upgrade" => later(instance.upgrade()),
         other => {
             let shown: String = String::from_utf8_lossy(other).chars().take(40).collect();
-            reply(&json!({ "error": format!("unknown command {shown:?}; known: stats, upgrade") }))
+            reply(&json!({ "error": format!("unknown command {shown:?}; known: plan, reload, stats, upgrade") }))
         }
     }
 }
 
+fn later(asked: Result<(), String>) -> Answer {
+    asked.map_or_else(|why| reply(&json!({ "error": why })), |()| Answer::Later)
+}
+
 fn reply(value: &impl serde::Serialize) -> Answer {
+    Answer::Reply(line(value))
+}
+
+/// An answer: one object on one line.
+pub(super) fn line(value: &impl serde::Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec(value)
         .unwrap_or_else(|error| json!({ "error": format!("cannot write the answer: {error}") }).to_string().into());
     text.push(b'\n');
-    Answer::Reply(text)
+    text
 }
 
 #[cfg(test)]
@@ -205,8 +218,26 @@ mod tests {
     use super::super::snapshot::tests::{plan, snapshot, stats};
     use super::*;
 
+    struct Running;
+
+    impl Instance for Running {
+        fn stats(&self) -> Snapshot {
+            snapshot(&plan("web"), &stats())
+        }
+        fn plan(&self) -> String {
+            "workers: 2\n".to_owned()
+        }
+        fn reload(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn upgrade(&self) -> Result<(), String> {
+            Err("not now".to_owned())
+        }
+    }
+
     fn ask(request: &[u8]) -> Answer {
-        answer(request, &mut || snapshot(&plan("web"), &stats()))
+        answer(request, &Running)
     }
 
     fn json(answer: Answer) -> serde_json::Value {
@@ -220,6 +251,8 @@ mod tests {
         assert_eq!(json(ask(b"stats\n"))["total"]["sessions_accepted"], 55);
         assert_eq!(json(ask(b"  stats \r\nmore"))["total"]["sessions_accepted"], 55);
         assert_eq!(ask(b"stat"), Answer::More);
+        assert_eq!(json(ask(b"plan\n"))["plan"], "workers: 2\n");
+        assert_eq!(ask(b"reload\n"), Answer::Later);
         let error = json(ask(b"st\x1b[31m\xffop\n"));
         assert!(error["error"].as_str().unwrap().contains("unknown command"), "{error}");
         assert!(json(ask(&[b'x'; MAX_REQUEST]))["error"].is_string());

@@ -10,8 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 use listenfd::ListenFd;
 use socket2::{SockRef, Socket};
 
-use crate::listener;
-use crate::plan::Plan;
+use crate::plan::{Forward, Plan};
 
 /// Configured addresses an error names at most.
 const NAMED: usize = 8;
@@ -73,7 +72,8 @@ fn sort_out(plan: &Plan, listeners: Vec<(SocketAddr, String, TcpListener)>) -> R
     if listeners.is_empty() {
         return Ok(activated);
     }
-    let wanted: HashSet<SocketAddr> = listener::places(plan).map(|place| place.address).collect();
+    let wanted: HashSet<SocketAddr> =
+        plan.forwards.iter().flat_map(Forward::addresses).map(|(address, _)| address).collect();
     for (address, name, listener) in listeners {
         if wanted.contains(&address) {
             activated.listeners.push(listener.into());

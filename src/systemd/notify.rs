@@ -100,9 +100,9 @@ impl Notifier {
         (self.watchdog, self.status) = (None, None);
     }
 
-    /// Says what is due. `turns` is asked only then; the caller makes idle workers turn when this returns true, so that
+    /// Says what is due. `facts` and `turns` are asked only then; the caller makes idle workers turn when this returns true, so that
     /// one that is idle can be told from one that hangs.
-    pub fn tick(&mut self, now: Instant, facts: Facts, turns: impl FnOnce() -> WorkerTurns) -> bool {
+    pub fn tick(&mut self, now: Instant, facts: impl FnOnce() -> Facts, turns: impl FnOnce() -> WorkerTurns) -> bool {
         let beats = self.watchdog.as_mut().and_then(|watchdog| watchdog.beat(now, turns));
         if beats == Some(true) {
             self.tell(&[NotifyState::Watchdog]);
@@ -160,10 +160,11 @@ impl Watchdog {
 }
 
 impl StatusLine {
-    fn line(&mut self, now: Instant, facts: Facts) -> Option<String> {
+    fn line(&mut self, now: Instant, facts: impl FnOnce() -> Facts) -> Option<String> {
         if now < self.next {
             return None;
         }
+        let facts = facts();
         let seconds = now.duration_since(self.at).as_secs_f64();
         let bits = facts.bytes.wrapping_sub(self.bytes) as f64 * 8.0;
         let rate = if seconds > 0.0 && self.at < now { bits / seconds } else { 0.0 };
@@ -216,7 +217,7 @@ mod tests {
         let mut notifier = Notifier::new(record, true, Some(SECOND), start);
         notifier.status = None;
         let mut beat = |at: u32, turns: &[(usize, u64)]| {
-            let asked = notifier.tick(start + at * SECOND, Facts::default(), || turns.to_vec());
+            let asked = notifier.tick(start + at * SECOND, Facts::default, || turns.to_vec());
             (asked, said().len())
         };
         assert_eq!(beat(0, &[(0, 0), (1, 0)]), (true, 1), "nothing to compare with yet");
@@ -226,7 +227,7 @@ mod tests {
         assert_eq!(beat(4, &[(0, 4), (1, 2)]), (true, 1), "it goes on");
         assert_eq!(beat(5, &[(0, 5)]), (true, 1), "one that has ended does not hang");
         assert_eq!(beat(6, &[(0, 6), (7, 0)]), (true, 1), "nor does a new one");
-        let early = notifier.tick(start + 6 * SECOND + SECOND / 2, Facts::default(), || panic!("not asked"));
+        let early = notifier.tick(start + 6 * SECOND + SECOND / 2, Facts::default, || panic!("not asked"));
         assert!(!early && said().is_empty());
         assert_eq!(notifier.next_tick(), Some(start + 7 * SECOND));
     }
@@ -236,7 +237,7 @@ mod tests {
         let start = Instant::now();
         let mut notifier = Notifier::new(record, true, None, start);
         let mut at = |seconds: u32, sessions, bytes, draining| {
-            notifier.tick(start + seconds * SECOND, Facts { sessions, bytes, draining }, Vec::new);
+            notifier.tick(start + seconds * SECOND, || Facts { sessions, bytes, draining }, Vec::new);
             said()
         };
         assert_eq!(at(0, 0, 0, false), ["STATUS=0 sessions, 0 bit/s"]);
@@ -253,7 +254,7 @@ mod tests {
         notifier.ready();
         notifier.replaced_by(42);
         notifier.stopping();
-        notifier.tick(Instant::now() + 60 * SECOND, Facts::default(), || panic!("not asked"));
+        notifier.tick(Instant::now() + 60 * SECOND, Facts::default, || panic!("not asked"));
         let said = said();
         assert!(said[0].starts_with("RELOADING=1 MONOTONIC_USEC="), "{said:?}");
         assert_eq!(said[1..], ["READY=1", "MAINPID=42 READY=1"]);
@@ -266,7 +267,7 @@ mod tests {
         notifier.ready();
         notifier.reloading();
         notifier.stopping();
-        assert!(!notifier.tick(Instant::now() + 60 * SECOND, Facts::default(), Vec::new));
+        assert!(!notifier.tick(Instant::now() + 60 * SECOND, Facts::default, Vec::new));
         assert!(said().is_empty() && notifier.next_tick().is_none());
     }
 

@@ -18,8 +18,7 @@ use socket2::{Socket, Type};
 use super::DEADLINE;
 use super::protocol::{Bequest, MAX_ADDRESSES, Ready, Reply, VARIABLE, VERSION, receive, send};
 use crate::fleet::Inherited;
-use crate::listener::places;
-use crate::plan::Plan;
+use crate::plan::{Forward, Plan};
 use crate::sys::channel::Channel;
 
 /// The running process that has started this one, and what it has passed on and nobody has taken yet.
@@ -87,7 +86,8 @@ impl Predecessor {
 
     /// The listeners the plan asks for. What waits in the others stays with the process before: it holds them too.
     pub fn take_listeners(&mut self, plan: &Plan) -> Vec<Inherited> {
-        let wanted: HashSet<SocketAddr> = places(plan).map(|place| place.address).collect();
+        let wanted: HashSet<SocketAddr> =
+            plan.forwards.iter().flat_map(Forward::addresses).map(|(address, _)| address).collect();
         let all = std::mem::take(&mut self.listeners).into_iter();
         let (taken, given_up): (Vec<_>, Vec<_>) = all.partition(|(address, _)| wanted.contains(address));
         self.given_up = given_up.into_iter().map(|(address, _)| address).collect();

@@ -1,11 +1,12 @@
 //! From a listener's queue to a session that connects.
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mio::unix::SourceFd;
 
-use super::{Accepted, GONE, Life, Message, PAUSE_MS, Worker};
+use super::{Accepted, GONE, Life, Message, PAUSE_MS, Peer, Worker};
 use crate::listener::AcceptError;
 use crate::plan::Refusal;
 use crate::pump::Choice;
@@ -46,12 +47,13 @@ impl Worker {
             self.parts.listeners[*index].ready
         });
         self.accepting = accepting;
+        self.drop_closed();
     }
 
     fn accept_one(&mut self, index: usize) {
         let listener = &mut self.parts.listeners[index];
         let forward = listener.forward;
-        let slots = [&self.parts.shared.slots, &self.parts.shared.forward_slots[forward]];
+        let slots = [&self.parts.shared.slots, &*self.parts.routes[forward].edition.slots];
         if !slots[0].take() {
             return self.pause_all();
         }
@@ -82,36 +84,38 @@ impl Worker {
     /// Keeps a new connection, or gives it to the least loaded worker when this one holds clearly more: the kernel
     /// spreads connections by hash, which is uneven for few and heavy sessions.
     fn hand_on(&mut self, accepted: Accepted) {
-        let loads = &self.parts.shared.loads;
-        let mine = loads[self.parts.id].load(Ordering::Relaxed);
-        let least = (0..loads.len()).min_by_key(|i| loads[*i].load(Ordering::Relaxed)).unwrap_or(self.parts.id);
-        let surplus = mine.saturating_sub(loads[least].load(Ordering::Relaxed));
+        let (me, load) = (&self.parts.me, |peer: &Peer| peer.load.load(Ordering::Relaxed));
+        let mine = load(me);
+        let least = self.parts.peers.iter().min_by_key(|peer| load(peer)).unwrap_or(me);
+        let surplus = mine.saturating_sub(load(least));
         // Exact while sessions are few; with many, an eighth more is not worth a wake-up each.
-        if surplus > mine / 8 && least != self.parts.id && self.life == Life::Serving {
-            loads[least].fetch_add(1, Ordering::Relaxed);
-            match self.parts.shared.mailboxes[least].post(Message::Accepted(accepted)) {
+        if surplus > mine / 8 && !Arc::ptr_eq(least, me) && self.life == Life::Serving {
+            least.load.fetch_add(1, Ordering::Relaxed);
+            match least.mailbox.post(Message::Accepted(accepted)) {
                 Ok(()) => return self.parts.stats.handed_over.add(1),
                 // That worker is gone; its count stays high, so that it is not asked again.
                 Err(Message::Accepted(back)) => {
-                    loads[least].store(GONE, Ordering::Relaxed);
-                    loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
+                    least.load.store(GONE, Ordering::Relaxed);
+                    me.load.fetch_add(1, Ordering::Relaxed);
                     return self.begin(back);
                 }
                 Err(_) => return,
             }
         }
-        loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
+        me.load.fetch_add(1, Ordering::Relaxed);
         self.begin(accepted);
     }
 
     /// Makes a session of a connection. Its slot and its place in the load table are taken already.
     pub(super) fn begin(&mut self, accepted: Accepted) {
         let Accepted { socket, client, forward, listener, port_offset, hop } = accepted;
-        let plan = &self.parts.plan.forwards[forward];
-        self.parts.stats.forwards[forward].accepted.add(1);
-        self.parts.stats.forwards[forward].open.add(1);
-        let origin = Origin { client, forward, listener, opened_us: self.now_us };
+        self.parts.routes.open(forward);
         let first = self.parts.routes[forward].upstreams.pick();
+        let route = &self.parts.routes[forward];
+        let plan = route.forward();
+        route.stats.accepted.add(1);
+        route.stats.open.add(1);
+        let origin = Origin { client, forward, listener, opened_us: self.now_us };
         let connecting = Connecting::new(first, port_offset, hop, plan.timeouts.connect, self.now_us);
         let refused = match plan.access.refuses(client.ip()) {
             _ if self.life == Life::Stopping => Some(EndReason::Drain),
@@ -127,7 +131,7 @@ impl Worker {
         let key = self.sessions.insert(Session::new(socket, origin, Choice::new(engine), connecting));
         if let Some(arm) = arm {
             self.sessions[key].arm = Some(arm);
-            self.trial.open(key, &self.parts.stats.forwards[forward].arms[arm.get()]);
+            self.trial.open(key, &route.stats.arms[arm.get()]);
         }
         if let Some(reason) = refused {
             return self.end(key, End::of(reason));

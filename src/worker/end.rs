@@ -1,9 +1,10 @@
 //! The end of a session, and what a worker reports.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::{GONE, Life, Message, TRIM_MS, Worker};
+use super::{GONE, Life, Message, Route, TRIM_MS, Worker};
 use crate::arms::ArmIndex;
 use crate::session::{End, Session};
 use crate::stats::{EndReason, SessionRecord};
@@ -23,7 +24,8 @@ impl Worker {
         }
         self.freed = true;
         let forward = session.origin().forward;
-        let stats = &self.parts.stats.forwards[forward];
+        let route = &self.parts.routes[forward];
+        let stats = &route.stats;
         stats.open.sub(1);
         stats.ends[end.reason as usize].add(1);
         let duration = Duration::from_micros(self.now_us.saturating_sub(session.origin().opened_us));
@@ -33,31 +35,36 @@ impl Worker {
             stats.arms[arm.get()].session.record(duration);
         }
         self.give_back(&session);
-        if self.parts.log.is_some() {
+        if self.parts.log.is_some()
+            && let Some((listener, _)) = route.forward().addresses().nth(session.origin().listener)
+        {
             self.finished.push(SessionRecord {
                 at: SystemTime::now(),
-                forward,
+                forward: Arc::clone(&route.edition.forward),
                 arm: session.arm.map(ArmIndex::get),
                 client: session.origin().client,
-                listener: self.parts.shared.listening[session.origin().listener],
+                listener,
                 target: session.target(),
                 bytes: session.bytes(),
                 duration,
                 reason: end.reason,
                 errno: end.errno,
             });
-            if self.finished.len() >= REPORT {
-                self.report_sessions();
-            }
         }
-        session.close(end.reason, &mut self.parts.pumps, self.parts.routes[forward].pool);
+        if self.finished.len() >= REPORT {
+            self.report_sessions();
+        }
+        session.close(end.reason, &mut self.parts.pumps, self.parts.routes[forward].edition.pool);
+        if self.parts.routes.close(forward) {
+            self.sweep(forward);
+        }
     }
 
     fn give_back(&self, session: &Session) {
+        self.parts.me.load.fetch_sub(1, Ordering::Relaxed);
+        self.parts.routes[session.origin().forward].edition.slots.give();
         let shared = &self.parts.shared;
-        shared.loads[self.parts.id].fetch_sub(1, Ordering::Relaxed);
         shared.slots.give();
-        shared.forward_slots[session.origin().forward].give();
         shared.trace.forget(session.trace());
     }
 
@@ -79,7 +86,8 @@ impl Worker {
         stats.pipe_size.set(size as u64);
         if self.now_us >= self.measure_us {
             self.measure_us = self.now_us + 1_000_000;
-            stats.busy_ns.set(u64::try_from(sys::thread_cpu_time().as_nanos()).unwrap_or(0));
+            let busy_ns = u64::try_from(sys::thread_cpu_time().as_nanos()).unwrap_or(0);
+            stats.busy_ns.set(self.busy_before_ns + busy_ns);
         }
         if !self.finished.is_empty() {
             self.report_sessions();
@@ -102,22 +110,24 @@ impl Worker {
         while let Ok(message) = self.parts.inbox.try_recv() {
             let Message::Accepted(accepted) = message else { continue };
             let _ = accepted.socket.set_linger(Some(Duration::ZERO));
-            self.parts.stats.forwards[accepted.forward].accepted.add(1);
-            self.count_lost(accepted.forward, reason);
+            if let Some(route) = self.parts.routes.get(accepted.forward) {
+                route.stats.accepted.add(1);
+                self.count_lost(route, reason);
+            }
         }
     }
 
-    fn count_lost(&self, forward: usize, reason: EndReason) {
-        self.parts.stats.forwards[forward].ends[reason as usize].add(1);
+    fn count_lost(&self, route: &Route, reason: EndReason) {
+        route.stats.ends[reason as usize].add(1);
+        route.edition.slots.give();
         self.parts.shared.slots.give();
-        self.parts.shared.forward_slots[forward].give();
     }
 }
 
 impl Drop for Worker {
     /// A worker that fails takes its sessions with it: no stream may look complete, so every one is reset and counted.
     fn drop(&mut self) {
-        self.parts.shared.loads[self.parts.id].store(GONE, Ordering::Relaxed);
+        self.parts.me.load.store(GONE, Ordering::Relaxed);
         let reason = if self.life == Life::Serving { EndReason::WorkerPanic } else { EndReason::Drain };
         self.turn_away(reason);
         if !std::thread::panicking() {
@@ -125,13 +135,13 @@ impl Drop for Worker {
         }
         for (_, session) in &self.sessions {
             session.reset();
-            let forward = session.origin().forward;
-            let stats = &self.parts.stats.forwards[forward];
-            stats.open.sub(1);
+            let Some(route) = self.parts.routes.get(session.origin().forward) else { continue };
+            route.stats.open.sub(1);
             if let Some(arm) = session.arm {
-                stats.arms[arm.get()].open.sub(1);
+                route.stats.arms[arm.get()].open.sub(1);
             }
-            self.count_lost(forward, EndReason::WorkerPanic);
+            self.parts.shared.trace.forget(session.trace());
+            self.count_lost(route, EndReason::WorkerPanic);
         }
     }
 }

@@ -2,11 +2,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 
 use mio::Waker;
 use socket2::Socket;
 
+use super::Route;
+use crate::listener::Listener;
+use crate::stats::SessionRecord;
+use crate::sys::pipes::PipeBudget;
 use crate::upstream::Hop;
 
 /// How a worker is told things.
@@ -16,22 +21,58 @@ pub struct Mailbox {
     waker: Waker,
 }
 
+/// A worker as others see it.
+#[derive(Debug)]
+pub struct Peer {
+    /// Sessions it holds, those on their way to its mailbox included.
+    pub load: AtomicUsize,
+    /// Where it is told things.
+    pub mailbox: Mailbox,
+}
+
 /// What a worker may be told.
 #[derive(Debug)]
 pub enum Message {
     /// A connection another worker has accepted.
     Accepted(Accepted),
-    /// The addresses of a name: forward, target, addresses.
-    Resolved(usize, usize, Vec<IpAddr>),
+    /// The addresses of a name.
+    Resolved(Arc<str>, Arc<[IpAddr]>),
+    /// What it serves from now on.
+    Change(Box<Change>),
+    /// Editions no connection will come for any more.
+    Retire(Arc<[usize]>),
+    /// Its place is taken away: end when the last session has, unless a change says otherwise before.
+    Leave,
     /// Accept no more; end when the last session has.
     Drain,
-    /// The same, and what waits in the queues of the listeners is somebody else's, but for those on these addresses.
-    LetGo(Arc<[SocketAddr]>),
+    /// The same, and what waits in the queues of the listeners is somebody else's.
+    LetGo,
     /// End every session now.
     Stop,
     /// Fail, to test what the process makes of it.
     #[cfg(test)]
     Panic,
+}
+
+/// What a worker serves from now on: all of it, whatever was before.
+#[derive(Debug)]
+pub struct Change {
+    /// Editions it may not know yet.
+    pub routes: Vec<Route>,
+    /// Every listener it accepts from.
+    pub listeners: Vec<Listener>,
+    /// The workers connections are spread over.
+    pub peers: Arc<[Arc<Peer>]>,
+    /// Its share of pipes, by pool.
+    pub budgets: Vec<PipeBudget>,
+    /// Bytes the largest read may take.
+    pub scratch: usize,
+    /// Where finished sessions are reported.
+    pub log: Option<SyncSender<Vec<SessionRecord>>>,
+    /// False for a worker whose place is about to be taken away.
+    pub stays: bool,
+    /// Told, or closed, when this is in effect or the worker is gone.
+    pub done: Sender<()>,
 }
 
 /// A connection on its way to the worker that will hold it.
@@ -53,14 +94,16 @@ impl Accepted {
     }
 }
 
-impl Mailbox {
-    /// A mailbox and its other end.
+impl Peer {
+    /// A worker without sessions, and the other end of its mailbox.
     #[must_use]
-    pub fn new(waker: Waker) -> (Self, Receiver<Message>) {
+    pub fn new(waker: Waker) -> (Arc<Self>, Receiver<Message>) {
         let (sender, receiver) = channel();
-        (Self { sender, waker }, receiver)
+        (Arc::new(Self { load: AtomicUsize::new(0), mailbox: Mailbox { sender, waker } }), receiver)
     }
+}
 
+impl Mailbox {
     /// Leaves a message; given back when the worker is gone.
     ///
     /// # Errors

@@ -9,13 +9,14 @@ use mio::Token;
 use serde_json::{Value, json};
 
 use super::{EventLoop, Phase, limit, sessions};
-use crate::upgrade::{DEADLINE, Estate, Former, Program, Progress, Ready, Successor};
+use crate::control::socket;
+use crate::upgrade::{Estate, Former, Program, Progress, Ready, Successor};
 
 const CHANNEL: Token = Token(2);
 const STDERR: Token = Token(3);
 
-/// How long a client may wait for the answer: a little more than an upgrade takes at most.
-pub(super) const PATIENCE: Duration = DEADLINE.saturating_add(Duration::from_secs(5));
+/// Why there is no reload while there is an upgrade: it would change what was passed on.
+pub(in crate::control) const UNDER_WAY: &str = "an upgrade is under way; the new process reads the file";
 /// Between two lines about sessions that outlive an upgrade, perhaps by days.
 const PROGRESS: Duration = Duration::from_secs(60);
 
@@ -45,12 +46,24 @@ impl Handover {
 
 impl EventLoop {
     /// Why there can be no upgrade now.
-    pub(super) fn cannot_upgrade(&self) -> Option<String> {
+    fn cannot_upgrade(&self) -> Option<String> {
         match (&self.handover.successor, self.phase) {
             (Some(successor), _) => Some(format!("an upgrade to process {} is under way", successor.pid())),
+            (None, Phase::Serving) if self.reloader.is_loading() => Some("a reload is under way; try again".to_owned()),
             (None, Phase::Serving) => None,
             (None, _) => Some("this process is on its way out".to_owned()),
         }
+    }
+
+    /// Why there can be no reload now.
+    pub(in crate::control) fn cannot_reload(&self) -> Option<String> {
+        self.handover.successor.as_ref().map(|_| UNDER_WAY.to_owned())
+    }
+
+    /// Brings what the control socket answers at once up to date.
+    pub(super) fn note_what_cannot_be(&mut self) {
+        self.process.cannot_upgrade = self.cannot_upgrade();
+        self.process.cannot_reload = self.cannot_reload();
     }
 
     /// Starts the program again, to take over from this process.
@@ -109,7 +122,7 @@ impl EventLoop {
             }
             Progress::Ready(ready) => match self.handover.successor.take().map(Successor::go) {
                 Some(Ok(former)) => {
-                    self.process.fleet.let_go(former.given_up());
+                    self.process.fleet.let_go(former.given_up(), now);
                     self.handover.former = Some(former);
                     self.give_way(&ready, now);
                 }
@@ -133,7 +146,7 @@ impl EventLoop {
 
     fn tell_askers(&mut self, answer: &Value) {
         if let Some(control) = &mut self.control {
-            control.reply_waiting(self.poll.registry(), format!("{answer}\n").as_bytes());
+            control.resolve(&socket::line(answer), self.poll.registry());
         }
     }
 
@@ -156,7 +169,7 @@ impl EventLoop {
             Some(file) if ready.pid_file => file.leave(),
             _ => {}
         }
-        let until = self.process.plan.upgrade_drain.and_then(|time| now.checked_add(time));
+        let until = self.process.fleet.plan().upgrade_drain.and_then(|time| now.checked_add(time));
         let (open, limit) = (self.process.fleet.open_sessions(), limit(until, now));
         info!(
             "process {} (version {}) has taken over; {} to finish here, {limit}",
