@@ -34,7 +34,9 @@ use self::names::Names;
 use self::pools::Pools;
 use self::seat::Seat;
 pub use self::seat::{WorkerEnd, WorkerView};
-use crate::listener::{Shortage, Slots};
+use crate::gather::Board;
+use crate::limits;
+use crate::listener::Shortage;
 use crate::plan::Plan;
 use crate::stats::{ForwardSnapshot, SessionRecord, WorkerState};
 use crate::sys;
@@ -63,6 +65,7 @@ pub struct Fleet {
     /// The first so many seats are to have a worker.
     serving: usize,
     shared: Arc<Shared>,
+    board: Arc<Board>,
     limits: Limits,
     pools: Pools,
     names: Names,
@@ -104,10 +107,11 @@ impl Fleet {
             seats: Vec::new(),
             serving: 0,
             shared: Arc::new(Shared {
-                slots: Slots::new(plan.max_connections),
+                limits: limits::Limits::new(plan),
                 trace: Trace::default(),
                 shortage: Shortage::default(),
             }),
+            board: Arc::new(Board::new(0, false)),
             limits: Limits::read(),
             pools: Pools::default(),
             names: Names::default(),
@@ -157,6 +161,12 @@ impl Fleet {
         self.ledger.past()
     }
 
+    /// Sources that limits per source know now.
+    #[must_use]
+    pub fn sources_known(&self) -> usize {
+        self.shared.limits.sources_known(self.ledger.limits())
+    }
+
     /// Workers that have panicked so far.
     #[must_use]
     pub fn panics(&self) -> u64 {
@@ -193,13 +203,15 @@ impl Fleet {
     fn end_with(&mut self, message: impl Fn() -> Message) {
         self.ending = true;
         self.doors = Doors::default();
+        // The log ends with the last one who may write to it, and no worker begins any more.
+        self.log = None;
         self.tell(message);
     }
 
     fn tell(&self, message: impl Fn() -> Message) {
-        for thread in self.seats.iter().filter_map(|seat| seat.thread.as_ref()) {
+        for seat in self.seats.iter().filter(|seat| seat.thread.is_some()) {
             // A worker that has ended needs no telling.
-            let _ = thread.peer.mailbox.post(message());
+            let _ = seat.peer.mailbox.post(message());
         }
     }
 
@@ -212,7 +224,7 @@ impl Fleet {
 
     /// Makes every worker turn once, also one that has nothing to do.
     pub fn nudge(&self) {
-        self.seats.iter().filter_map(|seat| seat.thread.as_ref()).for_each(|thread| thread.peer.mailbox.nudge());
+        self.seats.iter().filter(|seat| seat.thread.is_some()).for_each(|seat| seat.peer.mailbox.nudge());
     }
 
     /// Sessions open in all workers.

@@ -11,6 +11,8 @@ pub mod control;
 pub mod deadline;
 pub mod fleet;
 pub mod flow;
+pub mod gather;
+pub mod limits;
 pub mod listener;
 pub mod plan;
 pub mod pump;

@@ -123,45 +123,6 @@ impl AcceptError {
     }
 }
 
-/// A number of slots shared by all workers. They are counted also while there is no limit, so that one that comes later
-/// knows what is open.
-#[derive(Debug)]
-pub struct Slots {
-    /// `u64::MAX` for no limit.
-    most: AtomicU64,
-    taken: AtomicU64,
-}
-
-impl Slots {
-    /// So many slots, or no limit.
-    #[must_use]
-    pub fn new(most: Option<u64>) -> Self {
-        Self { most: AtomicU64::new(most.unwrap_or(u64::MAX)), taken: AtomicU64::new(0) }
-    }
-
-    /// Sets another limit. What is taken beyond it stays taken.
-    pub fn limit(&self, most: Option<u64>) {
-        self.most.store(most.unwrap_or(u64::MAX), Ordering::Release);
-    }
-
-    /// Takes a slot; false when all are taken.
-    #[must_use]
-    pub fn take(&self) -> bool {
-        let most = self.most.load(Ordering::Acquire);
-        if most == u64::MAX {
-            self.taken.fetch_add(1, Ordering::AcqRel);
-            return true;
-        }
-        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < most).then_some(n + 1)).is_ok()
-    }
-
-    /// Gives a taken slot back.
-    pub fn give(&self) {
-        let before = self.taken.fetch_sub(1, Ordering::AcqRel);
-        debug_assert!(before > 0, "a slot is given back once");
-    }
-}
-
 /// A shortage of descriptors or memory, as all workers together see it: worth one line, however often they try.
 #[derive(Debug)]
 pub struct Shortage {
@@ -195,38 +156,6 @@ impl Shortage {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn slots_are_exact_under_threads() {
-        let slots = Slots::new(Some(7));
-        let taken = AtomicU64::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    let won = (0..100).filter(|_| slots.take()).count();
-                    taken.fetch_add(won as u64, Ordering::Relaxed);
-                });
-            }
-        });
-        assert_eq!(taken.load(Ordering::Relaxed), 7);
-        slots.give();
-        assert!(slots.take());
-        assert!(!slots.take());
-    }
-
-    #[test]
-    fn a_limit_that_comes_later_counts_what_is_open() {
-        let slots = Slots::new(None);
-        assert!((0..3).all(|_| slots.take()));
-        slots.limit(Some(2));
-        assert!(!slots.take());
-        slots.give();
-        assert!(!slots.take());
-        slots.give();
-        assert!(slots.take());
-        slots.limit(None);
-        assert!(slots.take());
-    }
 
     #[test]
     fn a_shortage_begins_once_however_long_it_lasts() {

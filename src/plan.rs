@@ -3,11 +3,15 @@
 //! A [`Plan`] is made by [`crate::config`] and never changes afterwards. Sizes are bytes, times are
 //! [`Duration`]s, and `None` always means "no limit" or "leave it to the kernel", as the field says.
 
+mod limits;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use self::limits::{Limits, Rate, WhenFull};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,8 +20,12 @@ pub struct Plan {
     pub workers: Option<usize>,
     /// Whether each worker is bound to a CPU of its own.
     pub pin: Pin,
+    /// Whether busy sessions are kept on as few workers as can carry them.
+    pub gather: bool,
     /// Open sessions over all forwards; `None` is bounded only by descriptors.
     pub max_connections: Option<u64>,
+    /// Open sessions of one source over all forwards; `None` is no limit.
+    pub max_connections_per_source: Option<u64>,
     /// How long sessions may finish after SIGTERM or SIGINT; `None` waits for ever.
     pub drain: Option<Duration>,
     /// How long sessions of a process that another has taken over from may go on; `None` until the last one ends.
@@ -53,12 +61,14 @@ pub struct Forward {
     pub pipe_size: Option<usize>,
     /// Open sessions of this forward.
     pub max_connections: Option<u64>,
+    /// Its other limits.
+    pub limits: Limits,
     /// When a session ends by itself.
     pub timeouts: Timeouts,
     /// Options of both sockets.
     pub tcp: TcpOptions,
-    /// Local address of connections to the target.
-    pub source: Option<IpAddr>,
+    /// Local addresses of connections to the targets, used in turn; empty leaves the choice to the kernel.
+    pub sources: Vec<IpAddr>,
     /// Who may connect.
     pub access: Access,
 }

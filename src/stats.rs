@@ -99,7 +99,7 @@ named! {
         ResetByBackend = "reset_by_backend",
         /// Every target refused the connection.
         Refused = "refused",
-        /// No target was reachable (no route, no source port, a local error).
+        /// No target was reachable (no route, a local error).
         ConnectFailed = "connect_failed",
         /// No target answered within `timeouts.connect`.
         ConnectTimeout = "connect_timeout",
@@ -115,8 +115,10 @@ named! {
         HalfClosed = "half_closed",
         /// Cut at the end of the drain time, or by the second signal.
         Drain = "drain",
-        /// A limit on connections refused it.
+        /// A limit on open sessions refused it.
         Limit = "limit",
+        /// A limit on new connections per second refused it.
+        Rate = "rate",
         /// A deny rule matched.
         Denied = "denied",
         /// There are allow rules and none matched.
@@ -125,6 +127,8 @@ named! {
         Loop = "loop",
         /// No descriptor for the connection to the backend within `timeouts.connect`.
         NoDescriptors = "no_descriptors",
+        /// No local port was left for the connection to the backend, at any of the source addresses.
+        NoPorts = "no_ports",
         /// The worker that held it panicked.
         WorkerPanic = "worker_panic",
         /// Something the kernel reported that none of the others covers.
@@ -193,6 +197,8 @@ pub struct ForwardStats {
     pub down_splice: Counter,
     /// Bytes written to the client from memory.
     pub down_copy: Counter,
+    /// Times a direction waited for bytes of a rate.
+    pub rate_waits: Counter,
     /// By [`Fallback`].
     pub fallbacks: [Counter; Fallback::ALL.len()],
     /// By [`EndReason`].
@@ -215,11 +221,14 @@ pub struct WorkerStats {
     /// CPU time of the worker's threads, one after the other, in nanoseconds, measured about once a second while it
     /// turns.
     pub busy_ns: Counter,
-    /// Sessions given to another worker.
+    /// New connections given to another worker.
     pub handed_over: Counter,
-    /// Accepting paused for want of descriptors or slots (gauge, 0 or 1).
+    /// Sessions given to another worker while bytes moved.
+    pub moved: Counter,
+    /// Accepting paused for want of descriptors, slots or tokens of a connection rate (gauge, 0 or 1).
     pub accept_paused: Counter,
-    /// Times accepting was paused for want of descriptors or slots; a pause that lasts is taken up again every 50 ms.
+    /// Times accepting was paused for want of descriptors, slots or tokens of a connection rate; a pause for want of
+    /// descriptors that lasts is taken up again every 50 ms.
     pub accept_pauses: Counter,
     /// Pipes that hold bytes now (gauge).
     pub pipes_in_use: Counter,
@@ -301,6 +310,8 @@ pub struct ForwardSnapshot {
     pub sessions_open: u64,
     /// Bytes by direction and path.
     pub bytes: Bytes,
+    /// Times a direction waited for bytes of a rate.
+    pub rate_waits: u64,
     /// By name of [`Fallback`].
     pub fallbacks: ByName,
     /// By name of [`EndReason`].
@@ -322,6 +333,7 @@ impl ForwardSnapshot {
         self.bytes.client_to_backend.copy += stats.up_copy.get();
         self.bytes.backend_to_client.splice += stats.down_splice.get();
         self.bytes.backend_to_client.copy += stats.down_copy.get();
+        self.rate_waits += stats.rate_waits.get();
         for (reason, counter) in Fallback::ALL.iter().zip(&stats.fallbacks) {
             *self.fallbacks.entry(reason.name()).or_default() += counter.get();
         }
@@ -339,6 +351,7 @@ impl ForwardSnapshot {
         self.sessions_open += other.sessions_open;
         self.bytes.client_to_backend.merge(other.bytes.client_to_backend);
         self.bytes.backend_to_client.merge(other.bytes.backend_to_client);
+        self.rate_waits += other.rate_waits;
         for (own, others) in [(&mut self.fallbacks, &other.fallbacks), (&mut self.ends, &other.ends)] {
             for (name, count) in others {
                 *own.entry(name).or_default() += count;

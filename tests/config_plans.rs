@@ -10,8 +10,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
-    Access, Arm, Engine, Forward, Host, Listen, LogFormat, LogPlan, Pattern, Pin, Plan, Ports, Target, TcpOptions,
-    Timeouts,
+    Access, Arm, Engine, Forward, Host, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan, Ports, Rate, Target,
+    TcpOptions, Timeouts, WhenFull,
 };
 
 fn plan(text: &str) -> Plan {
@@ -46,15 +46,18 @@ fn yaml_defaults() {
         copy_buffer: 65536,
         pipe_size: None,
         max_connections: None,
+        limits: Limits::default(),
         timeouts: Timeouts::default(),
         tcp: TcpOptions::default(),
-        source: None,
+        sources: Vec::new(),
         access: Access::default(),
     };
     let expected = Plan {
         workers: None,
         pin: Pin::Auto,
+        gather: true,
         max_connections: None,
+        max_connections_per_source: None,
         drain: Some(Duration::from_secs(30)),
         upgrade_drain: None,
         control: None,
@@ -124,13 +127,14 @@ fn rinetd_lines() {
          ::1 1 db.example.net 2[src=10.0.0.1,timeout=5]\nallow 2001:db8::1\nlocalhost 3 10.0.0.1 3\n\
          LogFile \"/var/log/a b.log\" # c\npidlogfile /run/x.pid#y\n",
     );
-    let forwards: Vec<_> = plan.forwards.iter().map(|f| (listens(f).concat(), targets(f).concat(), f.source)).collect();
-    let ip = |text: &str| Some(text.parse::<IpAddr>().expect("an address"));
+    let forwards: Vec<_> =
+        plan.forwards.iter().map(|f| (listens(f).concat(), targets(f).concat(), f.sources.clone())).collect();
+    let ip = |text: &str| vec![text.parse::<IpAddr>().expect("an address")];
     let expected = [
-        ("0.0.0.0:8080", "192.168.1.2:80", None),
+        ("0.0.0.0:8080", "192.168.1.2:80", vec![]),
         ("0.0.0.0:80", "[fd00::1]:22", ip("fd00::2")),
         ("[::1]:1", "db.example.net:2", ip("10.0.0.1")),
-        ("127.0.0.1:3", "10.0.0.1:3", None),
+        ("127.0.0.1:3", "10.0.0.1:3", vec![]),
     ];
     assert_eq!(forwards, expected.map(|(listen, to, source)| (listen.to_owned(), to.to_owned(), source)));
     let access: Vec<_> = plan.forwards.iter().map(|f| (f.access.allow.clone(), f.access.deny.clone())).collect();
@@ -175,7 +179,7 @@ fn oi_toml() {
     let [first, second] = plan.forwards.as_slice() else { panic!("two rules") };
     assert_eq!((listens(first), targets(first)), (vec!["0.0.0.0:1".to_owned()], vec!["a.b:2".to_owned()]));
     assert_eq!((listens(second), targets(second)), (vec!["[::1]:2".to_owned()], vec!["[fd00::1]:3".to_owned()]));
-    assert_eq!(first.source, Some(IpAddr::from([10, 0, 0, 1])));
+    assert_eq!(first.sources, [IpAddr::from([10, 0, 0, 1])]);
     assert_eq!(first.access.allow, [net("10.0.0.0/8")]);
     assert_eq!(first.access.deny, [net("10.0.0.1/32")]);
     assert_eq!(&*second.access.global_allow, [text("10.0.*.*")]);
@@ -201,14 +205,28 @@ fn the_seeds_of_the_fuzzers() {
 /// Any plan a file can describe, as far as one forward's values do not depend on another's.
 fn plans() -> impl Strategy<Value = Plan> {
     let process = (
-        (proptest::option::of(1usize..=1024), prop_oneof![Just(Pin::Auto), Just(Pin::On), Just(Pin::Off)]),
-        (proptest::option::of(1u64..=1_000_000_000), proptest::option::of(0u64..1_000_000_000)),
+        (
+            proptest::option::of(1usize..=1024),
+            prop_oneof![Just(Pin::Auto), Just(Pin::On), Just(Pin::Off)],
+            any::<bool>(),
+        ),
+        (
+            proptest::option::of(1u64..=1_000_000_000),
+            proptest::option::of(1u64..=1_000_000_000),
+            proptest::option::of(0u64..1_000_000_000),
+        ),
         (path(), path(), path(), proptest::option::of(1u16..)),
         prop_oneof![Just(LogFormat::Text), Just(LogFormat::Json), Just(LogFormat::Rinetd), Just(LogFormat::Common)],
         (patterns(), patterns(), proptest::collection::vec(forward(), 1..4)),
     );
     process.prop_map(
-        |((workers, pin), (most, drain), (control, file, pid_file, metrics), format, (allow, deny, mut all))| {
+        |(
+            (workers, pin, gather),
+            (most, most_per_source, drain),
+            (control, file, pid_file, metrics),
+            format,
+            (allow, deny, mut all),
+        )| {
             for (number, forward) in (0u8..).zip(&mut all) {
                 forward.name.push_str(&number.to_string());
                 forward.listen.iter_mut().for_each(|listen| listen.ip = IpAddr::from([10, 9, 0, number]));
@@ -218,7 +236,9 @@ fn plans() -> impl Strategy<Value = Plan> {
             Plan {
                 workers,
                 pin,
+                gather,
                 max_connections: most,
+                max_connections_per_source: most_per_source,
                 drain: drain.map(Duration::from_millis),
                 upgrade_drain: drain.map(|ms| Duration::from_millis(ms / 2)),
                 control,
@@ -268,6 +288,34 @@ fn arms() -> impl Strategy<Value = Vec<Arm>> {
     prop_oneof![Just(Vec::new()), several]
 }
 
+/// Limits of a forward, and its source addresses.
+fn limits() -> impl Strategy<Value = (Limits, Vec<IpAddr>)> {
+    let connections = || proptest::option::of((1u64..=1_000_000, 1u64..=86_400));
+    let connections = move || connections().prop_map(|rate| rate.map(|(per_second, burst)| Rate { per_second, burst }));
+    let bytes = || proptest::option::of((1u64 << 10..=1 << 40, 0u64..1 << 30));
+    let bytes = move || {
+        bytes().prop_map(|rate| rate.map(|(per_second, more)| Rate { per_second, burst: per_second / 10 + more }))
+    };
+    let most = proptest::option::of(1u64..=1_000_000_000);
+    let when_full = prop_oneof![Just(WhenFull::Queue), Just(WhenFull::Refuse)];
+    // Of both families, so that every target has one of its own.
+    let sources =
+        prop_oneof![Just(vec![]), Just(vec!["10.0.0.1", "fd00::1"]), Just(vec!["10.0.0.1", "::1", "10.0.0.2"])];
+    (most, when_full, (connections(), connections()), (bytes(), bytes()), sources).prop_map(
+        |(max_per_source, when_full, connections, bytes, sources)| {
+            let limits = Limits {
+                max_per_source,
+                when_full,
+                connection_rate: connections.0,
+                connection_rate_per_source: connections.1,
+                rate: bytes.0,
+                rate_per_source: bytes.1,
+            };
+            (limits, sources.into_iter().map(|ip| ip.parse().expect("an address")).collect())
+        },
+    )
+}
+
 fn forward() -> impl Strategy<Value = Forward> {
     let time = || proptest::option::of((1u64..100_000_000).prop_map(Duration::from_millis));
     let buffer = || proptest::option::of(1024usize..=1 << 30);
@@ -282,13 +330,20 @@ fn forward() -> impl Strategy<Value = Forward> {
     (
         ("[^\\s\\p{Cc}]{1,9}", ports, proptest::collection::vec(target, 1..4)),
         (prop_oneof![Just(Engine::Auto), Just(Engine::Splice), Just(Engine::Copy)], arms(), 1024usize..=16 << 20),
-        (proptest::option::of(65536usize..=1 << 30), proptest::option::of(1u64..=1_000_000_000)),
+        (proptest::option::of(65536usize..=1 << 30), proptest::option::of(1u64..=1_000_000_000), limits()),
         (time(), time(), time()),
         tcp,
         (patterns(), patterns()),
     )
         .prop_map(
-            |((name, ports, targets), (engine, arms, copy_buffer), (pipe_size, most), times, tcp, (allow, deny))| {
+            |(
+                (name, ports, targets),
+                (engine, arms, copy_buffer),
+                (pipe_size, most, limits),
+                times,
+                tcp,
+                (allow, deny),
+            )| {
                 Forward {
                     name,
                     listen: vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }],
@@ -301,6 +356,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                     copy_buffer,
                     pipe_size,
                     max_connections: most,
+                    limits: limits.0,
                     timeouts: Timeouts { connect: times.0, idle: times.1, half_closed: times.2 },
                     tcp: TcpOptions {
                         keepalive: tcp.0.map(Duration::from_secs),
@@ -309,7 +365,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                         send_buffer: tcp.3,
                         backlog: tcp.4,
                     },
-                    source: None,
+                    sources: limits.1,
                     access: Access { allow, deny, ..Access::default() },
                 }
             },

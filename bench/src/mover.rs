@@ -137,6 +137,7 @@ impl Mover {
             copy_buffer: self.copy_buffer,
             pool: 0,
             last: false,
+            allowance: usize::MAX,
             calls: 0,
         };
         let start = Instant::now();

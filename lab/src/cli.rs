@@ -225,6 +225,18 @@ pub struct RunArgs {
     /// Only check the file and show the steps
     #[arg(long)]
     pub check: bool,
+    /// Only these loads, by their names or kinds
+    #[arg(long, value_name = "LOADS", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Rounds of every load, whatever the file says
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: Option<u32>,
+    /// Seconds of every load, whatever the file says
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub seconds: Option<Duration>,
+    /// Where a peer of the file is, as NAME=PROGRAM; may be repeated
+    #[arg(long, value_name = "NAME=COMMAND")]
+    pub peer: Vec<Given>,
     /// Directory for reports, traces and configurations [default: lab-results/TIME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,

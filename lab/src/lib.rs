@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod commands;
 pub mod experiment;
+pub mod goals;
 pub mod load;
 pub mod peers;
 pub mod place;

@@ -5,6 +5,30 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+/// A user of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Name.
+    pub name: String,
+    /// Number.
+    pub uid: u32,
+    /// Number of the user's group.
+    pub gid: u32,
+}
+
+impl User {
+    /// The user of that name.
+    ///
+    /// # Errors
+    /// That this host has none.
+    pub fn named(name: &str) -> Result<Self, String> {
+        let found =
+            nix::unistd::User::from_name(name).map_err(|error| format!("cannot look up user {name:?}: {error}"))?;
+        let found = found.ok_or_else(|| format!("found {name:?}; allowed: a user of this host, such as nobody"))?;
+        Ok(Self { name: name.to_owned(), uid: found.uid.as_raw(), gid: found.gid.as_raw() })
+    }
+}
+
 /// Where a command runs: behind a prefix such as `ip netns exec ns_client`, or right here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Place {
@@ -25,6 +49,15 @@ impl Place {
     #[must_use]
     pub fn namespace(name: &str) -> Self {
         Self { name: name.to_owned(), prefix: ["ip", "netns", "exec", name].map(OsString::from).into() }
+    }
+
+    /// The same place, as an ordinary user with no rights of root left.
+    #[must_use]
+    pub fn as_user(&self, user: &User) -> Self {
+        let (uid, gid) = (format!("--reuid={}", user.uid), format!("--regid={}", user.gid));
+        let words = ["setpriv", &uid, &gid, "--clear-groups", "--no-new-privs", "--"];
+        let prefix = self.prefix.iter().cloned().chain(words.map(OsString::from)).collect();
+        Self { name: self.name.clone(), prefix }
     }
 
     /// A command that runs `program` there, in a process group of its own: Ctrl-C reaches the lab alone, which then
@@ -104,5 +137,9 @@ mod tests {
         let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
         assert_eq!(words, ["ip", "netns", "exec", "ns_client", "iperf3"]);
         assert_eq!(Place::here().command("iperf3").get_program(), "iperf3");
+        let root = User::named("root").unwrap();
+        let place = Place::namespace("x").as_user(&root);
+        assert_eq!(place.prefix[4..7], ["setpriv", "--reuid=0", "--regid=0"]);
+        assert!(User::named("no such user").is_err());
     }
 }

@@ -111,10 +111,39 @@ impl Process {
         if let Some(status) = self.status_within(patience, stop::requested) {
             return Ok(status);
         }
+        Err(self.give_up(patience))
+    }
+
+    fn give_up(&mut self, patience: Duration) -> io::Error {
         self.kill();
-        stop::check()?;
-        let what = format!("{} was not done within {} s{}", self.name, patience.as_secs(), self.said());
-        Err(io::Error::new(io::ErrorKind::TimedOut, what))
+        let what = || format!("{} was not done within {} s{}", self.name, patience.as_secs(), self.said());
+        stop::check().err().unwrap_or_else(|| io::Error::new(io::ErrorKind::TimedOut, what()))
+    }
+
+    /// Waits for it to end by itself, or for `done` and then a little longer; whether it ended. One that did not is
+    /// killed.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_end`], when it is neither done nor over within `patience`.
+    pub fn wait_for_end_or(
+        &mut self,
+        patience: Duration,
+        mut done: impl FnMut() -> bool,
+        longer: Duration,
+    ) -> io::Result<bool> {
+        let begun = Instant::now();
+        while begun.elapsed() < patience && !stop::requested() {
+            // Done is looked at seldom: it may read a file.
+            if self.status_within(INTERVAL * 10, stop::requested).is_some() {
+                return Ok(true);
+            }
+            if done() {
+                let ended = self.status_within(longer, stop::requested).is_some();
+                self.kill();
+                return Ok(ended);
+            }
+        }
+        Err(self.give_up(patience))
     }
 
     /// Asks it to end with `signal`; after `patience` it is killed. Its whole group is gone afterwards.

@@ -35,6 +35,9 @@ pub struct Results {
     pub rounds: Vec<Round>,
     /// Values that grow along an axis.
     pub series: Vec<Series>,
+    /// What was to be reached; whether it was is computed from the rounds.
+    #[serde(default)]
+    pub goals: Vec<Goal>,
 }
 
 impl Results {
@@ -102,6 +105,51 @@ pub struct Round {
     pub syscalls: BTreeMap<String, u64>,
     /// What a reader should know, such as a load generator at its limit.
     pub notes: Vec<String>,
+}
+
+impl Round {
+    /// A sample, or a quantile of the times as `latency_us_p50`, `latency_us_p99`.
+    #[must_use]
+    pub fn value(&self, name: &str) -> Option<f64> {
+        let latency = || self.latency.as_ref();
+        match name {
+            "latency_us_p50" => latency().map(|latency| latency.p50_us),
+            "latency_us_p99" => latency().map(|latency| latency.p99_us),
+            _ => self.samples.get(name).copied(),
+        }
+    }
+
+    /// Whether it is of the load with that name, or of that kind where loads have none.
+    #[must_use]
+    pub fn is_of(&self, load: &str) -> bool {
+        let name = self.settings.get("name").and_then(Value::as_str);
+        name.unwrap_or(&self.load) == load
+    }
+}
+
+/// Something to be reached.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Goal {
+    /// What people call it, such as `G1`.
+    pub name: String,
+    /// Name of the load, or its kind where it has none.
+    pub load: String,
+    /// A sample, or `latency_us_p50`, `latency_us_p99`.
+    pub metric: String,
+    /// The arm it is about.
+    pub of: String,
+    /// Arms it is compared with, of several the best; `best_peer` stands for all peers. Empty: the number itself counts.
+    #[serde(default)]
+    pub against: Vec<String>,
+    /// The load under which those count, where it is another one.
+    #[serde(default)]
+    pub against_load: Option<String>,
+    /// Smallest ratio, or number, that will do.
+    #[serde(default)]
+    pub at_least: Option<f64>,
+    /// Greatest.
+    #[serde(default)]
+    pub at_most: Option<f64>,
 }
 
 /// A distribution of times.

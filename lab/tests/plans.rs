@@ -13,7 +13,7 @@ fn every_plan_is_understood() {
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("plans")).unwrap() {
         let path = entry.unwrap().path();
         let text = fs::read_to_string(&path).unwrap();
-        let written = file::parse(&path.to_string_lossy(), &text).unwrap_or_else(|error| panic!("{error}"));
+        let written = file::parse(&path.to_string_lossy(), &text, &[]).unwrap_or_else(|error| panic!("{error}"));
         assert!(written.arms.len() + written.missing.len() > 2, "{}", path.display());
         count += 1;
     }

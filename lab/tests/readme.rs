@@ -7,8 +7,8 @@ use lab::experiment::file;
 fn the_plan_in_the_readme_is_one() {
     let readme = include_str!("../README.md");
     let plan = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    let written = file::parse("pipes.yaml", plan).unwrap();
-    assert_eq!((written.rounds, written.loads.len()), (5, 3));
+    let written = file::parse("pipes.yaml", plan, &[]).unwrap();
+    assert_eq!((written.rounds, written.cases.len()), (5, 3));
     assert_eq!(
         written.arms.len() + written.missing.len(),
         5,

@@ -143,6 +143,7 @@ fn full() -> Results {
     }
     let strings = |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
     Results {
+        goals: Vec::new(),
         version: Results::VERSION,
         experiment: "ab".into(),
         title: "Every engine and every peer found, side by side".into(),

@@ -150,6 +150,21 @@ impl PipePool {
         self.refusal = None;
     }
 
+    /// Stops counting a pipe that came from [`PipePool::get`] of this pool and is handed to another pool together with
+    /// the bytes it holds, which must [`adopt`](PipePool::adopt) it.
+    pub fn release(&mut self, pipe: &Pipe) {
+        debug_assert!(self.in_use > 0, "a pipe leaves that this pool never gave");
+        self.in_use = self.in_use.saturating_sub(1);
+        self.used_pages = self.used_pages.saturating_sub(self.pages_of(pipe));
+    }
+
+    /// Counts a pipe another pool has [released](PipePool::release) as if it came from this one, even beyond the limit:
+    /// the bytes in it have no other place to go. Then fewer new ones are handed out until it comes back.
+    pub fn adopt(&mut self, pipe: &Pipe) {
+        self.in_use += 1;
+        self.used_pages += self.pages_of(pipe);
+    }
+
     /// Closes every pooled pipe and says how many: two descriptors each, for whoever has run out of them.
     pub fn clear(&mut self) -> usize {
         self.spare = self.idle.len();
@@ -236,6 +251,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::limits::Limits;
     use crate::pipe::min_pipe_size;
 
     /// A share of `pages` small pipes' worth of pages.
@@ -248,6 +264,22 @@ mod tests {
         let (mut near, far) = UnixStream::pair().unwrap();
         near.write_all(b"of another connection").unwrap();
         assert_eq!(pipe.fill_from(&far, 100).unwrap(), 21);
+    }
+
+    #[test]
+    fn a_pipe_moves_to_another_pool_with_its_bytes() {
+        let (mut from, mut to) = (PipePool::new(share(1, 100, 1)), PipePool::new(share(1, 100, 1)));
+        let mut moved = from.get().unwrap();
+        fill(&mut moved);
+        let own = to.get().unwrap();
+        from.release(&moved);
+        to.adopt(&moved);
+        assert_eq!((from.in_use(), to.in_use()), (0, 2), "beyond the limit, but counted");
+        to.put(own);
+        assert_eq!(moved.pending(), 21);
+        to.put(moved);
+        assert_eq!((to.in_use(), to.pooled()), (0, 1), "the one with bytes was closed");
+        from.get().expect("its place is free again");
     }
 
     #[test]

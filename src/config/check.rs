@@ -64,13 +64,17 @@ fn ranges(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
 
 /// Connections leave from an address of the target's family.
 fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
-    let Some(source) = forward.source else { return Ok(()) };
+    if forward.sources.is_empty() {
+        return Ok(());
+    }
     for (target, mark) in forward.targets.iter().zip(&marks.targets) {
         if let Host::Ip(ip) = target.host
-            && ip.is_ipv4() != source.is_ipv4()
+            && !forward.sources.iter().any(|source| source.is_ipv4() == ip.is_ipv4())
         {
+            let sources: Vec<String> = forward.sources.iter().map(ToString::to_string).collect();
+            let sources = sources.join(", ");
             let message =
-                format!("found target {target} for connections from source {source}; allowed: both IPv4 or both IPv6");
+                format!("found target {target} for connections from source {sources}; allowed: both IPv4 or both IPv6");
             return Err(Fault::new(*mark, message));
         }
     }

@@ -13,9 +13,11 @@ const AT_ONCE: &[&str] = &[
     "allow",
     "deny",
     "drain_timeout",
+    "gather",
     "log_file",
     "log_format",
     "max_connections",
+    "max_connections_per_source",
     "metrics",
     "upgrade_drain_timeout",
     "workers",
@@ -134,7 +136,7 @@ mod tests {
         let from = plan(
             "workers: 2\ncontrol: /a\nforwards:\n  - {name: a, listen: '127.0.0.1:1', to: '127.0.0.1:11'}\n  \
              - {name: b, listen: '127.0.0.1:2', to: '127.0.0.1:12', receive_buffer: 1MiB}\n  \
-             - {name: \"c\\e\", listen: '127.0.0.1:3', to: '127.0.0.1:13'}\n",
+             - {name: c d, listen: '127.0.0.1:3', to: '127.0.0.1:13'}\n",
         );
         let to = plan(
             "workers: 3\ncontrol: /b\nmetrics: 127.0.0.1:9\nforwards:\n  \
@@ -149,7 +151,7 @@ mod tests {
                 "~ workers 2 -> 3",
                 "~ metrics none -> 127.0.0.1:9",
                 "! control /a -> /b needs a restart",
-                "- forward \"c\\u{1b}\" listen 127.0.0.1:3 to 127.0.0.1:13 engine auto",
+                "- forward \"c d\" listen 127.0.0.1:3 to 127.0.0.1:13 engine auto",
                 "~ forward \"b\": to 127.0.0.1:12 -> [127.0.0.1:14, {address: 127.0.0.1:15, weight: 2}], \
                  max_connections none -> 7, engine auto -> splice, receive_buffer 1MiB -> auto",
                 "! forward \"b\": receive_buffer of listeners that stay needs a restart",

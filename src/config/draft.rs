@@ -8,7 +8,7 @@ use super::check;
 use super::error::{Fault, Mark};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
-use crate::plan::{Access, Engine, Forward, Listen, LogPlan, Pattern, Plan, Target, TcpOptions, Timeouts};
+use crate::plan::{Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Target, TcpOptions, Timeouts};
 
 /// Everything one file says.
 #[derive(Debug, Default)]
@@ -29,6 +29,7 @@ pub(super) struct DraftForward {
     pub(super) listen: Vec<(Mark, Vec<Listen>)>,
     pub(super) to: Vec<(Mark, Target)>,
     pub(super) max_connections: Option<Maybe<u64>>,
+    pub(super) max_per_source: Option<Maybe<u64>>,
     pub(super) options: ForwardOptions,
     pub(super) allow: Vec<Pattern>,
     pub(super) deny: Vec<Pattern>,
@@ -65,7 +66,9 @@ impl Draft {
         let plan = Plan {
             workers: process.workers.and_then(|n| n.0),
             pin: process.pin.unwrap_or_default(),
+            gather: process.gather.unwrap_or(true),
             max_connections: process.max_connections.and_then(|n| n.0),
+            max_connections_per_source: process.max_connections_per_source.and_then(|n| n.0),
             drain: process.drain_timeout.map_or(Some(Duration::from_secs(30)), |time| time.0),
             upgrade_drain: process.upgrade_drain_timeout.and_then(|time| time.0),
             control: process.control,
@@ -105,6 +108,14 @@ impl DraftForward {
             copy_buffer,
             pipe_size: options.pipe_size.and_then(|size| size.0),
             max_connections: self.max_connections.and_then(|n| n.0),
+            limits: Limits {
+                max_per_source: self.max_per_source.and_then(|n| n.0),
+                when_full: options.when_full.unwrap_or_default(),
+                connection_rate: options.connection_rate.and_then(|rate| rate.0),
+                connection_rate_per_source: options.connection_rate_per_source.and_then(|rate| rate.0),
+                rate: options.rate.and_then(|rate| rate.0),
+                rate_per_source: options.rate_per_source.and_then(|rate| rate.0),
+            },
             timeouts: Timeouts {
                 connect: options.connect_timeout.map_or(default.connect, |time| time.0),
                 idle: options.idle_timeout.map_or(default.idle, |time| time.0),
@@ -117,7 +128,7 @@ impl DraftForward {
                 send_buffer: options.send_buffer.map_or(tcp.send_buffer, |size| size.0),
                 backlog: options.backlog.unwrap_or(tcp.backlog),
             },
-            source: options.source.and_then(|ip| ip.0),
+            sources: options.source.clone().unwrap_or_default().0,
             access,
         };
         (forward, Marks { name: name_mark, listen: listen_marks, targets: target_marks })

@@ -9,7 +9,7 @@ use super::address::{self, Lookup, Services};
 use super::draft::{Draft, DraftForward, nothing_to_forward, push_rule};
 use super::error::{Fault, Mark, found, quoted};
 use super::{source, value};
-use crate::config::Maybe;
+use crate::config::Sources;
 use crate::plan::{Host, Listen, LogFormat, Ports, Target};
 
 const LINE: &str =
@@ -216,7 +216,7 @@ impl Reader<'_> {
                 "timeout" => return Err(Fault::new(value.mark, found(value.text, "whole seconds"))),
                 "src" => {
                     let ip = self.bind_addresses(value)?.into_iter().next();
-                    forward.options.source = Some(Maybe(ip.filter(|ip| !ip.is_unspecified())));
+                    forward.options.source = Some(Sources(ip.filter(|ip| !ip.is_unspecified()).into_iter().collect()));
                 }
                 _ => return Err(Fault::new(name.mark, found(name.text, OPTION))),
             }

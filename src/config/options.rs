@@ -1,6 +1,6 @@
 //! The options: one list that is the command line, the keys of the YAML and the help text at once.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use clap::Args;
 
 use super::engine::EngineOption;
 use super::error::Fault;
+use super::limit::Sources;
 use super::node::{Key, Node};
 use super::value::{self, Maybe};
 use super::{address, node};
-use crate::plan::{LogFormat, Pattern, Pin};
+use crate::plan::{LogFormat, Pattern, Pin, Rate, WhenFull};
 
 /// Makes a struct of options that is a part of the command line, and lets YAML set the same fields by name.
 macro_rules! options {
@@ -53,9 +54,17 @@ options! {
         /// Bind each worker to a CPU of its own: auto, on, off; auto does so when there is a CPU for each [default: auto]
         #[arg(value_name = "WHEN", help_heading = "Workers and engine")]
         pin: Pin = pin, PIN;
+        /// Keep busy sessions on as few workers as can carry them, which takes fewer wake-ups for the same bytes: on, off
+        /// [default: on]
+        #[arg(value_name = "WHEN", help_heading = "Workers and engine")]
+        gather: bool = gather, GATHER;
         /// Sessions open at once, of all forwards together: a number or none [default: none]
         #[arg(value_name = "N", help_heading = "Limits and time")]
         max_connections: Maybe<u64> = max_connections, MAX_CONNECTIONS;
+        /// Sessions of one source open at once, of all forwards together: a number or none. A source is an IPv4
+        /// address or an IPv6 /64 network; one too many is refused [default: none]
+        #[arg(value_name = "N", help_heading = "Limits and time")]
+        max_connections_per_source: Maybe<u64> = max_connections, MAX_CONNECTIONS;
         /// After SIGTERM or SIGINT, let sessions finish for so long: a time such as 30s, or none to wait for ever [default: 30s]
         #[arg(value_name = "TIME", help_heading = "Limits and time")]
         drain_timeout: Maybe<Duration> = drain, DRAIN;
@@ -95,6 +104,24 @@ options! {
         /// Size of a pipe with splice: 64KiB to 1GiB; auto is 1MiB where the system's limits allow it [default: auto]
         #[arg(value_name = "SIZE", help_heading = "Workers and engine")]
         pipe_size: Maybe<usize> = pipe_size, PIPE_SIZE;
+        /// What a connection meets while --max-connections or --connection-rate is reached: queue lets it wait in the
+        /// kernel's queue, refuse resets it at once [default: queue]
+        #[arg(value_name = "HOW", help_heading = "Limits and time")]
+        when_full: WhenFull = when_full, WHEN_FULL;
+        /// New connections per second: such as 100/s or "100/s burst 500" (a second's worth unless given), or none
+        /// [default: none]
+        #[arg(value_name = "RATE", help_heading = "Limits and time")]
+        connection_rate: Maybe<Rate> = connection_rate, CONNECTION_RATE;
+        /// The same for each source; more than that is always refused [default: none]
+        #[arg(value_name = "RATE", help_heading = "Limits and time")]
+        connection_rate_per_source: Maybe<Rate> = connection_rate, CONNECTION_RATE;
+        /// Bytes per second in each direction, all sessions of a forward together: such as 10MiB/s or
+        /// "10MiB/s burst 20MiB" (a tenth of a second's worth unless given), or none [default: none]
+        #[arg(value_name = "RATE", help_heading = "Limits and time")]
+        rate: Maybe<Rate> = byte_rate, BYTE_RATE;
+        /// The same for each source [default: none]
+        #[arg(value_name = "RATE", help_heading = "Limits and time")]
+        rate_per_source: Maybe<Rate> = byte_rate, BYTE_RATE;
         /// From accepting a client to a connected target, all attempts together: a time such as 250ms, or none [default: 5s]
         #[arg(value_name = "TIME", help_heading = "Limits and time")]
         connect_timeout: Maybe<Duration> = timeout, TIMEOUT;
@@ -119,9 +146,10 @@ options! {
         /// Connections the kernel queues before they are accepted, capped by net.core.somaxconn [default: 4096]
         #[arg(value_name = "N", help_heading = "Sockets")]
         backlog: u32 = backlog, BACKLOG;
-        /// Local address of the connections to the target [default: none, the kernel chooses]
+        /// Local address of the connections to the target; of several, with commas, each takes its turn, and where one has
+        /// no port left the next is tried [default: none, the kernel chooses]
         #[arg(value_name = "ADDRESS", help_heading = "Sockets")]
-        source: Maybe<IpAddr> = source, SOURCE;
+        source: Sources = sources, SOURCES;
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::limit::{write_bytes, write_connections};
 use super::value::{Size, Time};
 use crate::plan::{Forward, LogFormat, Pattern, Pin, Plan};
 
@@ -45,7 +46,9 @@ pub(super) fn process(plan: &Plan) -> Vec<(&'static str, String)> {
         Pin::Off => "off",
     };
     line("pin", pin.to_owned());
+    line("gather", if plan.gather { "on" } else { "off" }.to_owned());
     line("max_connections", plan.max_connections.map_or("none".into(), |n| n.to_string()));
+    line("max_connections_per_source", plan.max_connections_per_source.map_or("none".into(), |n| n.to_string()));
     line("drain_timeout", time(plan.drain));
     line("upgrade_drain_timeout", time(plan.upgrade_drain));
     if let Some(metrics) = plan.metrics {
@@ -83,8 +86,12 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
         weight => format!("{{address: {}, weight: {weight}}}", quote(&target.to_string())),
     });
     line("to", list(targets));
-    if let Some(most) = forward.max_connections {
-        line("max_connections", most.to_string());
+    for (key, most) in
+        [("max_connections", forward.max_connections), ("max_connections_per_source", forward.limits.max_per_source)]
+    {
+        if let Some(most) = most {
+            line(key, most.to_string());
+        }
     }
     for (key, rules) in [("allow", &forward.access.allow), ("deny", &forward.access.deny)] {
         if !rules.is_empty() {
@@ -95,12 +102,17 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 12] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 17] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
         ("copy_buffer", Size(forward.copy_buffer).to_string()),
         ("pipe_size", size(forward.pipe_size)),
+        ("when_full", forward.limits.when_full.to_string()),
+        ("connection_rate", write_connections(forward.limits.connection_rate)),
+        ("connection_rate_per_source", write_connections(forward.limits.connection_rate_per_source)),
+        ("rate", write_bytes(forward.limits.rate)),
+        ("rate_per_source", write_bytes(forward.limits.rate_per_source)),
         ("connect_timeout", time(forward.timeouts.connect)),
         ("idle_timeout", time(forward.timeouts.idle)),
         ("half_closed_timeout", time(forward.timeouts.half_closed)),
@@ -109,8 +121,12 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 12] {
         ("receive_buffer", size(forward.tcp.receive_buffer)),
         ("send_buffer", size(forward.tcp.send_buffer)),
         ("backlog", forward.tcp.backlog.to_string()),
-        ("source", forward.source.map_or("none".to_owned(), |ip: IpAddr| quote(&ip.to_string()))),
+        ("source", sources(&forward.sources)),
     ]
+}
+
+fn sources(sources: &[IpAddr]) -> String {
+    if sources.is_empty() { "none".to_owned() } else { list(sources.iter().map(|ip| quote(&ip.to_string()))) }
 }
 
 fn engine(forward: &Forward) -> String {

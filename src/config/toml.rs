@@ -6,8 +6,9 @@ use toml::de::{DeTable, DeValue};
 use super::address::{self, Lookup};
 use super::draft::{Draft, DraftForward, nothing_to_forward, push_rule};
 use super::error::{Fault, Mark, found, printable};
+use super::limit::Sources;
 use super::node::{Key, Node, Value};
-use super::value::{self, Maybe};
+use super::value;
 use crate::plan::{Host, Listen, LogFormat, Pattern, Ports, Target};
 
 const TOP: &[&str] = &["forwarding_rules", "global_rules", "log_file", "pid_file", "log_format"];
@@ -79,7 +80,7 @@ fn rule(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
             "timeout" => value.parse(seconds, "whole seconds")?,
             "source_address" => {
                 let ip = value.text(|text| address::addresses(host(text)?, lookup), ADDRESS)?.into_iter().next();
-                forward.options.source = Some(Maybe(ip.filter(|ip| !ip.is_unspecified())));
+                forward.options.source = Some(Sources(ip.filter(|ip| !ip.is_unspecified()).into_iter().collect()));
             }
             _ => access(value, &mut forward.allow, &mut forward.deny)?,
         }

@@ -10,6 +10,9 @@ use std::time::Duration;
 
 pub(super) use super::engine::{ENGINE, engine};
 use super::error::{found, quoted};
+pub(super) use super::limit::{
+    BYTE_RATE, CONNECTION_RATE, SOURCES, WHEN_FULL, byte_rate, connection_rate, sources, when_full,
+};
 use crate::plan::{LogFormat, Pin};
 
 /// A value, or the word for "no limit" or "leave it to the system" (`none`, `auto`).
@@ -22,6 +25,7 @@ const GIB: u64 = 1 << 30;
 const YEAR_MS: u64 = 365 * 24 * 3_600_000;
 
 pub(super) const PIN: &str = "auto, on, off";
+pub(super) const GATHER: &str = "on, off";
 pub(super) const LOG_FORMAT: &str = "text, json, rinetd, common";
 pub(super) const WORKERS: &str = "auto, or a number from 1 to 1024";
 pub(super) const MAX_CONNECTIONS: &str = "none, or a number from 1 to 1000000000";
@@ -34,7 +38,6 @@ pub(super) const TIMEOUT: &str = "none, or a time from 1ms to 365d, such as 250m
 pub(super) const DRAIN: &str = "none, or a time from 0s to 365d, such as 30s or 10m";
 pub(super) const KEEPALIVE: &str = "none, or whole seconds from 1s to 32767s, such as 30s or 2m";
 pub(super) const USER_TIMEOUT: &str = "none, or a time from 1ms to 24d, such as 30s or 2m";
-pub(super) const SOURCE: &str = "none, or an address of this host such as 10.0.0.1 or fd00::1";
 pub(super) const METRICS: &str = "ADDRESS:PORT with a port from 1 to 65535, such as 127.0.0.1:9464";
 pub(super) const PATH: &str = "a path";
 pub(super) const NAME: &str = "1 to 128 visible characters";
@@ -48,6 +51,10 @@ fn word<T: Copy>(text: &str, words: &[(&str, T)], allowed: &str) -> Parsed<T> {
 
 pub(super) fn pin(text: &str) -> Parsed<Pin> {
     word(text, &[("auto", Pin::Auto), ("on", Pin::On), ("off", Pin::Off)], PIN)
+}
+
+pub(super) fn gather(text: &str) -> Parsed<bool> {
+    word(text, &[("on", true), ("off", false)], GATHER)
 }
 
 pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
@@ -166,11 +173,10 @@ pub(super) fn user_timeout(text: &str) -> Parsed<Maybe<Duration>> {
     unless("none", text, |text| time(text, 1, 24 * 24 * 3_600_000, USER_TIMEOUT))
 }
 
-pub(super) fn source(text: &str) -> Parsed<Maybe<IpAddr>> {
-    unless("none", text, |text| {
-        let ip = text.parse::<IpAddr>().map(|ip| ip.to_canonical()).map_err(|_| found(text, SOURCE))?;
-        if ip.is_unspecified() || ip.is_multicast() { Err(found(text, SOURCE)) } else { Ok(ip) }
-    })
+/// One local address to connect from.
+pub(super) fn source(text: &str) -> Parsed<IpAddr> {
+    let ip = text.parse::<IpAddr>().map(|ip| ip.to_canonical()).map_err(|_| found(text, SOURCES))?;
+    if ip.is_unspecified() || ip.is_multicast() { Err(found(text, SOURCES)) } else { Ok(ip) }
 }
 
 pub(super) fn metrics(text: &str) -> Parsed<SocketAddr> {

@@ -5,7 +5,7 @@ use super::draft::{Draft, DraftForward, nothing_to_forward};
 use super::error::{Fault, Mark};
 use super::node::{Key, Node, set_once};
 use super::options::{ForwardOptions, ProcessOptions};
-use super::{tree, value};
+use super::{limit, tree, value};
 use crate::plan::{Pattern, Target};
 
 const ROOT: &str = "a mapping with forwards, such as `forwards: [{listen: \"0.0.0.0:9000\", to: \"10.0.0.2:9001\"}]`";
@@ -28,6 +28,7 @@ pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
             "allow" => draft.allow = patterns(node)?,
             "deny" => draft.deny = patterns(node)?,
             "forwards" => written = Some(node),
+            "source" => draft.defaults.source = Some(limit::source_list(node)?),
             name => {
                 if !draft.process.set(name, key, node)? {
                     draft.defaults.set(name, key, node)?;
@@ -48,7 +49,7 @@ pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
 }
 
 fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
-    let own = ["name", "listen", "to", "max_connections", "timeouts", "allow", "deny"];
+    let own = ["name", "listen", "to", "max_connections", "max_connections_per_source", "timeouts", "allow", "deny"];
     let known: Vec<&str> = [&own, ForwardOptions::KEYS].concat();
     refuse_process_options(node, &known)?;
     let mut forward = DraftForward::default();
@@ -70,6 +71,11 @@ fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
                 let value = node.parse(value::max_connections, value::MAX_CONNECTIONS)?;
                 forward.max_connections = Some(value);
             }
+            "max_connections_per_source" => {
+                let value = node.parse(value::max_connections, value::MAX_CONNECTIONS)?;
+                forward.max_per_source = Some(value);
+            }
+            "source" => forward.options.source = Some(limit::source_list(node)?),
             "timeouts" => timeouts(node, &mut forward.options, None)?,
             "allow" => forward.allow = patterns(node)?,
             "deny" => forward.deny = patterns(node)?,

@@ -162,6 +162,7 @@ struct Worker {
     sessions_open: u64,
     busy_seconds: f64,
     handed_over: u64,
+    moved: u64,
     accept_paused: bool,
     log_dropped: u64,
 }
@@ -263,13 +264,15 @@ fn describe_worker(out: &mut String, worker: &Worker) {
     if worker.state != "running" {
         let _ = write!(text, ", {:?}", worker.state);
     }
-    for (n, what) in [(worker.handed_over, "handed over"), (worker.log_dropped, "log lines dropped")] {
+    for (n, what) in
+        [(worker.handed_over, "handed over"), (worker.moved, "moved away"), (worker.log_dropped, "log lines dropped")]
+    {
         if n > 0 {
             let _ = write!(text, ", {n} {what}");
         }
     }
     if worker.accept_paused {
-        text.push_str(", not accepting: out of descriptors or slots");
+        text.push_str(", not accepting: a limit is reached or descriptors have run out");
     }
     line(out, 0, &format!("worker {}", worker.id), &text);
 }

@@ -409,6 +409,7 @@ impl Process {
             draining: self.draining,
             splices: self.fleet.splices(),
             log_lost: self.log.lost(),
+            sources: self.fleet.sources_known(),
         })
     }
 

@@ -121,6 +121,8 @@ fn process(page: &mut Page, snapshot: &Snapshot) {
     page.sample(&[], snapshot.pipes.budget);
     page.family("spliced_pipe_size_bytes", "gauge", "Size of a pipe.");
     page.sample(&[], snapshot.pipes.size_bytes);
+    page.family("spliced_sources", "gauge", "Sources that limits per source know.");
+    page.sample(&[], snapshot.sources);
     page.family("spliced_log_dropped_total", "counter", "Session log lines lost: queue full, or not writable.");
     page.sample(&[("reason", &"queue_full")], snapshot.workers.iter().map(|w| w.log_dropped).sum::<u64>());
     page.sample(&[("reason", &"write_failed")], snapshot.log_lost);
@@ -170,14 +172,26 @@ fn workers(page: &mut Page, workers: &[WorkerSnapshot]) {
         page.sample(&[("worker", &w.id)], w.handed_over);
     }
     page.family(
+        "spliced_sessions_moved_total",
+        "counter",
+        "Sessions the worker gave to another one while bytes moved.",
+    );
+    for w in workers {
+        page.sample(&[("worker", &w.id)], w.moved);
+    }
+    page.family(
         "spliced_accept_paused",
         "gauge",
-        "1 while the worker does not accept for want of descriptors or slots.",
+        "1 while the worker does not accept for want of descriptors, slots or tokens of a connection rate.",
     );
     for w in workers {
         page.sample(&[("worker", &w.id)], u8::from(w.accept_paused));
     }
-    page.family("spliced_accept_pauses_total", "counter", "Times accepting was paused for want of descriptors.");
+    page.family(
+        "spliced_accept_pauses_total",
+        "counter",
+        "Times accepting was paused for want of descriptors, slots or tokens.",
+    );
     for w in workers {
         page.sample(&[("worker", &w.id)], w.accept_pauses);
     }
@@ -217,6 +231,10 @@ fn forwards(page: &mut Page, forwards: &[NamedForward]) {
         for (reason, times) in &f.counters.fallbacks {
             page.sample(&[("forward", &f.name), ("reason", reason)], times);
         }
+    }
+    page.family("spliced_rate_waits_total", "counter", "Times a direction waited for bytes of its rate.");
+    for f in forwards {
+        page.sample(&[("forward", &f.name)], f.counters.rate_waits);
     }
     page.family("spliced_connect_seconds", "histogram", "From the first connect call to the connected backend.");
     for f in forwards {

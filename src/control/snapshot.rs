@@ -32,6 +32,8 @@ pub struct Sources<'a> {
     pub splices: bool,
     /// Session log lines that could not be written.
     pub log_lost: u64,
+    /// Sources that limits per source know.
+    pub sources: usize,
 }
 
 /// Changes of the configuration while running.
@@ -70,6 +72,8 @@ pub struct Snapshot {
     pub reloads: Reloads,
     /// Workers that have panicked; each was replaced.
     pub worker_panics: u64,
+    /// Sources that limits per source know: those with a session, and those whose bucket is not full again yet.
+    pub sources: usize,
     /// One entry per worker.
     pub workers: Vec<WorkerSnapshot>,
     /// Pipes of all workers; `size_bytes` is the largest.
@@ -113,6 +117,8 @@ pub struct WorkerSnapshot {
     pub busy_seconds: f64,
     /// Accepted sessions it gave to another worker.
     pub handed_over: u64,
+    /// Sessions it gave to another worker while bytes moved.
+    pub moved: u64,
     /// True while it does not accept for want of descriptors or slots.
     pub accept_paused: bool,
     /// How often accepting was paused for want of descriptors.
@@ -179,6 +185,7 @@ impl Snapshot {
             log_lost: sources.log_lost,
             reloads: sources.reloads,
             worker_panics: sources.worker_panics,
+            sources: sources.sources,
             pipes: workers.iter().fold(Pipes::default(), |sum, worker| sum.plus(worker.pipes)),
             workers,
             total,
@@ -197,6 +204,7 @@ fn worker(view: &WorkerView<'_>) -> WorkerSnapshot {
         turns: stats.turns.get(),
         busy_seconds: Duration::from_nanos(stats.busy_ns.get()).as_secs_f64(),
         handed_over: stats.handed_over.get(),
+        moved: stats.moved.get(),
         accept_paused: stats.accept_paused.get() != 0,
         accept_pauses: stats.accept_pauses.get(),
         log_dropped: stats.log_dropped.get(),
@@ -255,7 +263,7 @@ pub(super) mod tests {
     use super::*;
     use crate::arms::Sampled;
     use crate::plan::{
-        Access, Arm, Engine, Forward, Host, Listen, LogPlan, Pin, Plan, Ports, Target, TcpOptions, Timeouts,
+        Access, Arm, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Target, TcpOptions, Timeouts,
     };
     use crate::stats::{EndReason, ForwardStats, WorkerStats};
 
@@ -267,7 +275,9 @@ pub(super) mod tests {
         Plan {
             workers: Some(2),
             pin: Pin::Off,
+            gather: false,
             max_connections: None,
+            max_connections_per_source: None,
             drain: Some(Duration::from_secs(30)),
             upgrade_drain: None,
             control: None,
@@ -283,9 +293,10 @@ pub(super) mod tests {
                 copy_buffer: 65536,
                 pipe_size: None,
                 max_connections: None,
+                limits: Limits::default(),
                 timeouts: Timeouts::default(),
                 tcp: TcpOptions::default(),
-                source: None,
+                sources: Vec::new(),
                 access: Access::default(),
             }],
         }
@@ -336,6 +347,7 @@ pub(super) mod tests {
             draining: false,
             splices: true,
             log_lost: 2,
+            sources: 3,
         })
     }
 

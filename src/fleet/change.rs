@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use super::Fleet;
 use super::doors::Prepared;
 use super::names;
-use super::seat::{Seat, Thread, choose_cpus, worker_count};
+use super::seat::{Seat, choose_cpus, worker_count};
+use crate::gather::Board;
+use crate::limits;
 use crate::plan::{Forward, Plan};
-use crate::stats::{SessionRecord, WorkerState, WorkerStats};
-use crate::worker::{Change, Edition, Message, Peer, Route};
+use crate::stats::{SessionRecord, WorkerState};
+use crate::worker::{Change, Edition, Learn, Message, Peer, Route};
 
 /// How long a change waits for workers; one that takes longer learns of it all the same.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -43,7 +45,7 @@ pub struct Ready {
 
 /// Workers that have nothing to serve yet. They are told to end when nobody takes them.
 #[derive(Debug, Default)]
-struct Newcomers(Vec<(usize, Option<usize>, Arc<WorkerStats>, Thread)>);
+struct Newcomers(Vec<(usize, Seat)>);
 
 /// A change that is not in effect in every worker yet.
 #[derive(Debug)]
@@ -56,8 +58,8 @@ pub(super) struct Settling {
 
 impl Drop for Newcomers {
     fn drop(&mut self) {
-        for (.., thread) in &self.0 {
-            let _ = thread.peer.mailbox.post(Message::Stop);
+        for (_, seat) in &self.0 {
+            let _ = seat.peer.mailbox.post(Message::Stop);
         }
     }
 }
@@ -75,6 +77,9 @@ impl Fleet {
         }
         let workers = worker_count(plan);
         let doors = self.doors.prepare(plan, workers)?;
+        if let Some(shortfall) = limits::shortfall(plan, self.descriptors.0, workers, doors.sockets()) {
+            log::warn!("{shortfall}");
+        }
         let fail = |what: &str, e: &io::Error| explain(what, workers, e);
         let names = self.names.prepare(plan).map_err(|e| fail("start the threads that look up names", &e))?;
         let (cpus, pinning) = choose_cpus(plan.pin, workers);
@@ -85,8 +90,9 @@ impl Fleet {
                 Some(seat) => Arc::clone(&seat.stats),
                 None => Arc::default(),
             };
-            let thread = self.spawn(id, *cpu, &stats).map_err(|e| fail("start the threads", &e))?;
-            newcomers.0.push((id, *cpu, stats, thread));
+            let (peer, thread) = self.spawn(id, *cpu, &stats).map_err(|e| fail("start the threads", &e))?;
+            let seat = Seat { cpu: *cpu, stats, state: WorkerState::Running, peer, thread: Some(thread) };
+            newcomers.0.push((id, seat));
         }
         Ok(Ready { plan: Arc::clone(plan), workers, doors, names, newcomers, pinning })
     }
@@ -95,6 +101,9 @@ impl Fleet {
     /// keep their socket and its queue. Returns when every worker serves the plan, or has had two seconds for it.
     pub fn commit(&mut self, ready: Ready, log: Option<SyncSender<Vec<SessionRecord>>>) {
         let Ready { plan, workers, doors, names, mut newcomers, pinning } = ready;
+        if (workers, plan.gather) != (self.serving, self.plan.gather) {
+            self.board = Arc::new(Board::new(workers, plan.gather));
+        }
         let seated = self.seat(std::mem::take(&mut newcomers.0));
         (self.plan, self.serving, self.log, self.pinning) = (plan, workers, log, pinning);
         for (id, seat) in self.seats.iter_mut().enumerate().filter(|(_, seat)| seat.thread.is_some()) {
@@ -104,7 +113,7 @@ impl Fleet {
         let fresh = self.enter_editions();
         let plan = Arc::clone(&self.plan);
         self.doors.commit(doors, &plan, &self.current, Instant::now());
-        self.shared.slots.limit(plan.max_connections);
+        self.shared.limits.update(&plan);
         self.names.commit(names);
         let (told, left) = self.post(&fresh, &seated);
         let kept: HashSet<usize> = self.current.iter().copied().collect();
@@ -115,10 +124,9 @@ impl Fleet {
         }
     }
 
-    fn seat(&mut self, newcomers: Vec<(usize, Option<usize>, Arc<WorkerStats>, Thread)>) -> Vec<usize> {
+    fn seat(&mut self, newcomers: Vec<(usize, Seat)>) -> Vec<usize> {
         let mut seated = Vec::new();
-        for (id, cpu, stats, thread) in newcomers {
-            let seat = Seat { cpu, stats, state: WorkerState::Running, thread: Some(thread) };
+        for (id, seat) in newcomers {
             match self.seats.get_mut(id) {
                 Some(place) => *place = seat,
                 None => self.seats.push(seat),
@@ -159,9 +167,9 @@ impl Fleet {
 
     fn enter(&mut self, forward: &Forward, pool: usize) -> usize {
         let forward = Arc::new(forward.clone());
-        let (slots, book) = self.ledger.enter(&forward);
+        let (limits, book) = self.ledger.enter(&forward);
         let id = self.editions.iter().position(Option::is_none).unwrap_or(self.editions.len());
-        let entry = Some(Entry { edition: Arc::new(Edition { id, forward, slots, pool }), book });
+        let entry = Some(Entry { edition: Arc::new(Edition { id, forward, limits, pool }), book });
         match self.editions.get_mut(id) {
             Some(place) => *place = entry,
             None => self.editions.push(entry),
@@ -171,41 +179,52 @@ impl Fleet {
 
     /// Tells every worker what it serves. `fresh` are editions nobody knows yet, `newcomers` workers that know none.
     fn post(&mut self, fresh: &[usize], newcomers: &[usize]) -> (Receiver<()>, usize) {
+        self.teach(fresh, newcomers);
         let has_thread = |id: &usize| self.seats[*id].thread.is_some();
         let serving: Vec<usize> = (0..self.serving).filter(has_thread).collect();
-        let peer = |id: &usize| self.seats[*id].thread.as_ref().map(|thread| Arc::clone(&thread.peer));
-        let peers: Arc<[Arc<Peer>]> = serving.iter().filter_map(peer).collect();
+        let peers: Arc<[Arc<Peer>]> = self.seats.iter().map(|seat| Arc::clone(&seat.peer)).collect();
+        let current: Arc<[usize]> = self.current.as_slice().into();
         let mut sets = if serving.is_empty() { HashMap::new() } else { self.doors.deal(&serving) };
-        let pending = self.settling.iter().flat_map(|settling| &settling.retire).chain(&self.closing);
-        let all: HashSet<usize> = self.current.iter().chain(pending).copied().collect();
-        let scratch = self.plan.forwards.iter().map(Forward::largest_read).max().unwrap_or(64 * 1024);
         let (done, told) = mpsc::channel();
         let mut left = 0;
-        let mut board = self.names.board();
-        board.peers = (0..self.seats.len()).filter_map(|id| peer(&id)).collect();
-        for (id, seat) in self.seats.iter().enumerate() {
-            let Some(thread) = &seat.thread else { continue };
-            let editions: Vec<usize> =
-                if newcomers.contains(&id) { all.iter().copied().collect() } else { fresh.to_vec() };
-            let route = |id: usize, seat: usize| {
-                let Entry { edition, book } = self.editions[id].as_ref()?;
-                let upstreams = board.upstreams(&edition.forward);
-                Some(Route::new(Arc::clone(edition), upstreams, self.ledger.stats(*book, seat)))
-            };
+        for (id, seat) in self.seats.iter().enumerate().filter(|(_, seat)| seat.thread.is_some()) {
             let change = Change {
-                routes: editions.into_iter().filter_map(|edition| route(edition, id)).collect(),
+                current: Arc::clone(&current),
                 listeners: sets.remove(&id).unwrap_or_default(),
                 peers: Arc::clone(&peers),
-                budgets: self.pools.budgets().to_vec(),
-                scratch,
+                serving: self.serving,
+                board: Arc::clone(&self.board),
                 log: self.log.clone(),
-                stays: id < self.serving,
                 done: done.clone(),
             };
             // One that has ended is found by its end.
-            left += usize::from(thread.peer.mailbox.post(Message::Change(Box::new(change))).is_ok());
+            left += usize::from(seat.peer.mailbox.post(Message::Change(Box::new(change))).is_ok());
         }
         (told, left)
+    }
+
+    /// Tells every worker of editions before any is told to serve them: one that serves already may pass a connection on
+    /// to one that does not yet.
+    fn teach(&self, fresh: &[usize], newcomers: &[usize]) {
+        let pending = self.settling.iter().flat_map(|settling| &settling.retire).chain(&self.closing);
+        let all: HashSet<usize> = self.current.iter().chain(pending).copied().collect();
+        let scratch = self.plan.forwards.iter().map(Forward::largest_read).max().unwrap_or(64 * 1024);
+        // What is looked up from here on is told to the newcomers too.
+        let mut board = self.names.board();
+        let alive = || self.seats.iter().enumerate().filter(|(_, seat)| seat.thread.is_some());
+        board.peers = alive().map(|(_, seat)| Arc::clone(&seat.peer)).collect();
+        for (id, seat) in alive() {
+            let editions: Vec<usize> =
+                if newcomers.contains(&id) { all.iter().copied().collect() } else { fresh.to_vec() };
+            let route = |edition: usize| {
+                let Entry { edition, book } = self.editions[edition].as_ref()?;
+                let upstreams = board.upstreams(&edition.forward);
+                Some(Route::new(Arc::clone(edition), upstreams, self.ledger.stats(*book, id), id))
+            };
+            let routes = editions.into_iter().filter_map(route).collect();
+            let learn = Learn { routes, budgets: self.pools.budgets().to_vec(), scratch };
+            let _ = seat.peer.mailbox.post(Message::Learn(Box::new(learn)));
+        }
     }
 
     /// Waits at most so long for a change to be in effect in every worker, and does what has to wait for that; true
@@ -226,8 +245,8 @@ impl Fleet {
         }
         self.closing.extend(settling.retire);
         self.retire();
-        for thread in self.seats.iter().skip(self.serving).filter_map(|seat| seat.thread.as_ref()) {
-            let _ = thread.peer.mailbox.post(Message::Leave);
+        for seat in self.seats.iter().skip(self.serving).filter(|seat| seat.thread.is_some()) {
+            let _ = seat.peer.mailbox.post(Message::Leave);
         }
         self.reclaim();
         true
@@ -302,8 +321,8 @@ impl Fleet {
     pub(super) fn replace(&mut self, id: usize) {
         let (cpu, stats) = (self.seats[id].cpu, Arc::clone(&self.seats[id].stats));
         match self.spawn(id, cpu, &stats) {
-            Ok(thread) => {
-                (self.seats[id].thread, self.seats[id].state) = (Some(thread), WorkerState::Running);
+            Ok((peer, thread)) => {
+                self.seats[id] = Seat { cpu, stats, state: WorkerState::Running, peer, thread: Some(thread) };
                 self.post(&[], &[id]);
             }
             Err(e) => {

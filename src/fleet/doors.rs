@@ -273,6 +273,11 @@ impl Door {
 }
 
 impl Prepared {
+    /// How many sockets will listen.
+    pub fn sockets(&self) -> usize {
+        self.doors.iter().map(|door| door.sockets.len()).sum()
+    }
+
     fn open(
         &mut self,
         address: SocketAddr,

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::listener::Slots;
+use crate::limits::ForwardLimits;
 use crate::plan::{Arm, Forward};
 use crate::stats::{ForwardSnapshot, ForwardStats};
 
@@ -25,7 +25,7 @@ pub(super) struct Ledger {
 #[derive(Debug)]
 struct Account {
     forward: Arc<Forward>,
-    slots: Arc<Slots>,
+    limits: Arc<ForwardLimits>,
     /// The book of its present edition; the last one when it was removed.
     book: usize,
     /// No plan has it any more; open sessions go on.
@@ -66,26 +66,27 @@ impl Ledger {
         }
     }
 
-    /// Slots and book of a forward's new edition.
-    pub(super) fn enter(&mut self, forward: &Arc<Forward>) -> (Arc<Slots>, usize) {
+    /// Limits and book of a forward's new edition.
+    pub(super) fn enter(&mut self, forward: &Arc<Forward>) -> (Arc<ForwardLimits>, usize) {
         let Some(at) = self.accounts.iter().position(|account| account.forward.name == forward.name) else {
-            let (slots, book) = (Arc::new(Slots::new(forward.max_connections)), self.open(forward));
+            let limits = Arc::new(ForwardLimits::new(forward.max_connections, &forward.limits));
+            let book = self.open(forward);
             self.accounts.push(Account {
                 forward: Arc::clone(forward),
-                slots: Arc::clone(&slots),
+                limits: Arc::clone(&limits),
                 book,
                 removed: false,
                 past: ForwardSnapshot::default(),
             });
-            return (slots, book);
+            return (limits, book);
         };
         let present = self.accounts[at].book;
         let same = self.books[present].as_ref().is_some_and(|book| book.arms == forward.arms);
         let book = if same { present } else { self.open(forward) };
         let account = &mut self.accounts[at];
-        account.slots.limit(forward.max_connections);
+        account.limits.update(forward.max_connections, &forward.limits);
         (account.forward, account.book, account.removed) = (Arc::clone(forward), book, false);
-        (Arc::clone(&account.slots), book)
+        (Arc::clone(&account.limits), book)
     }
 
     fn open(&mut self, forward: &Forward) -> usize {
@@ -147,6 +148,11 @@ impl Ledger {
                 past: Some(&account.past),
             }
         })
+    }
+
+    /// The limits of every forward.
+    pub(super) fn limits(&self) -> impl Iterator<Item = &ForwardLimits> {
+        self.accounts.iter().map(|account| &*account.limits)
     }
 
     /// What forwards that are gone have counted.

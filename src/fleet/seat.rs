@@ -21,6 +21,7 @@ pub(super) struct Seat {
     pub(super) cpu: Option<usize>,
     pub(super) stats: Arc<WorkerStats>,
     pub(super) state: WorkerState,
+    pub(super) peer: Arc<Peer>,
     /// `None` once it has ended.
     pub(super) thread: Option<Thread>,
 }
@@ -30,7 +31,6 @@ pub(super) struct Seat {
 pub(super) struct Thread {
     /// No other thread of the process ever has the same number.
     pub(super) serial: u64,
-    pub(super) peer: Arc<Peer>,
     pub(super) handle: JoinHandle<WorkerEnd>,
 }
 
@@ -60,12 +60,20 @@ pub struct WorkerView<'a> {
 
 impl Fleet {
     /// Starts a thread for a seat. It has nothing to serve until it is told.
-    pub(super) fn spawn(&mut self, id: usize, cpu: Option<usize>, stats: &Arc<WorkerStats>) -> io::Result<Thread> {
+    pub(super) fn spawn(
+        &mut self,
+        id: usize,
+        cpu: Option<usize>,
+        stats: &Arc<WorkerStats>,
+    ) -> io::Result<(Arc<Peer>, Thread)> {
         let poll = Poll::new()?;
         let (peer, inbox) = Peer::new(Waker::new(poll.registry(), MAILBOX)?);
         let worker = Worker::new(Parts {
+            id,
             me: Arc::clone(&peer),
             peers: Arc::new([]),
+            serving: 0,
+            board: Arc::clone(&self.board),
             poll,
             shared: Arc::clone(&self.shared),
             inbox,
@@ -87,7 +95,7 @@ impl Fleet {
             }
             end
         })?;
-        Ok(Thread { serial, peer, handle })
+        Ok((peer, Thread { serial, handle }))
     }
 }
 

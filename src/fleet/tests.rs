@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use mio::Poll;
 
 use super::*;
-use crate::plan::{Access, Engine, Forward, Host, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
+use crate::limits::{Admission, ForwardLimits};
+use crate::plan::{Access, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
 use crate::pump::Pumps;
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys::pipes::PipeBudget;
@@ -22,15 +23,18 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         copy_buffer: 64 * 1024,
         pipe_size: None,
         max_connections: None,
+        limits: Limits::default(),
         timeouts: Timeouts::default(),
         tcp: TcpOptions::default(),
-        source: None,
+        sources: Vec::new(),
         access: Access::default(),
     };
     Plan {
         workers: Some(1),
         pin: Pin::Off,
+        gather: false,
         max_connections: None,
+        max_connections_per_source: None,
         drain: None,
         upgrade_drain: None,
         control: None,
@@ -62,7 +66,7 @@ fn fleet(plan: &Arc<Plan>) -> (Fleet, Poll) {
 }
 
 fn peer(fleet: &Fleet, seat: usize) -> &Arc<Peer> {
-    &fleet.seats[seat].thread.as_ref().unwrap().peer
+    &fleet.seats[seat].peer
 }
 
 fn ends(fleet: &Fleet, reason: EndReason) -> u64 {
@@ -134,12 +138,20 @@ fn after_five_panics_in_a_minute_nobody_is_replaced() {
 fn a_place_given_back_to_a_worker_that_has_ended_is_filled() {
     let backend = TcpListener::bind("127.0.0.1:0").unwrap();
     let (_reserved, listen) = reserve();
-    let plan = Arc::new(plan(listen, backend.local_addr().unwrap()));
-    let (mut fleet, mut poll) = fleet(&plan);
-    peer(&fleet, 0).mailbox.post(Message::Leave).unwrap();
-    assert_eq!(next_end(&mut fleet, &mut poll), [(0, WorkerEnd::Finished)]);
-    assert_eq!(fleet.panics(), 0);
-    session(listen, &backend);
+    let one = plan(listen, backend.local_addr().unwrap());
+    let two = Arc::new(Plan { workers: Some(2), ..one.clone() });
+    let (mut fleet, mut poll) = fleet(&two);
+    let ready = fleet.prepare(&Arc::new(one)).unwrap();
+    fleet.commit(ready, None);
+    // The worker has ended, and the fleet does not know yet.
+    poll.poll(&mut mio::Events::with_capacity(1), Some(Duration::from_secs(20))).unwrap();
+    let ready = fleet.prepare(&two).unwrap();
+    fleet.commit(ready, None);
+    assert_eq!(next_end(&mut fleet, &mut poll), [(1, WorkerEnd::Finished)]);
+    assert_eq!((fleet.running(), fleet.panics()), (2, 0));
+    for _ in 0..20 {
+        session(listen, &backend);
+    }
 }
 
 /// What a change replaces is given up once nobody needs it: numbers, counters, sockets, threads.
@@ -196,7 +208,7 @@ struct Lone {
     worker: Worker,
     me: Arc<Peer>,
     shared: Arc<Shared>,
-    slots: Arc<Slots>,
+    limits: Arc<ForwardLimits>,
     stats: Arc<ForwardStats>,
 }
 
@@ -204,16 +216,23 @@ impl Lone {
     fn new(target: SocketAddr) -> Self {
         let poll = Poll::new().unwrap();
         let (me, inbox) = Peer::new(Waker::new(poll.registry(), MAILBOX).unwrap());
-        let shared = Shared { slots: Slots::new(Some(1)), trace: Trace::default(), shortage: Shortage::default() };
-        let (shared, slots, stats) = (Arc::new(shared), Arc::new(Slots::new(None)), Arc::new(ForwardStats::new(0)));
-        let forward = Arc::new(plan(target, target).forwards.remove(0));
+        let mut plan = plan(target, target);
+        plan.max_connections = Some(1);
+        let limits = limits::Limits::new(&plan);
+        let shared = Arc::new(Shared { limits, trace: Trace::default(), shortage: Shortage::default() });
+        let forward = Arc::new(plan.forwards.remove(0));
+        let limits = Arc::new(ForwardLimits::new(None, &forward.limits));
+        let stats = Arc::new(ForwardStats::new(0));
         let upstreams = Upstreams::new(&forward);
-        let edition = Arc::new(Edition { id: 0, forward, slots: Arc::clone(&slots), pool: 0 });
+        let edition = Arc::new(Edition { id: 0, forward, limits: Arc::clone(&limits), pool: 0 });
         let mut routes = Routes::default();
-        routes.add(Route::new(edition, upstreams, Arc::clone(&stats)));
+        routes.add(Route::new(edition, upstreams, Arc::clone(&stats), 0));
         let pools = vec![PipeBudget::detect(None, 1).pool()];
         let parts = Parts {
+            id: 0,
             me: Arc::clone(&me),
+            serving: 1,
+            board: Arc::new(Board::new(1, false)),
             peers: Arc::new([Arc::clone(&me)]),
             poll,
             shared: Arc::clone(&shared),
@@ -224,7 +243,7 @@ impl Lone {
             stats: Arc::default(),
             log: None,
         };
-        Self { worker: Worker::new(parts).unwrap(), me, shared, slots, stats }
+        Self { worker: Worker::new(parts).unwrap(), me, shared, limits, stats }
     }
 
     /// Hands a client to it as another worker would, and returns the client's end.
@@ -234,7 +253,7 @@ impl Lone {
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let (socket, address) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
-        assert!(self.shared.slots.take() && self.slots.take());
+        assert_eq!(self.shared.limits.admit(&self.limits, 0, 0).0, Admission::Enter);
         self.me.load.fetch_add(1, Ordering::Relaxed);
         self.me.mailbox.post(Message::Accepted(Accepted::of(socket.into(), address))).unwrap();
         client
@@ -251,10 +270,10 @@ fn a_connection_on_its_way_to_a_worker_that_failed_is_reset_and_its_slot_is_free
     let backend = TcpListener::bind("127.0.0.1:0").unwrap();
     let lone = Lone::new(backend.local_addr().unwrap());
     let client = lone.hand_over();
-    assert!(!lone.shared.slots.take());
+    assert!(!lone.shared.limits.slots.take());
     drop(lone.worker);
     assert!(was_reset(client), "a clean end would look like an answer");
-    assert!(lone.shared.slots.take());
+    assert!(lone.shared.limits.slots.take());
     assert_eq!(lone.stats.ends[EndReason::WorkerPanic as usize].get(), 1);
     assert_eq!(lone.stats.accepted.get(), 1);
 }
@@ -271,6 +290,54 @@ fn a_connection_that_arrives_after_the_stop_is_ended_with_the_rest() {
     std::thread::spawn(move || say.send(worker.run().is_ok()));
     assert_eq!(said.recv_timeout(Duration::from_secs(20)), Ok(true), "it ends");
     assert!(was_reset(client));
-    assert!(lone.shared.slots.take());
+    assert!(lone.shared.limits.slots.take());
     assert_eq!(lone.stats.ends[EndReason::Drain as usize].get(), 1);
+}
+
+/// Limits are changed under open sessions: what waits for one goes on, what is too many stays.
+#[test]
+fn limits_change_in_place() {
+    use crate::plan::Rate;
+
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_reserved, listen) = reserve();
+    let mut plan = plan(listen, backend.local_addr().unwrap());
+    plan.max_connections = Some(1);
+    // So slow that the second kilobyte would come in a second and the last one in an hour.
+    let slow = Rate { per_second: 1024, burst: 1024 };
+    plan.forwards[0].limits = Limits { rate: Some(slow), ..Limits::default() };
+    let (mut fleet, _poll) = fleet(&Arc::new(plan.clone()));
+    let mut clients = [TcpStream::connect(listen).unwrap(), TcpStream::connect(listen).unwrap()];
+    let (mut server, _) = backend.accept().unwrap();
+    let bytes = vec![7; 3 << 20];
+    let sent = bytes.clone();
+    std::thread::spawn(move || clients.iter_mut().try_for_each(|client| client.write_all(&sent)).map(|()| clients));
+    server.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    server.read_exact(&mut [0; 1024]).unwrap();
+    backend.set_nonblocking(true).unwrap();
+    assert!(backend.accept().is_err(), "the second one waits");
+
+    let change = |fleet: &mut Fleet, plan: &Plan| {
+        let ready = fleet.prepare(&Arc::new(plan.clone())).unwrap();
+        fleet.commit(ready, None);
+    };
+    plan.max_connections = Some(2);
+    plan.forwards[0].limits = Limits::default();
+    change(&mut fleet, &plan);
+    let mut rest = vec![0; bytes.len() - 1024];
+    server.read_exact(&mut rest).unwrap();
+    assert!(rest == bytes[1024..]);
+    let until = Instant::now() + Duration::from_secs(20);
+    let _second = loop {
+        if let Ok(second) = backend.accept() {
+            break second;
+        }
+        assert!(Instant::now() < until, "the second one is served when there is a slot for it");
+        std::thread::park_timeout(Duration::from_millis(5));
+    };
+    assert_eq!(fleet.open_sessions(), 2);
+    plan.max_connections = Some(1);
+    change(&mut fleet, &plan);
+    assert_eq!(fleet.open_sessions(), 2, "sessions stay");
+    fleet.stop();
 }

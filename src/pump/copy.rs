@@ -24,7 +24,8 @@ impl Rest {
 
 impl Lane<'_> {
     pub(super) fn fill_scratch(&mut self) -> io::Result<usize> {
-        let asked = self.copy_buffer.min(self.pumps.scratch.len());
+        let room = self.copy_buffer.min(self.pumps.scratch.len());
+        let asked = room.min(self.allowance);
         let mut source = self.source;
         self.calls += 1;
         let result = source.read(&mut self.pumps.scratch[..asked]);
@@ -33,7 +34,8 @@ impl Lane<'_> {
             Ok(n) => {
                 self.pump.held = Held::Scratch;
                 self.pumps.filled = 0..*n;
-                self.pump.choice.copied(*n, asked);
+                // A read that a rate cut short has filled no buffer and says no more than its size.
+                self.pump.choice.copied(*n, room);
                 // A short read has emptied the socket, and what comes later makes a new event; unless an end or an
                 // urgent byte cut it short, for those have had their event already.
                 if *n < asked && !self.source_ready.read_closed && !self.source_ready.urgent {

@@ -104,6 +104,8 @@ pub struct Lane<'a> {
     pub pool: usize,
     /// The other direction is done: closing both sockets passes this end on without a shutdown.
     pub last: bool,
+    /// Bytes this direction may still fill in this turn, by its rate; `usize::MAX` without one.
+    pub allowance: usize,
     /// System calls made: recv, send, splice, shutdown. Beside any of them an addition costs nothing, so it is not
     /// asked whether anybody wants to know.
     pub calls: u32,
@@ -133,6 +135,20 @@ impl Pumps {
     pub fn release(&mut self, pump: &mut Pump, pool: usize) {
         if let Held::Pipe(pipe) = std::mem::take(&mut pump.held) {
             self.pools[pool].put(pipe);
+        }
+    }
+
+    /// Stops counting the pipe a direction holds, whose session moves to another worker with all its bytes.
+    pub fn let_go(&mut self, pump: &Pump, pool: usize) {
+        if let Held::Pipe(pipe) = &pump.held {
+            self.pools[pool].release(pipe);
+        }
+    }
+
+    /// Counts the pipe of a direction whose session another worker has let go.
+    pub fn adopt(&mut self, pump: &Pump, pool: usize) {
+        if let Held::Pipe(pipe) = &pump.held {
+            self.pools[pool].adopt(pipe);
         }
     }
 
@@ -176,6 +192,19 @@ impl Pump {
 }
 
 impl Lane<'_> {
+    /// Fills by the path of the engine's choice.
+    fn fill_chosen(&mut self) -> io::Result<usize> {
+        if self.pump.choice.wants_splice()
+            && !self.pumps.splice_is_off()
+            && let Some(result) = self.fill_pipe()
+        {
+            return result;
+        }
+        // An empty pipe may be left from an earlier fill of this turn: a pool must be given back what it gave.
+        self.park_pipe();
+        self.fill_scratch()
+    }
+
     fn count(&self, reason: Fallback) {
         self.stats.fallbacks[reason as usize].add(1);
     }
@@ -199,20 +228,14 @@ impl Lane<'_> {
 
 impl Transfer for Lane<'_> {
     fn may_fill(&self) -> bool {
-        self.source_ready.readable
+        self.source_ready.readable && self.allowance > 0
     }
 
     fn fill(&mut self) -> io::Result<usize> {
         debug_assert_eq!(self.held(), 0, "fill only when nothing is held");
-        if self.pump.choice.wants_splice()
-            && !self.pumps.splice_is_off()
-            && let Some(result) = self.fill_pipe()
-        {
-            return result;
-        }
-        // An empty pipe may be left from an earlier fill of this turn: a pool must be given back what it gave.
-        self.park_pipe();
-        self.fill_scratch()
+        let filled = self.fill_chosen()?;
+        self.allowance -= filled;
+        Ok(filled)
     }
 
     fn may_drain(&self) -> bool {

@@ -32,7 +32,7 @@ impl Lane<'_> {
     pub(super) fn fill_pipe(&mut self) -> Option<io::Result<usize>> {
         let mut pipe = self.take_pipe()?;
         self.calls += 1;
-        let result = pipe.fill_from(self.source, MOST);
+        let result = pipe.fill_from(self.source, MOST.min(self.allowance));
         self.pump.held = Held::Pipe(pipe);
         match &result {
             // In front of an urgent byte splice says that the stream has ended as soon as the peer has ended its half

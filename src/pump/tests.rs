@@ -71,6 +71,7 @@ impl Rig {
             copy_buffer: 65536,
             pool: 0,
             last: false,
+            allowance: usize::MAX,
             calls: 0,
         }
     }

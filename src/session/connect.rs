@@ -3,7 +3,7 @@
 //! What the client sends meanwhile waits in the kernel.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::{End, Phase, Ready, Session, Side, Step, millis};
 use crate::plan::Forward;
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys;
-use crate::upstream::{Hop, Trace, Upstreams};
+use crate::upstream::{Hop, SourcePool, Trace, Upstreams};
 
 /// How far connecting has got.
 #[derive(Debug)]
@@ -58,6 +58,8 @@ pub struct Connector<'a> {
     pub forward: &'a Forward,
     /// Its targets.
     pub upstreams: &'a Upstreams,
+    /// Where its connections come from.
+    pub sources: &'a SourcePool,
     /// Its counters.
     pub stats: &'a ForwardStats,
     /// Our own connections.
@@ -203,16 +205,40 @@ impl Session {
     }
 }
 
-/// Makes the socket and starts the handshake; also says which local address it has got.
+/// Makes the socket and starts the handshake, from the first source address that has a port left; also says which local
+/// address it has got.
 fn begin(address: SocketAddr, by: &Connector<'_>, attempt: u32) -> io::Result<(Socket, Option<SocketAddr>)> {
+    if by.sources.is_empty() {
+        return begin_from(None, address, by, attempt);
+    }
+    // Going out from another address than those asked for would be worse than trying the next target.
+    let mut last = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+    for source in by.sources.turn(address.ip()) {
+        match begin_from(Some(source), address, by, attempt) {
+            // That an address has no port left says more than that there is no such address.
+            Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => {
+                last = if connect_end(&last).reason == EndReason::NoPorts { last } else { e };
+            }
+            result => return result,
+        }
+    }
+    Err(last)
+}
+
+fn begin_from(
+    source: Option<IpAddr>,
+    address: SocketAddr,
+    by: &Connector<'_>,
+    attempt: u32,
+) -> io::Result<(Socket, Option<SocketAddr>)> {
     let socket = sys::stream(address)?;
     sys::set_options(&socket, &by.forward.tcp)?;
-    if let Some(source) = by.forward.source {
-        if source.is_ipv4() != address.is_ipv4() {
-            // Going out from another address than the one asked for would be worse than trying the next target.
-            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
-        }
-        sys::bind_source(&socket, source)?;
+    if let Some(source) = source {
+        sys::bind_source(&socket, source).map_err(|e| {
+            by.sources.lacks(source, &e);
+            // Without its number, which connect(2) gives too, for another reason: no port is left.
+            io::Error::new(e.kind(), e)
+        })?;
     }
     match socket.connect(&address.into()) {
         Ok(()) => {}
@@ -235,6 +261,8 @@ fn connect_end(error: &io::Error) -> End {
         // over here: the backend took the connection and reset it before this worker looked.
         Some(libc::ECONNRESET | libc::EPIPE) => EndReason::ResetByBackend,
         Some(libc::ETIMEDOUT) => EndReason::ConnectTimeout,
+        // No port is left towards this target (`__inet_hash_connect` in net/ipv4/inet_hashtables.c).
+        Some(libc::EADDRNOTAVAIL) => EndReason::NoPorts,
         _ => EndReason::ConnectFailed,
     };
     End { reason, errno: error.raw_os_error() }

@@ -7,6 +7,7 @@
 //! sockets, so that a truncated stream never looks complete.
 
 mod connect;
+mod moving;
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use socket2::Socket;
 pub use self::connect::{Connecting, Connector};
 use crate::arms::ArmIndex;
 use crate::flow::{Flow, Progress};
+use crate::limits::Pace;
 use crate::plan::Timeouts;
 use crate::pump::{Choice, Direction, Lane, Pump, Pumps, Ready};
 use crate::stats::{Bytes, EndReason, ForwardStats};
@@ -87,6 +89,8 @@ pub struct Session {
     pub armed_ms: u64,
     /// Already in the queue of this or the next turn.
     pub queued: bool,
+    /// The worker's note of when it last thought of moving it.
+    pub seen: u8,
     /// The arm it was dealt to, in a live A/B.
     pub arm: Option<ArmIndex>,
     /// What the trace of our own connections holds for it.
@@ -140,6 +144,8 @@ pub struct Turn<'a> {
     pub now_us: u64,
     /// System calls its lanes have made.
     pub calls: u32,
+    /// What rates allow, where there is one.
+    pub pace: Option<Pace<'a>>,
 }
 
 impl End {
@@ -172,6 +178,7 @@ impl Session {
             active_us: origin.opened_us,
             armed_ms: 0,
             queued: false,
+            seen: 0,
             arm: None,
             trace: 0,
         }
@@ -285,7 +292,13 @@ impl Session {
             Direction::Down => self.down.flow,
         };
         if matches!(flow, Flow::Fill | Flow::Drain) {
+            // Now or never: what that is more than the rate allows, others have less.
+            let (pace, before) = (turn.pace.take(), self.moved());
             let _ = self.drive(direction, turn, true, 4 * BUDGET);
+            if let Some(mut pace) = pace {
+                pace.charge(direction, usize::try_from(self.moved() - before).unwrap_or(0));
+                turn.pace = Some(pace);
+            }
         }
     }
 
@@ -297,7 +310,7 @@ impl Session {
         let first_byte = direction == Direction::Down && self.downloaded() == 0;
         let progress = self.drive(direction, turn, other == Flow::Done, BUDGET);
         if first_byte && self.downloaded() > 0 {
-            turn.stats.first_byte_time.record(Duration::from_micros(turn.now_us - self.origin.opened_us));
+            turn.stats.first_byte_time.record(Duration::from_micros(turn.now_us.saturating_sub(self.origin.opened_us)));
         }
         progress
     }
@@ -313,6 +326,13 @@ impl Session {
                 (&mut self.down, &mut self.bytes.backend_to_client, backend, client, backend_ready, client_ready)
             }
         };
+        let may_move = match way.flow {
+            Flow::Fill => source_ready.readable,
+            Flow::Drain => source_ready.readable && target_ready.writable,
+            Flow::Finish | Flow::Done => false,
+        };
+        let mut pace = if may_move { turn.pace.as_mut() } else { None };
+        let allowance = pace.as_mut().map_or(usize::MAX, |pace| pace.allowance(direction, BUDGET));
         let mut lane = Lane {
             pump: &mut way.pump,
             pumps: turn.pumps,
@@ -326,11 +346,20 @@ impl Session {
             copy_buffer: turn.copy_buffer,
             pool: turn.pool,
             last,
+            allowance,
             calls: 0,
         };
         let progress = way.flow.advance(&mut lane, budget);
+        let left = lane.allowance;
         turn.calls += lane.calls;
-        progress
+        match pace {
+            Some(pace) if allowance > 0 => {
+                let wants_more = left == 0 && way.flow == Flow::Fill && source_ready.readable;
+                let goes_on = pace.settle(direction, left, if wants_more { BUDGET } else { 0 });
+                if goes_on && matches!(progress, Progress::Blocked) { Progress::Yield } else { progress }
+            }
+            _ => progress,
+        }
     }
 
     /// When it ends by itself if nothing happens, in milliseconds of the worker's clock.

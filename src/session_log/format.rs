@@ -243,7 +243,8 @@ fn rinetd_result(reason: EndReason) -> &'static str {
             "local-connect-failed"
         }
         EndReason::NoDescriptors => "local-socket-failed",
-        EndReason::Denied | EndReason::Limit | EndReason::Loop => "denied",
+        EndReason::NoPorts => "local-bind-failed",
+        EndReason::Denied | EndReason::Limit | EndReason::Rate | EndReason::Loop => "denied",
         EndReason::NotAllowed => "not-allowed",
     }
 }

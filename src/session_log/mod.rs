@@ -209,7 +209,9 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::plan::{Access, Engine, Forward, Host, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
+    use crate::plan::{
+        Access, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts,
+    };
     use crate::stats::{Bytes, EndReason};
 
     /// A plan with one forward, 0.0.0.0:9000-9010 to ports 8000-8010 of `host`.
@@ -217,7 +219,9 @@ mod tests {
         Plan {
             workers: None,
             pin: Pin::Auto,
+            gather: false,
             max_connections: None,
+            max_connections_per_source: None,
             drain: None,
             upgrade_drain: None,
             control: None,
@@ -233,9 +237,10 @@ mod tests {
                 copy_buffer: 65536,
                 pipe_size: None,
                 max_connections: None,
+                limits: Limits::default(),
                 timeouts: Timeouts::default(),
                 tcp: TcpOptions::default(),
-                source: None,
+                sources: Vec::new(),
                 access: Access::default(),
             }],
         }

@@ -1,11 +1,13 @@
 //! Where a session goes: the targets of one forward as one worker sees them.
 
 mod resolve;
+mod source;
 mod trace;
 
 use std::net::{IpAddr, SocketAddr};
 
 pub use self::resolve::{Resolver, names};
+pub use self::source::SourcePool;
 pub use self::trace::{Hop, Trace};
 use crate::plan::{Forward, Host, Ports};
 

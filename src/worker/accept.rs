@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 
 use mio::unix::SourceFd;
 
-use super::{Accepted, GONE, Life, Message, PAUSE_MS, Peer, Worker};
+use super::{Accepted, GONE, Life, Message, PAUSE_MS, Peer, SLOT_PAUSE_MS, Worker};
+use crate::limits::{Admission, Told};
 use crate::listener::AcceptError;
 use crate::plan::Refusal;
 use crate::pump::Choice;
@@ -51,42 +52,95 @@ impl Worker {
     }
 
     fn accept_one(&mut self, index: usize) {
+        let forward = self.parts.listeners[index].forward;
+        let limits = &self.parts.routes[forward].edition.limits;
+        let (admission, told) = self.parts.shared.limits.admit(limits, self.parts.id, self.now_us);
+        self.tell(told);
+        let until_ms = match admission {
+            Admission::Enter | Admission::Refuse(_) => return self.take_from(index, admission),
+            Admission::Wait => self.now_ms() + SLOT_PAUSE_MS,
+            Admission::WaitUntil(us) => us.div_ceil(1000),
+        };
+        self.parts.listeners[index].paused = true;
+        self.pause(until_ms);
+    }
+
+    /// Takes one connection, if there is one, and does with it what has been decided.
+    fn take_from(&mut self, index: usize, admission: Admission) {
         let listener = &mut self.parts.listeners[index];
         let forward = listener.forward;
-        let slots = [&self.parts.shared.slots, &*self.parts.routes[forward].edition.slots];
-        if !slots[0].take() {
-            return self.pause_all();
-        }
-        if !slots[1].take() {
-            slots[0].give();
-            listener.paused = true;
-            return self.pause();
-        }
         match sys::accept(&listener.socket) {
             Ok((socket, client)) => {
                 let (listener, port_offset) = (listener.index, listener.port_offset);
                 let hop = self.parts.shared.trace.look_up(client, || sys::meant_for(&socket));
-                self.hand_on(Accepted { socket, client, forward, listener, port_offset, hop });
+                let accepted = Accepted { socket, client, forward, listener, port_offset, hop, ticket: None };
+                if let Admission::Refuse(reason) = admission {
+                    return self.turn_down(&accepted, reason);
+                }
+                let limits = &self.parts.routes[forward].edition.limits;
+                match self.parts.shared.limits.enter(limits, client.ip(), self.now_us) {
+                    Ok(ticket) => self.hand_on(Accepted { ticket, ..accepted }),
+                    Err(reason) => {
+                        let told = self.parts.shared.limits.withdraw(limits);
+                        self.tell(told);
+                        self.turn_down(&accepted, reason);
+                    }
+                }
             }
             Err(e) => {
-                slots.iter().for_each(|slots| slots.give());
-                match AcceptError::of(&e) {
-                    AcceptError::Empty => listener.ready = false,
-                    AcceptError::Gone => {}
-                    AcceptError::Exhausted => {
-                        self.starve(&format!("cannot accept connections: {e}"));
-                    }
+                let kind = AcceptError::of(&e);
+                if kind == AcceptError::Empty {
+                    listener.ready = false;
+                }
+                if admission == Admission::Enter {
+                    let told = self.parts.shared.limits.withdraw(&self.parts.routes[forward].edition.limits);
+                    self.tell(told);
+                }
+                if kind == AcceptError::Exhausted {
+                    self.starve(&format!("cannot accept connections: {e}"));
                 }
             }
         }
     }
 
+    /// Passes it on that slots have come free.
+    pub(super) fn tell(&mut self, told: Told) {
+        for worker in told.into_iter().flatten() {
+            match self.parts.peers.get(worker) {
+                _ if worker == self.parts.id => self.told = true,
+                // A worker that is gone waits for nothing.
+                Some(peer) => _ = peer.mailbox.post(Message::SlotFree),
+                None => {}
+            }
+        }
+    }
+
+    /// A slot has come free that this worker waits for, or has waited for: without a listener it passes it on.
+    pub(super) fn slot_free(&mut self) {
+        self.told = true;
+        if self.parts.listeners.is_empty() {
+            for peer in self.serving().filter(|peer| !Arc::ptr_eq(peer, &self.parts.me)) {
+                let _ = peer.mailbox.post(Message::SlotFree);
+            }
+        }
+    }
+
+    /// The workers that serve.
+    pub(super) fn serving(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.parts.peers.iter().take(self.parts.serving)
+    }
+
     /// Keeps a new connection, or gives it to the least loaded worker when this one holds clearly more: the kernel
-    /// spreads connections by hash, which is uneven for few and heavy sessions.
+    /// spreads connections by hash, which is uneven for few and heavy sessions. Where sessions are gathered they move
+    /// later, once they have shown that they last.
     fn hand_on(&mut self, accepted: Accepted) {
         let (me, load) = (&self.parts.me, |peer: &Peer| peer.load.load(Ordering::Relaxed));
+        if self.parts.board.gathers() {
+            me.load.fetch_add(1, Ordering::Relaxed);
+            return self.begin(accepted);
+        }
         let mine = load(me);
-        let least = self.parts.peers.iter().min_by_key(|peer| load(peer)).unwrap_or(me);
+        let least = self.serving().min_by_key(|peer| load(peer)).unwrap_or(me);
         let surplus = mine.saturating_sub(load(least));
         // Exact while sessions are few; with many, an eighth more is not worth a wake-up each.
         if surplus > mine / 8 && !Arc::ptr_eq(least, me) && self.life == Life::Serving {
@@ -108,7 +162,7 @@ impl Worker {
 
     /// Makes a session of a connection. Its slot and its place in the load table are taken already.
     pub(super) fn begin(&mut self, accepted: Accepted) {
-        let Accepted { socket, client, forward, listener, port_offset, hop } = accepted;
+        let Accepted { socket, client, forward, listener, port_offset, hop, ticket } = accepted;
         self.parts.routes.open(forward);
         let first = self.parts.routes[forward].upstreams.pick();
         let route = &self.parts.routes[forward];
@@ -129,6 +183,7 @@ impl Worker {
         let arm = if plan.arms.is_empty() || refused.is_some() { None } else { Some(self.trial.deal(&plan.arms)) };
         let engine = arm.map_or(plan.engine, |arm| plan.arms[arm.get()].engine);
         let key = self.sessions.insert(Session::new(socket, origin, Choice::new(engine), connecting));
+        self.passes.begin(key, ticket);
         if let Some(arm) = arm {
             self.sessions[key].arm = Some(arm);
             self.trial.open(key, &route.stats.arms[arm.get()]);
@@ -153,26 +208,24 @@ impl Worker {
             );
         }
         self.freed |= self.parts.pumps.give_up_pipes();
-        self.pause_all();
-    }
-
-    /// Stops accepting for a while. The connections stay in the kernel's queue, and nothing spins.
-    pub(super) fn pause_all(&mut self) {
         self.halted = true;
-        self.pause();
+        self.pause(self.now_ms() + PAUSE_MS);
     }
 
-    fn pause(&mut self) {
+    /// Stops accepting for a while, from one listener or from all. The connections stay in the kernel's queue, and
+    /// nothing spins.
+    fn pause(&mut self, until_ms: u64) {
         if self.pause_until_ms == 0 {
             self.parts.stats.accept_pauses.add(1);
+            self.pause_until_ms = until_ms;
         }
-        self.pause_until_ms = self.now_ms() + PAUSE_MS;
+        self.pause_until_ms = self.pause_until_ms.min(until_ms);
         self.parts.stats.accept_paused.set(1);
     }
 
-    /// Ends a pause when its time is over or something has become free; whether it did.
-    pub(super) fn unpause(&mut self, freed: bool) -> bool {
-        let over = self.pause_until_ms > 0 && (freed || self.now_ms() >= self.pause_until_ms);
+    /// Ends a pause when its time is over or what it waits for may be there; whether it did.
+    pub(super) fn unpause(&mut self, freed: bool, told: bool) -> bool {
+        let over = self.pause_until_ms > 0 && (told || self.now_ms() >= self.pause_until_ms || (freed && self.halted));
         if over {
             self.resume();
         }
@@ -186,7 +239,11 @@ impl Worker {
         self.halted = false;
         self.parts.stats.accept_paused.set(0);
         for index in &self.accepting {
-            self.parts.listeners[*index].paused = false;
+            let listener = &mut self.parts.listeners[*index];
+            if std::mem::take(&mut listener.paused) {
+                let limits = &self.parts.routes[listener.forward].edition.limits;
+                self.parts.shared.limits.forget(limits, self.parts.id);
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use socket2::Socket;
 
-use super::{Change, LISTENER, Life, Worker};
+use super::{Change, LISTENER, Learn, Life, Worker};
 use crate::listener::Listener;
 
 /// Watches a listener under its number.
@@ -18,19 +18,25 @@ pub(super) fn watch(registry: &Registry, index: usize, listener: &Listener) -> i
 }
 
 impl Worker {
+    /// Learns of editions, before any connection comes for them.
+    pub(super) fn learn(&mut self, learn: Learn) {
+        self.parts.pumps.change(&learn.budgets, learn.scratch);
+        learn.routes.into_iter().for_each(|route| self.parts.routes.add(route));
+    }
+
     /// Serves something else from now on. Sessions, and listeners that are to stay, are not touched.
     pub(super) fn change(&mut self, change: Change) {
-        let Change { routes, listeners, peers, budgets, scratch, log, stays, done } = change;
-        routes.into_iter().for_each(|route| self.parts.routes.add(route));
-        self.parts.peers = peers;
-        self.parts.log = log;
-        self.parts.pumps.change(&budgets, scratch);
-        if stays && self.life == Life::Draining {
+        let Change { current, listeners, peers, serving, board, log, done } = change;
+        self.parts.routes.iter_mut().for_each(|route| route.current = current.contains(&route.edition.id));
+        (self.parts.peers, self.parts.serving, self.parts.board, self.parts.log) = (peers, serving, board, log);
+        self.leaving = self.parts.id >= serving;
+        if !self.leaving && self.life == Life::Draining {
             self.life = Life::Serving;
         }
         self.set_listeners(listeners);
-        // Limits may have changed with it.
+        // Limits may be others.
         self.freed = true;
+        self.look_again();
         // Nobody may wait for it any more.
         let _ = done.send(());
     }
@@ -42,7 +48,8 @@ impl Worker {
         let mut dropped = Vec::new();
         for (index, listener) in &mut self.parts.listeners {
             match wanted.remove(&Arc::as_ptr(&listener.socket)) {
-                Some(new) => *listener = Listener { paused: listener.paused, ..new },
+                // A pause was for a limit that may be another now: the queue is looked at again in any case.
+                Some(new) => *listener = new,
                 None => dropped.push(index),
             }
         }
@@ -62,6 +69,9 @@ impl Worker {
     /// goes on to make events unless it is taken out of the poller.
     pub(super) fn drop_listener(&mut self, index: usize) {
         let Some(listener) = self.parts.listeners.try_remove(index) else { return };
+        if let Some(route) = self.parts.routes.get(listener.forward) {
+            self.parts.shared.limits.forget(&route.edition.limits, self.parts.id);
+        }
         self.accepting.retain(|other| *other != index);
         if let Err(e) = self.parts.poll.registry().deregister(&mut SourceFd(&listener.socket.as_raw_fd())) {
             log::debug!("a listener was not watched: {e}");
@@ -76,6 +86,8 @@ impl Worker {
         }
         let over = |(index, listener): (usize, &Listener)| (listener.closing && !listener.ready).then_some(index);
         let closed: Vec<usize> = self.parts.listeners.iter().filter_map(over).collect();
+        // What the other listeners wait for was forgotten with it.
+        self.told |= !closed.is_empty();
         closed.into_iter().for_each(|index| self.drop_listener(index));
         self.closing = self.parts.listeners.iter().any(|(_, listener)| listener.closing);
     }

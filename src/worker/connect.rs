@@ -21,6 +21,7 @@ impl Worker {
                 key,
                 forward: route.forward(),
                 upstreams: &route.upstreams,
+                sources: &route.sources,
                 stats: &route.stats,
                 trace: &self.parts.shared.trace,
                 now_us: self.now_us,

@@ -1,13 +1,16 @@
 //! The end of a session, and what a worker reports.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::{GONE, Life, Message, Route, TRIM_MS, Worker};
+use super::{Accepted, GONE, Life, Message, TRIM_MS, Worker};
 use crate::arms::ArmIndex;
+use crate::limits::Ticket;
+use crate::plan::Forward;
 use crate::session::{End, Session};
-use crate::stats::{EndReason, SessionRecord};
+use crate::stats::{Bytes, EndReason, SessionRecord};
 use crate::sys;
 
 /// Finished sessions are handed to the log at once when there are that many.
@@ -24,8 +27,7 @@ impl Worker {
         }
         self.freed = true;
         let forward = session.origin().forward;
-        let route = &self.parts.routes[forward];
-        let stats = &route.stats;
+        let stats = &self.parts.routes[forward].stats;
         stats.open.sub(1);
         stats.ends[end.reason as usize].add(1);
         let duration = Duration::from_micros(self.now_us.saturating_sub(session.origin().opened_us));
@@ -34,38 +36,74 @@ impl Worker {
             stats.arms[arm.get()].open.sub(1);
             stats.arms[arm.get()].session.record(duration);
         }
-        self.give_back(&session);
-        if self.parts.log.is_some()
-            && let Some((listener, _)) = route.forward().addresses().nth(session.origin().listener)
-        {
-            self.finished.push(SessionRecord {
-                at: SystemTime::now(),
-                forward: Arc::clone(&route.edition.forward),
-                arm: session.arm.map(ArmIndex::get),
-                client: session.origin().client,
-                listener,
-                target: session.target(),
-                bytes: session.bytes(),
-                duration,
-                reason: end.reason,
-                errno: end.errno,
-            });
-        }
-        if self.finished.len() >= REPORT {
-            self.report_sessions();
-        }
+        self.give_back(key, &session);
+        self.record(forward, session.origin().listener, |forward, listener| SessionRecord {
+            at: SystemTime::now(),
+            forward,
+            arm: session.arm.map(ArmIndex::get),
+            client: session.origin().client,
+            listener,
+            target: session.target(),
+            bytes: session.bytes(),
+            duration,
+            reason: end.reason,
+            errno: end.errno,
+        });
         session.close(end.reason, &mut self.parts.pumps, self.parts.routes[forward].edition.pool);
         if self.parts.routes.close(forward) {
             self.sweep(forward);
         }
     }
 
-    fn give_back(&self, session: &Session) {
+    /// Resets a connection that a limit keeps from being a session: it holds no slot.
+    pub(super) fn turn_down(&mut self, accepted: &Accepted, reason: EndReason) {
+        let _ = accepted.socket.set_linger(Some(Duration::ZERO));
+        let stats = &self.parts.routes[accepted.forward].stats;
+        stats.accepted.add(1);
+        stats.ends[reason as usize].add(1);
+        stats.session_time.record(Duration::ZERO);
+        self.record(accepted.forward, accepted.listener, |forward, listener| SessionRecord {
+            at: SystemTime::now(),
+            forward,
+            arm: None,
+            client: accepted.client,
+            listener,
+            target: None,
+            bytes: Bytes::default(),
+            duration: Duration::ZERO,
+            reason,
+            errno: None,
+        });
+    }
+
+    /// Reports a finished session of a forward and one of its addresses, where there is a log.
+    fn record(
+        &mut self,
+        forward: usize,
+        listener: usize,
+        session: impl FnOnce(Arc<Forward>, SocketAddr) -> SessionRecord,
+    ) {
+        if self.parts.log.is_none() {
+            return;
+        }
+        let forward = Arc::clone(&self.parts.routes[forward].edition.forward);
+        let address = forward.addresses().nth(listener);
+        if let Some((address, _)) = address {
+            self.finished.push(session(forward, address));
+            if self.finished.len() >= REPORT {
+                self.report_sessions();
+            }
+        }
+    }
+
+    fn give_back(&mut self, key: usize, session: &Session) {
+        let forward = session.origin().forward;
+        let limits = &self.parts.routes[forward].edition.limits;
+        let ticket = self.passes.end(key, limits);
         self.parts.me.load.fetch_sub(1, Ordering::Relaxed);
-        self.parts.routes[session.origin().forward].edition.slots.give();
-        let shared = &self.parts.shared;
-        shared.slots.give();
-        shared.trace.forget(session.trace());
+        self.parts.shared.trace.forget(session.trace());
+        let told = self.parts.shared.limits.leave(limits, ticket, self.now_us);
+        self.tell(told);
     }
 
     /// Ends a turn: counters that are not kept as things happen, and finished sessions.
@@ -106,21 +144,31 @@ impl Worker {
 
 impl Worker {
     /// Resets connections that are on their way to a worker that ends, and gives back what was taken for them.
-    fn turn_away(&self, reason: EndReason) {
+    fn turn_away(&mut self, reason: EndReason) {
         while let Ok(message) = self.parts.inbox.try_recv() {
-            let Message::Accepted(accepted) = message else { continue };
-            let _ = accepted.socket.set_linger(Some(Duration::ZERO));
-            if let Some(route) = self.parts.routes.get(accepted.forward) {
-                route.stats.accepted.add(1);
-                self.count_lost(route, reason);
+            match message {
+                Message::Accepted(accepted) => {
+                    let _ = accepted.socket.set_linger(Some(Duration::ZERO));
+                    if let Some(route) = self.parts.routes.get(accepted.forward) {
+                        route.stats.accepted.add(1);
+                    }
+                    self.count_lost(accepted.forward, accepted.ticket, reason);
+                }
+                Message::Moved(session, ticket) => {
+                    session.reset();
+                    self.count_lost(session.origin().forward, ticket, reason);
+                }
+                _ => {}
             }
         }
     }
 
-    fn count_lost(&self, route: &Route, reason: EndReason) {
+    fn count_lost(&mut self, forward: usize, ticket: Option<Box<Ticket>>, reason: EndReason) {
+        // In the way out of a panic nothing may panic again.
+        let Some(route) = self.parts.routes.get(forward) else { return };
         route.stats.ends[reason as usize].add(1);
-        route.edition.slots.give();
-        self.parts.shared.slots.give();
+        let told = self.parts.shared.limits.leave(&route.edition.limits, ticket, self.now_us);
+        self.tell(told);
     }
 }
 
@@ -133,15 +181,17 @@ impl Drop for Worker {
         if !std::thread::panicking() {
             return;
         }
-        for (_, session) in &self.sessions {
+        for (key, session) in std::mem::take(&mut self.sessions) {
             session.reset();
-            let Some(route) = self.parts.routes.get(session.origin().forward) else { continue };
+            let forward = session.origin().forward;
+            let Some(route) = self.parts.routes.get(forward) else { continue };
             route.stats.open.sub(1);
             if let Some(arm) = session.arm {
                 route.stats.arms[arm.get()].open.sub(1);
             }
             self.parts.shared.trace.forget(session.trace());
-            self.count_lost(route, EndReason::WorkerPanic);
+            let ticket = self.passes.end(key, &route.edition.limits);
+            self.count_lost(forward, ticket, EndReason::WorkerPanic);
         }
     }
 }

@@ -9,7 +9,10 @@ use mio::Waker;
 use socket2::Socket;
 
 use super::Route;
+use crate::gather::Board;
+use crate::limits::Ticket;
 use crate::listener::Listener;
+use crate::session::Session;
 use crate::stats::SessionRecord;
 use crate::sys::pipes::PipeBudget;
 use crate::upstream::Hop;
@@ -35,8 +38,14 @@ pub struct Peer {
 pub enum Message {
     /// A connection another worker has accepted.
     Accepted(Accepted),
+    /// A session another worker has let go, and what limits per source count it as.
+    Moved(Box<Session>, Option<Box<Ticket>>),
     /// The addresses of a name.
     Resolved(Arc<str>, Arc<[IpAddr]>),
+    /// A slot this worker waits for has come free.
+    SlotFree,
+    /// Editions others may soon pass on connections for.
+    Learn(Box<Learn>),
     /// What it serves from now on.
     Change(Box<Change>),
     /// Editions no connection will come for any more.
@@ -54,23 +63,32 @@ pub enum Message {
     Panic,
 }
 
-/// What a worker serves from now on: all of it, whatever was before.
+/// Editions a worker does not know yet. Every worker is told of them before any is told to serve them.
 #[derive(Debug)]
-pub struct Change {
-    /// Editions it may not know yet.
+pub struct Learn {
+    /// With what it keeps for each.
     pub routes: Vec<Route>,
-    /// Every listener it accepts from.
-    pub listeners: Vec<Listener>,
-    /// The workers connections are spread over.
-    pub peers: Arc<[Arc<Peer>]>,
     /// Its share of pipes, by pool.
     pub budgets: Vec<PipeBudget>,
     /// Bytes the largest read may take.
     pub scratch: usize,
+}
+
+/// What a worker serves from now on: all of it, whatever was before.
+#[derive(Debug)]
+pub struct Change {
+    /// Editions that are not replaced.
+    pub current: Arc<[usize]>,
+    /// Every listener it accepts from.
+    pub listeners: Vec<Listener>,
+    /// All workers by number.
+    pub peers: Arc<[Arc<Peer>]>,
+    /// The first so many serve.
+    pub serving: usize,
+    /// How busy each of them is.
+    pub board: Arc<Board>,
     /// Where finished sessions are reported.
     pub log: Option<SyncSender<Vec<SessionRecord>>>,
-    /// False for a worker whose place is about to be taken away.
-    pub stays: bool,
     /// Told, or closed, when this is in effect or the worker is gone.
     pub done: Sender<()>,
 }
@@ -84,13 +102,15 @@ pub struct Accepted {
     pub(super) listener: usize,
     pub(super) port_offset: u16,
     pub(super) hop: Hop,
+    /// What limits per source count it as.
+    pub(super) ticket: Option<Box<Ticket>>,
 }
 
 #[cfg(test)]
 impl Accepted {
     /// A connection to the first forward, as if another worker had accepted it.
     pub(crate) fn of(socket: Socket, client: SocketAddr) -> Self {
-        Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default() }
+        Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default(), ticket: None }
     }
 }
 

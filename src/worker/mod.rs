@@ -11,6 +11,7 @@ mod accept;
 mod change;
 mod connect;
 mod end;
+mod gather;
 mod mailbox;
 mod routes;
 mod trial;
@@ -24,11 +25,13 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token};
 use slab::Slab;
 
-pub use self::mailbox::{Accepted, Change, Mailbox, Message, Peer};
+pub use self::mailbox::{Accepted, Change, Learn, Mailbox, Message, Peer};
 pub use self::routes::{Edition, Route, Routes};
 use self::trial::Trial;
 use crate::deadline::Deadlines;
-use crate::listener::{Listener, Shortage, Slots};
+use crate::gather::{Board, Gatherer};
+use crate::limits::{Limits, Passes};
+use crate::listener::{Listener, Shortage};
 use crate::pump::Pumps;
 use crate::session::{End, Session, Step, Turn, key_of};
 use crate::stats::{EndReason, SessionRecord, WorkerStats};
@@ -42,6 +45,9 @@ const LISTENER: usize = 1 << (usize::BITS - 2);
 const EVENTS: usize = 256;
 /// How long accepting pauses when descriptors have run out; a session that ends lets it go on at once.
 const PAUSE_MS: u64 = 50;
+/// How long it pauses for want of a slot, of which the worker is told when one comes free; only if whoever should have
+/// told has failed, this matters.
+const SLOT_PAUSE_MS: u64 = 1000;
 /// A pipe nobody has needed for that long is closed.
 const TRIM_MS: u64 = 500;
 /// The load of a worker that takes no more connections: more than any other can have.
@@ -50,8 +56,8 @@ const GONE: usize = usize::MAX / 2;
 /// What workers share. Nothing in it is locked.
 #[derive(Debug)]
 pub struct Shared {
-    /// `max_connections` of the process.
-    pub slots: Slots,
+    /// What limits connections and bytes of the process.
+    pub limits: Limits,
     /// Our own connections to backends.
     pub trace: Trace,
     /// Descriptors or memory have run out.
@@ -61,10 +67,16 @@ pub struct Shared {
 /// What a worker is made of.
 #[derive(Debug)]
 pub struct Parts {
+    /// Its number, from 0.
+    pub id: usize,
     /// What the others see of it.
     pub me: Arc<Peer>,
-    /// The workers connections are spread over, itself among them as long as it stays.
+    /// All workers by number.
     pub peers: Arc<[Arc<Peer>]>,
+    /// The first so many serve.
+    pub serving: usize,
+    /// How busy each of them is.
+    pub board: Arc<Board>,
     /// Its poller, the mailbox's waker registered already.
     pub poll: Poll,
     /// What workers share.
@@ -97,6 +109,9 @@ pub struct Worker {
     retry: Vec<usize>,
     finished: Vec<SessionRecord>,
     trial: Trial,
+    gatherer: Gatherer,
+    /// What sessions hold of limits.
+    passes: Passes,
     clock: Instant,
     now_us: u64,
     /// Listeners that may have connections. Only these are looked at: there may be thousands of others.
@@ -106,10 +121,13 @@ pub struct Worker {
     /// Accepting pauses until then, for one listener or, when `halted`, for all; 0 when it does not.
     pause_until_ms: u64,
     halted: bool,
-    /// Since the last turn something has come free that sessions or listeners may wait for: a slot, a descriptor, an
-    /// address.
+    /// Since the last turn something has come free that sessions or listeners may wait for: a descriptor, an address.
     freed: bool,
+    /// This worker has been told of a slot that listeners may wait for.
+    told: bool,
     life: Life,
+    /// Its place was taken away.
+    leaving: bool,
     /// Nobody chooses it any more.
     gone: bool,
     /// What threads before this one have spent in this worker's place, in nanoseconds.
@@ -145,11 +163,14 @@ impl Worker {
         let trial = Trial::new();
         let accepting = parts.listeners.iter().map(|(index, _)| index).collect();
         let busy_before_ns = parts.stats.busy_ns.get();
+        let gatherer = Gatherer::new(parts.id);
+        let clock = parts.shared.limits.begun();
         Ok(Self {
             accepting,
             closing: false,
             parts,
             trial,
+            gatherer,
             // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
             sessions: Slab::with_capacity(4096),
             deadlines: Deadlines::default(),
@@ -158,12 +179,15 @@ impl Worker {
             due: Vec::new(),
             retry: Vec::new(),
             finished: Vec::new(),
-            clock: Instant::now(),
+            passes: Passes::default(),
+            clock,
             now_us: 0,
             pause_until_ms: 0,
             halted: false,
             freed: false,
+            told: false,
             life: Life::Serving,
+            leaving: false,
             gone: false,
             busy_before_ns,
             full_batches: 0,
@@ -195,10 +219,12 @@ impl Worker {
             }
             self.read_mailbox();
             let freed = std::mem::take(&mut self.freed);
-            if self.unpause(freed) || freed {
+            let told = std::mem::take(&mut self.told);
+            if self.unpause(freed, told) || freed {
                 self.retry();
             }
             self.accept();
+            self.look_round();
             self.report();
         }
         self.report();
@@ -238,8 +264,8 @@ impl Worker {
     /// How long the poller may sleep.
     fn timeout(&self) -> Option<Duration> {
         let accepting = self.may_accept();
-        let waiting = self.pause_until_ms > 0 || !self.retry.is_empty();
-        if accepting || !self.again.is_empty() || (self.freed && waiting) {
+        let waiting = self.freed && (self.halted || !self.retry.is_empty());
+        if accepting || !self.again.is_empty() || waiting || (self.told && self.pause_until_ms > 0) {
             return Some(Duration::ZERO);
         }
         let set = |ms: u64| Some(ms).filter(|ms| *ms > 0);
@@ -294,14 +320,22 @@ impl Worker {
                     pool: route.edition.pool,
                     now_us: self.now_us,
                     calls: 0,
+                    pace: self.passes.pace(key, &route.edition.limits, self.now_us),
                 };
-                match session.arm {
+                let step = match session.arm {
                     None => session.advance(&mut turn),
                     Some(arm) => self.trial.advance(key, session, &mut turn, &plan.arms[arm.get()]),
+                };
+                if let Some(pace) = turn.pace {
+                    turn.stats.rate_waits.add(pace.waits());
                 }
+                step
             }
             _ => step,
         };
+        if !matches!(step, Step::End(_)) && self.move_away(key) {
+            return;
+        }
         self.settle(key, step);
     }
 
@@ -325,7 +359,8 @@ impl Worker {
     fn arm(&mut self, key: usize) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let timeouts = &self.parts.routes[session.origin().forward].forward().timeouts;
-        match session.deadline_ms(timeouts) {
+        // A session that waits for bytes of its rate is not idle by its own choice: no other time runs meanwhile.
+        match self.passes.wake_ms(key).or_else(|| session.deadline_ms(timeouts)) {
             Some(at_ms) if session.armed_ms == 0 || at_ms < session.armed_ms => {
                 session.armed_ms = at_ms.max(1);
                 self.deadlines.set(key, at_ms);
@@ -345,6 +380,15 @@ impl Worker {
         for key in due.drain(..) {
             let Some(session) = self.sessions.get_mut(key) else { continue };
             session.armed_ms = 0;
+            if let Some(wake_ms) = self.passes.wake_ms(key) {
+                match session.queued {
+                    // Its next turn sets the timer again.
+                    true => {}
+                    false if wake_ms <= now_ms => self.drive(key),
+                    false => self.arm(key),
+                }
+                continue;
+            }
             let timeouts = &self.parts.routes[session.origin().forward].forward().timeouts;
             match session.deadline_ms(timeouts) {
                 Some(at_ms) if at_ms <= now_ms => {
@@ -366,13 +410,16 @@ impl Worker {
         while let Ok(message) = self.parts.inbox.try_recv() {
             match message {
                 Message::Accepted(accepted) => self.begin(accepted),
+                Message::Moved(session, ticket) => self.take_over(*session, ticket),
                 Message::Resolved(name, addresses) => {
                     self.parts.routes.iter_mut().for_each(|route| route.upstreams.resolved(&name, &addresses));
                     self.freed = true;
                 }
+                Message::SlotFree => self.slot_free(),
+                Message::Learn(learn) => self.learn(*learn),
                 Message::Change(change) => self.change(*change),
                 Message::Retire(editions) => self.retire(&editions),
-                Message::Leave if self.life == Life::Serving => self.life = Life::Draining,
+                Message::Leave if self.leaving && self.life == Life::Serving => self.life = Life::Draining,
                 Message::Leave => {}
                 Message::Drain => self.drain(),
                 Message::LetGo => {
@@ -403,6 +450,16 @@ impl Worker {
         self.close_listeners();
         self.life = Life::Stopping;
         self.end_all(EndReason::Drain);
+    }
+
+    /// Limits have changed: listeners and sessions that wait for one ask again.
+    fn look_again(&mut self) {
+        self.told = true;
+        for key in self.passes.forget_bookings() {
+            let Some(session) = self.sessions.get_mut(key).filter(|session| !session.queued) else { continue };
+            session.queued = true;
+            self.again.push(key);
+        }
     }
 
     fn close_listeners(&mut self) {

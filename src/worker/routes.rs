@@ -3,10 +3,10 @@
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
-use crate::listener::Slots;
+use crate::limits::ForwardLimits;
 use crate::plan::Forward;
 use crate::stats::ForwardStats;
-use crate::upstream::Upstreams;
+use crate::upstream::{SourcePool, Upstreams};
 
 /// A forward as it was configured at one time. Sessions keep the edition they began with, whatever a reload changes.
 #[derive(Debug)]
@@ -15,8 +15,8 @@ pub struct Edition {
     pub id: usize,
     /// What was configured.
     pub forward: Arc<Forward>,
-    /// `max_connections` of the forward, shared by all its editions.
-    pub slots: Arc<Slots>,
+    /// Limits of the forward, shared by all its editions.
+    pub limits: Arc<ForwardLimits>,
     /// Index of the pool with its pipe size.
     pub pool: usize,
 }
@@ -28,8 +28,12 @@ pub struct Route {
     pub edition: Arc<Edition>,
     /// Its targets.
     pub upstreams: Upstreams,
+    /// Where its connections to the targets come from.
+    pub sources: SourcePool,
     /// Its counters.
     pub stats: Arc<ForwardStats>,
+    /// The plan has it. Sessions of others do not move: they could come to a worker that has given it up.
+    pub(super) current: bool,
     /// Sessions this worker holds.
     open: usize,
     /// No listener of any worker leads to it any more.
@@ -43,10 +47,11 @@ pub struct Route {
 pub struct Routes(Vec<Option<Route>>);
 
 impl Route {
-    /// Without a session.
+    /// Without a session, for the worker with that number.
     #[must_use]
-    pub fn new(edition: Arc<Edition>, upstreams: Upstreams, stats: Arc<ForwardStats>) -> Self {
-        Self { edition, upstreams, stats, open: 0, retired: false }
+    pub fn new(edition: Arc<Edition>, upstreams: Upstreams, stats: Arc<ForwardStats>, worker: usize) -> Self {
+        let sources = SourcePool::new(&edition.forward.sources, worker);
+        Self { edition, upstreams, sources, stats, current: false, open: 0, retired: false }
     }
 
     /// What was configured.

@@ -50,7 +50,7 @@ impl Trial {
         let after = session.bytes();
         stats.moved(before, after, turn.calls);
         if before.backend_to_client.total() == 0 && after.backend_to_client.total() > 0 {
-            stats.first_byte.record(Duration::from_micros(turn.now_us - session.origin().opened_us));
+            stats.first_byte.record(Duration::from_micros(turn.now_us.saturating_sub(session.origin().opened_us)));
         }
         if let Some(cpu_ns) = cpu_ns {
             stats.measured(&mut self.sampled[key], after.total() - before.total(), cpu_ns);

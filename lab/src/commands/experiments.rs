@@ -11,6 +11,7 @@ use super::prepare::Prepared;
 use crate::cli::{AbArgs, Common, CrrArgs, RrArgs, RunArgs, StreamArgs};
 use crate::experiment::action::Pass;
 use crate::experiment::arm::{self, Arm};
+use crate::experiment::case::Case;
 use crate::experiment::{Experiment, Finished, file, load, table};
 use crate::load::{Load, iperf3, netperf};
 use crate::plan::runner::Step;
@@ -56,7 +57,7 @@ pub(super) fn crr(args: &CrrArgs) -> Result<ExitCode, Error> {
 /// `lab stream`.
 pub(super) fn stream(args: &StreamArgs) -> Result<ExitCode, Error> {
     let StreamArgs { streams, chunks, size, common } = args;
-    let load = load::streams(*streams, *chunks, *size, common.seconds);
+    let load = load::streams(*streams, f64::from(*chunks), *size, common.seconds);
     let title = format!("{streams} streams of {chunks} chunks of {size} bytes a second");
     compare("stream", title, common, vec![load])
 }
@@ -83,7 +84,8 @@ pub(super) fn compare_with(
         links: common.links.links(),
         settings: settings(common, &arms),
         arms,
-        loads,
+        cases: loads.into_iter().map(Case::from).collect(),
+        goals: Vec::new(),
         rounds: common.rounds,
         passes,
         missing,
@@ -142,7 +144,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     let wrong = |error: spliced::config::ConfigError| Error::Wrong(error.to_string());
     if !sandbox::is_inside() {
         let (name, text) = file::read(&args.file).map_err(wrong)?;
-        let written = file::parse(&name, &text).map_err(wrong)?;
+        let written = chosen(args, &name, &text)?;
         if args.check {
             print!("{}", steps(&experiment(written, &name)));
             return Ok(ExitCode::SUCCESS);
@@ -156,8 +158,26 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     settle()?;
     let (_, text) = file::read(&prepared.out.join(PLAN_FILE)).map_err(wrong)?;
     let name = args.file.to_string_lossy();
-    let experiment = experiment(file::parse(&name, &text).map_err(wrong)?, &name);
+    let experiment = experiment(chosen(args, &name, &text)?, &name);
     conduct(&experiment, &prepared, args.json.as_deref())
+}
+
+/// What the file says, as far as the command line does not say otherwise.
+fn chosen(args: &RunArgs, name: &str, text: &str) -> Result<file::Written, Error> {
+    let wrong = |error: spliced::config::ConfigError| Error::Wrong(error.to_string());
+    let mut written = file::parse(name, text, &args.peer).map_err(wrong)?;
+    let known: Vec<&str> = written.cases.iter().map(Case::id).collect();
+    if let Some(unknown) = args.only.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(Error::Wrong(format!("--only {unknown}: found no such load; allowed: {}", known.join(", "))));
+    }
+    written.cases.retain(|case| args.only.is_empty() || args.only.iter().any(|name| name == case.id()));
+    for case in &mut written.cases {
+        case.rounds = args.rounds.or(case.rounds);
+        if let Some(seconds) = args.seconds {
+            case.load = load::lasting(&case.load, seconds);
+        }
+    }
+    Ok(written)
 }
 
 fn experiment(written: file::Written, name: &str) -> Experiment {
@@ -168,7 +188,8 @@ fn experiment(written: file::Written, name: &str) -> Experiment {
         title: written.title,
         links: written.links,
         arms: written.arms,
-        loads: written.loads,
+        cases: written.cases,
+        goals: written.goals,
         rounds: written.rounds,
         settings: settings.map(|(name, value)| (name.to_owned(), value)).into(),
         passes: written.passes,
@@ -179,13 +200,16 @@ fn experiment(written: file::Written, name: &str) -> Experiment {
 /// Every step that would be taken, once.
 fn steps(experiment: &Experiment) -> String {
     let mut text = String::new();
-    let setup = experiment.setup();
-    let measured = experiment
-        .loads
-        .iter()
-        .flat_map(|load| experiment.arms.iter().flat_map(move |arm| experiment.measurement(1, arm, load)));
-    for step in setup.into_iter().chain(measured) {
-        text.push_str(&format!("{}: {}\n", step.name(), step.tried()));
+    let mut up = None;
+    for case in &experiment.cases {
+        let links = experiment.links_of(case);
+        let setup = if up == Some(links) { Vec::new() } else { Experiment::setup(&links) };
+        up = Some(links);
+        let arms = experiment.arms.iter().filter(|arm| case.takes(arm));
+        let measured = arms.flat_map(|arm| experiment.measurement(1, arm, &case.load));
+        for step in setup.into_iter().chain(measured) {
+            text.push_str(&format!("{}: {}\n", step.name(), step.tried()));
+        }
     }
     text
 }
@@ -193,7 +217,7 @@ fn steps(experiment: &Experiment) -> String {
 /// Runs an experiment to its end.
 fn conduct(experiment: &Experiment, prepared: &Prepared, json: Option<&Path>) -> Result<ExitCode, Error> {
     let finished = experiment.run(&prepared.spliced, &prepared.out)?;
-    show(finished, prepared, json, |results| table::tables(results, &experiment.loads))
+    show(finished, prepared, json, |results| table::tables(results, &experiment.cases))
 }
 
 /// Writes and shows what was found, as far as it came.

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::arm::Arm;
-use super::bench::Bench;
+use super::bench::{Bench, Holding};
 use super::load;
 use crate::load::{HoldKind, Load, Sessions};
 use crate::plan::CommandStep;
@@ -19,6 +19,8 @@ pub enum Action {
     Serve(Load),
     /// The forwarder of an arm is started, and is ready when the step is done.
     Start(Arm),
+    /// Memory and descriptors before the first connection.
+    Before,
     /// The load gets ready: its connections are made where they stay.
     Connect(Arm, Load),
     /// Meters are started.
@@ -81,6 +83,7 @@ impl Step for Action {
             Self::Load(load) => format!("load {}", load::name(load)),
             Self::Sample(load) => format!("read the meters of {}", load::name(load)),
             Self::Serve(load) => format!("start the server of {}", load::name(load)),
+            Self::Before => "look at memory before the first connection".to_owned(),
             Self::Holdings => "look at memory and descriptors".to_owned(),
             Self::Look(arm, _, pass) => format!("{} of {}", pass.name(), arm.name),
             Self::Hold(arm, kind) => format!("hold {} sessions through {}", hold_name(*kind), arm.name),
@@ -94,7 +97,7 @@ impl Step for Action {
             Self::Start(arm) => arm.tried(),
             Self::Meter(_) | Self::Sample(_) => "process times and /proc".to_owned(),
             Self::Serve(load) | Self::Connect(_, load) | Self::Load(load) => load::describe(load),
-            Self::Holdings => "/proc of its processes".to_owned(),
+            Self::Before | Self::Holdings => "/proc of its processes".to_owned(),
             Self::Look(_, load, Pass::Syscalls) => format!("strace -c -f under {}", load::describe(load)),
             Self::Look(_, load, Pass::Counters) => format!("perf stat under {}", load::describe(load)),
             Self::Look(_, load, Pass::Profile) => format!("perf record under {}", load::describe(load)),
@@ -137,8 +140,12 @@ impl Step for Action {
                 Ok(Outcome::said(said))
             }
             Self::Sample(load) => bench.sample(load).map(Outcome::said).map_err(StepError::from),
+            Self::Before => {
+                bench.before = Holding::of(&bench.tree());
+                Ok(Outcome::default())
+            }
             Self::Holdings => {
-                bench.holdings();
+                bench.holdings()?;
                 Ok(Outcome::default())
             }
             Self::Look(arm, load, pass) => bench.look(arm, load, *pass).map(Outcome::said).map_err(StepError::from),
@@ -165,7 +172,7 @@ impl Step for Action {
             }
             Self::Connect(..) => bench.ready.take().map(|_| Ok(Outcome::default())),
             Self::Hold(..) => bench.sessions.take().map(|_| Ok(Outcome::default())),
-            Self::Load(_) | Self::Sample(_) | Self::Holdings | Self::Look(..) | Self::Grow(_) => None,
+            Self::Load(_) | Self::Sample(_) | Self::Before | Self::Holdings | Self::Look(..) | Self::Grow(_) => None,
         }
     }
 }

@@ -1,11 +1,13 @@
 //! What is measured against each other.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::engine::{Engine, EngineOptions};
+use super::engine::{self, Engine, EngineOptions};
 use crate::peers::{self, Given, Peer, Running};
-use crate::place::Wiring;
+use crate::place::{User, Wiring};
+use crate::plan::about;
 use crate::results::{Kind, Missing};
 use crate::sample::{Accounting, Tree};
 
@@ -23,6 +25,8 @@ pub struct Arm {
     pub kind: Kind,
     /// What is started for it.
     pub what: What,
+    /// Whom it runs as, where it is not the user of the lab.
+    pub user: Option<User>,
 }
 
 /// What is started for an arm.
@@ -48,13 +52,21 @@ impl Arm {
     #[must_use]
     pub fn engine(name: &str) -> Option<Self> {
         let options = EngineOptions::named(name)?;
-        Some(Self { name: name.to_owned(), kind: Kind::Engine, what: What::Engine(options) })
+        Some(Self { name: name.to_owned(), kind: Kind::Engine, what: What::Engine(options), user: None })
     }
 
     /// A peer or a limit.
     #[must_use]
     pub fn peer(peer: Peer) -> Self {
-        Self { name: peer.name.clone(), kind: peer.kind, what: What::Peer(peer) }
+        Self { name: peer.name.clone(), kind: peer.kind, what: What::Peer(peer), user: None }
+    }
+
+    /// Gives it another name, so that one forwarder can be several arms.
+    pub fn rename(&mut self, name: &str) {
+        name.clone_into(&mut self.name);
+        if let What::Peer(peer) = &mut self.what {
+            name.clone_into(&mut peer.name);
+        }
     }
 
     /// Where load has to connect.
@@ -69,10 +81,11 @@ impl Arm {
     /// What its trace says was tried.
     #[must_use]
     pub fn tried(&self) -> String {
-        match &self.what {
+        let what = match &self.what {
             What::Engine(options) => format!("spliced run --config {}/spliced.yaml ({options})", self.name),
             What::Peer(_) => format!("start {}; its command and configuration are in {}/", self.name, self.name),
-        }
+        };
+        [what].into_iter().chain(self.user.iter().map(|user| format!(", as user {}", user.name))).collect()
     }
 
     /// Starts it and waits until it takes connections.
@@ -80,10 +93,28 @@ impl Arm {
     /// # Errors
     /// What kept it, with its own last words; nothing of it is left.
     pub fn start(&self, spliced: &Path, wiring: &Wiring, out: &Path) -> io::Result<Started> {
+        let mut wiring = wiring.clone();
+        self.make_directories(out)?;
+        if let Some(user) = &self.user {
+            wiring.forwarder = wiring.forwarder.as_user(user);
+        }
+        let wiring = &wiring;
         match &self.what {
             What::Engine(options) => Engine::start(&self.name, options, spliced, wiring, out).map(Started::Engine),
             What::Peer(peer) => peer.start(wiring, out).map(Started::Peer),
         }
+    }
+
+    /// Its directories, which belong to whom it runs as.
+    fn make_directories(&self, out: &Path) -> io::Result<()> {
+        for directory in [out.join(&self.name), engine::home(&self.name)] {
+            fs::create_dir_all(&directory).map_err(about("make the directory", &directory))?;
+            if let Some(user) = &self.user {
+                std::os::unix::fs::chown(&directory, Some(user.uid), Some(user.gid))
+                    .map_err(about("give to its user the directory", &directory))?;
+            }
+        }
+        Ok(())
     }
 
     /// How the time of its children is found.

@@ -37,6 +37,8 @@ pub struct Bench {
     pub window: Option<Window>,
     /// What the last load did.
     pub done: Option<loads::Outcome>,
+    /// What the forwarder held before the first connection.
+    pub before: Holding,
     /// Sessions that are held.
     pub sessions: Option<Sessions>,
     /// Memory of the kernel before the first of them.
@@ -53,6 +55,35 @@ enum Looking {
     Syscalls(Syscalls),
     Counters(Counters),
     Profile(Recording),
+}
+
+/// What a forwarder and the kernel hold at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Holding {
+    user: UserMemory,
+    kernel: KernelMemory,
+    descriptors: Descriptors,
+}
+
+impl Holding {
+    /// Of a tree, now.
+    pub(super) fn of(tree: &Tree) -> Self {
+        Self { user: UserMemory::of(tree), kernel: KernelMemory::now(), descriptors: Descriptors::of(tree) }
+    }
+
+    /// What each of so many sessions added since `before`.
+    #[expect(clippy::cast_precision_loss, reason = "a measurement")]
+    fn per_session(&self, before: &Self, sessions: usize, samples: &mut Samples) {
+        for (name, now, before) in [
+            ("user_bytes_per_session", self.user.private_dirty, before.user.private_dirty),
+            ("kernel_bytes_per_session", self.kernel.total(), before.kernel.total()),
+            ("descriptors_per_session", self.descriptors.open, before.descriptors.open),
+            ("pipes_per_session", self.descriptors.pipes, before.descriptors.pipes),
+        ] {
+            samples.insert(name.to_owned(), (now as f64 - before as f64) / sessions.max(1) as f64);
+        }
+        samples.insert("start_rss_bytes".to_owned(), before.user.rss as f64);
+    }
 }
 
 /// Meters running.
@@ -75,6 +106,7 @@ impl Bench {
             ready: None,
             window: None,
             done: None,
+            before: Holding::default(),
             sessions: None,
             kernel_before: KernelMemory::default(),
             points: Vec::new(),
@@ -82,7 +114,7 @@ impl Bench {
         }
     }
 
-    fn tree(&self) -> Tree {
+    pub(super) fn tree(&self) -> Tree {
         self.started.as_ref().map_or_else(|| Tree::new([]), Started::tree)
     }
 
@@ -119,6 +151,12 @@ impl Bench {
             let share = used.forwarder.seconds() / used.seconds / (stream.streams as f64 / 1000.0);
             samples.insert("cpu_share_per_1000_streams".to_owned(), share);
         }
+        if let Load::Hold(hold) = load {
+            Holding::of(&self.tree()).per_session(&self.before, hold.sessions, &mut samples);
+            #[expect(clippy::cast_precision_loss, reason = "a measurement")]
+            let cpu = used.forwarder.seconds() * 1e6 / used.seconds / hold.sessions.max(1) as f64;
+            samples.insert("cpu_us_per_session_second".to_owned(), cpu);
+        }
         if let (Some(before), Some(after)) = (window.before, after) {
             #[expect(clippy::cast_precision_loss, reason = "a measurement")]
             let mut add = |name: &str, value: u64| samples.insert(name.to_owned(), value as f64);
@@ -129,7 +167,9 @@ impl Bench {
         if self.round.kind == Kind::Limit {
             // Nothing in user space forwards: that its cost is 0 is no measurement.
             samples.retain(|name, _| {
-                !name.starts_with("forwarder_") && !name.starts_with("cpu_") && name != "context_switches_per_gb"
+                let held = name.ends_with("_per_session") || name == "start_rss_bytes";
+                let forwarder = name.starts_with("forwarder_") || name.starts_with("cpu_") || held;
+                !forwarder && name != "context_switches_per_gb"
             });
         }
         samples.extend(done.samples);
@@ -223,12 +263,18 @@ impl Bench {
         Ok(directory)
     }
 
-    pub(super) fn holdings(&mut self) {
+    pub(super) fn holdings(&mut self) -> io::Result<()> {
         if self.round.kind == Kind::Limit {
-            return;
+            return Ok(());
         }
         let tree = self.tree();
         UserMemory::of(&tree).samples(&mut self.round.samples);
         Descriptors::of(&tree).samples(&mut self.round.samples);
+        if let Some(counters) = self.counters()? {
+            #[expect(clippy::cast_precision_loss, reason = "a measurement")]
+            let over = counters.pipes.saturating_sub(counters.pipe_budget) as f64;
+            self.round.samples.insert("pipes_over_budget".to_owned(), over);
+        }
+        Ok(())
     }
 }

@@ -66,7 +66,7 @@ impl Experiment {
         let mut runner = Runner::new(Bench::new(spliced, out), Trace::create(out)?);
         let mut progress = Progress::new(u64::try_from(stops.len() * self.arms.len()).unwrap_or(u64::MAX));
         let mut all = || {
-            runner.take_all(&self.setup())?;
+            runner.take_all(&Self::setup(&self.links))?;
             for (kind, numbers) in stops {
                 for arm in &self.arms {
                     one(&mut runner, arm, *kind, numbers, &mut results, &mut progress)?;

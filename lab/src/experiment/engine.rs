@@ -107,6 +107,8 @@ pub struct Counters {
     pub copied: u64,
     /// Pipes that exist, holding bytes or waiting for some.
     pub pipes: u64,
+    /// How many pipes there may be.
+    pub pipe_budget: u64,
     /// Bytes of a pipe.
     pub pipe_size: u64,
 }
@@ -139,7 +141,14 @@ struct PathBytes {
 struct Pipes {
     in_use: u64,
     pooled: u64,
+    budget: u64,
     size_bytes: u64,
+}
+
+/// A directory for the control socket of an arm.
+#[must_use]
+pub fn home(name: &str) -> PathBuf {
+    sandbox::scratch().join(name)
 }
 
 impl Engine {
@@ -151,7 +160,7 @@ impl Engine {
     pub fn start(name: &str, options: &EngineOptions, spliced: &Path, wiring: &Wiring, out: &Path) -> io::Result<Self> {
         let directory = out.join(name);
         fs::create_dir_all(&directory).map_err(about("make the directory", &directory))?;
-        let control = sandbox::scratch().join(format!("{name}.sock"));
+        let control = home(name).join("control.sock");
         let file = directory.join("spliced.yaml");
         let text = serde_yaml::to_string(&options.configuration(wiring, &control)).map_err(io::Error::other)?;
         fs::write(&file, text).map_err(about("write", &file))?;
@@ -217,6 +226,7 @@ fn parse(answer: &[u8]) -> serde_json::Result<Counters> {
         spliced: sum(|bytes| bytes.splice),
         copied: sum(|bytes| bytes.copy),
         pipes: stats.pipes.in_use + stats.pipes.pooled,
+        pipe_budget: stats.pipes.budget,
         pipe_size: stats.pipes.size_bytes,
     })
 }
@@ -246,7 +256,8 @@ mod tests {
         let answer = br#"{"cpu": {"user_seconds": 0.25, "system_seconds": 0.5}, "total": {"bytes": {"client_to_backend": {"splice": 5, "copy": 1},
             "backend_to_client": {"splice": 2, "copy": 3}}, "ends": {}}, "pipes": {"in_use": 1, "pooled": 2,
             "budget": 64, "size_bytes": 1048576}}"#;
-        let expected = Counters { cpu_seconds: 0.75, spliced: 7, copied: 4, pipes: 3, pipe_size: 1 << 20 };
+        let expected =
+            Counters { cpu_seconds: 0.75, spliced: 7, copied: 4, pipes: 3, pipe_budget: 64, pipe_size: 1 << 20 };
         assert_eq!(parse(answer).unwrap(), expected);
         assert!(parse(b"{}").is_err());
     }

@@ -6,32 +6,30 @@ use std::time::Duration;
 use spliced::config::ConfigError;
 use spliced::config::marked::{self, Fault, Key, Node, Value, size};
 
+mod goals;
+mod loads;
+
 use super::action::Pass;
 use super::arm::{Arm, ENGINES, What};
+use super::case::Case;
 use super::engine::EngineOptions;
-use super::load;
 use crate::cli::{SECONDS, seconds};
-use crate::load::{Load, iperf3};
 use crate::peers::{self, Given};
-use crate::results::{Kind, Missing};
+use crate::place::User;
+use crate::results::{Goal, Kind, Missing};
 use crate::topology::links::{self, Links, Loss, Rate};
 
 const ROOT: &str = "a mapping with forwarders and load, such as `{forwarders: [auto, splice], load: [{kind: bulk}]}`";
 const FORWARDERS: &str = "a list of forwarders, each a name such as splice, or a mapping with a name";
 const LOADS: &str = "a list of loads, each a mapping with kind";
-const LOAD: &str = "a mapping with kind, such as {kind: bulk, streams: 8}";
 const TITLE: &str = "1 to 200 visible characters";
 const ENGINE: &str = "auto, splice, copy";
-const KINDS: &str = "bulk, rr, crr, stream";
-const WAY: &str = "forward, reverse, bidirectional";
 const SAMPLES: &str = "a list of: syscalls, counters, profile";
-const COUNT: &str = "a number from 1 to 50000";
-const STREAMS: &str = "a number from 1 to 128";
 const ROUNDS: &str = "a number from 1 to 1000";
-const BYTES: &str = "a size from 1 to 1MiB, such as 64 or 16KiB";
 const COPY_BUFFER: &str = "a size from 1KiB to 16MiB, such as 64KiB";
 const PIPE_SIZE: &str = "a size from 64KiB to 1GiB, such as 256KiB";
 const WORKERS: &str = "a number from 1 to 1024";
+const USER: &str = "a user of this host, such as nobody";
 const COMMAND: &str = "a command with {listen} and {target} in it, or the program of a forwarder the lab knows";
 
 /// An experiment from a file.
@@ -46,7 +44,9 @@ pub struct Written {
     /// What could not be found of it.
     pub missing: Vec<Missing>,
     /// Under what.
-    pub loads: Vec<Load>,
+    pub cases: Vec<Case>,
+    /// What is to be reached.
+    pub goals: Vec<Goal>,
     /// How often.
     pub rounds: u32,
     /// What else is looked at.
@@ -61,16 +61,16 @@ pub fn read(path: &Path) -> Result<(String, String), ConfigError> {
     marked::read(path)
 }
 
-/// Understands the text of a file called `name`.
+/// Understands the text of a file called `name`; `given` says where peers are that it only names.
 ///
 /// # Errors
 /// `FILE:LINE:COLUMN: found …; allowed: …`.
-pub fn parse(name: &str, text: &str) -> Result<Written, ConfigError> {
-    marked::parse(text).and_then(|root| written(&root)).map_err(|fault| fault.in_file(name, text))
+pub fn parse(name: &str, text: &str, given: &[Given]) -> Result<Written, ConfigError> {
+    marked::parse(text).and_then(|root| written(&root, given)).map_err(|fault| fault.in_file(name, text))
 }
 
-fn written(root: &Node) -> Result<Written, Fault> {
-    let known = ["title", "rounds", "seconds", "topology", "forwarders", "load", "samples"];
+fn written(root: &Node, given: &[Given]) -> Result<Written, Fault> {
+    let known = ["title", "rounds", "seconds", "topology", "forwarders", "load", "samples", "goals"];
     let entries = root.entries(ROOT, &known)?;
     let find = |name: &str| entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node);
     let needed = |name: &str| {
@@ -83,7 +83,8 @@ fn written(root: &Node) -> Result<Written, Fault> {
         links: find("topology").map_or(Ok(Links::default()), topology)?,
         arms: Vec::new(),
         missing: Vec::new(),
-        loads: Vec::new(),
+        cases: Vec::new(),
+        goals: Vec::new(),
         rounds: 3,
         passes: Vec::new(),
     };
@@ -96,12 +97,20 @@ fn written(root: &Node) -> Result<Written, Fault> {
     for node in find("samples").map_or(Ok(&[][..]), |node| node.items(SAMPLES))? {
         written.passes.push(node.text(pass, SAMPLES)?);
     }
-    forwarders(needed("forwarders")?, &mut written)?;
+    let names = forwarders(needed("forwarders")?, given, &mut written)?;
     for node in needed("load")?.items(LOADS)? {
-        written.loads.push(load_of(node, seconds)?);
+        let case = loads::case(node, seconds, &names)?;
+        if let Some(name) = case.name.as_ref().filter(|_| written.cases.iter().any(|other| other.id() == case.id())) {
+            return Err(Fault::new(node.mark, format!("found load {name:?} a second time; allowed: each name once")));
+        }
+        written.cases.push(case);
     }
-    if written.loads.is_empty() {
+    if written.cases.is_empty() {
         return Err(needed("load")?.wrong(LOADS));
+    }
+    if let Some(node) = find("goals") {
+        let loads: Vec<&str> = written.cases.iter().map(Case::id).collect();
+        written.goals = goals::goals(node, &loads, &names)?;
     }
     Ok(written)
 }
@@ -136,12 +145,13 @@ fn topology(node: &Node) -> Result<Links, Fault> {
     Ok(links)
 }
 
-fn forwarders(list: &Node, written: &mut Written) -> Result<(), Fault> {
+/// Fills in what is compared and what is missing of it; the names of all.
+fn forwarders(list: &Node, given: &[Given], written: &mut Written) -> Result<Vec<String>, Fault> {
     let mut names: Vec<String> = Vec::new();
     for node in list.items(FORWARDERS)? {
         let arm = match &node.value {
-            Value::Text(name) => named(node, name, &[])?,
-            Value::Map(_) => forwarder(node)?,
+            Value::Text(name) => named(node, name, given)?,
+            Value::Map(_) => forwarder(node, given)?,
             _ => return Err(node.wrong(FORWARDERS)),
         };
         let name = match &arm {
@@ -163,12 +173,12 @@ fn forwarders(list: &Node, written: &mut Written) -> Result<(), Fault> {
     if names.is_empty() {
         return Err(list.wrong(FORWARDERS));
     }
-    Ok(())
+    Ok(names)
 }
 
 /// An arm the lab knows by name, or what it misses to run it.
 fn named(node: &Node, name: &str, given: &[Given]) -> Result<Result<Arm, Missing>, Fault> {
-    if given.is_empty() {
+    if !given.iter().any(|given| given.name == name) {
         if let Some(arm) = Arm::engine(name) {
             return Ok(Ok(arm));
         }
@@ -181,14 +191,16 @@ fn named(node: &Node, name: &str, given: &[Given]) -> Result<Result<Arm, Missing
     Ok(peers::find(name, given).map(Arm::peer))
 }
 
-fn forwarder(node: &Node) -> Result<Result<Arm, Missing>, Fault> {
-    let known = ["name", "engine", "copy_buffer", "pipe_size", "workers", "environment", "command"];
-    let (mut name, mut command, mut engine) = (None, None, None::<&Key>);
+fn forwarder(node: &Node, given: &[Given]) -> Result<Result<Arm, Missing>, Fault> {
+    let known = ["name", "engine", "copy_buffer", "pipe_size", "workers", "environment", "command", "peer", "user"];
+    let (mut name, mut command, mut peer, mut user, mut engine) = (None, None, None, None, None::<&Key>);
     let mut options = EngineOptions { engine: "auto".to_owned(), ..EngineOptions::default() };
     for (key, node) in node.entries(FORWARDERS, &known)? {
         match key.text.as_str() {
             "name" => name = Some(node.text(arm_name, ARM_NAME)?),
             "command" => command = Some((node, node.text(|text| Ok(text.to_owned()), COMMAND)?)),
+            "peer" => peer = Some((node, node.text(|text| Ok(text.to_owned()), FORWARDERS)?)),
+            "user" => user = Some((node, node.text(User::named, USER)?)),
             "engine" => options.engine = node.text(|text| word(text, ENGINE), ENGINE)?,
             "copy_buffer" => {
                 options.copy_buffer = Some(node.parse(|text| bytes(text, 1 << 10, 16 << 20, COPY_BUFFER), COPY_BUFFER)?)
@@ -199,27 +211,44 @@ fn forwarder(node: &Node) -> Result<Result<Arm, Missing>, Fault> {
             "workers" => options.workers = Some(node.parse(|text| number(text, 1, 1024, WORKERS), WORKERS)?.into()),
             _ => options.environment = environment(node)?,
         }
-        if !matches!(key.text.as_str(), "name" | "command") {
+        if !matches!(key.text.as_str(), "name" | "command" | "peer" | "user") {
             engine = Some(key);
         }
     }
     let Some(name) = name else {
         return Err(Fault::new(node.mark, format!("found a forwarder without name; allowed: {FORWARDERS}")));
     };
-    match (command, engine) {
-        (Some(_), Some(key)) => {
-            let message = format!("found {} beside command; allowed: either a command or an engine", key.text);
-            Err(Fault::new(key.mark, message))
+    let mut arm = match (command, peer, engine) {
+        (Some(_), _, Some(key)) | (None, Some(_), Some(key)) => {
+            let message = format!("found {} beside command; allowed: one of command, peer and engine", key.text);
+            return Err(Fault::new(key.mark, message));
         }
-        (Some((node, command)), None) => {
+        (Some((node, command)), ..) => {
             let given = format!("{name}={command}").parse::<Given>().map_err(|message| {
                 Fault::new(node.mark, format!("found {command:?}: {message}; allowed: {COMMAND}"))
             })?;
             named(node, &name, &[given])
         }
-        (None, Some(_)) => Ok(Ok(Arm { name, kind: Kind::Engine, what: What::Engine(options) })),
-        (None, None) => named(node, &name, &[]),
+        (None, Some((node, peer)), None) => named(node, &peer, given),
+        (None, None, Some(_)) => {
+            Ok(Ok(Arm { name: name.clone(), kind: Kind::Engine, what: What::Engine(options), user: None }))
+        }
+        (None, None, None) => named(node, &name, given),
+    }?;
+    match &mut arm {
+        Ok(arm) => arm.rename(&name),
+        Err(missing) => missing.name = name,
     }
+    if let (Ok(arm), Some((node, user))) = (&mut arm, user) {
+        if arm.kind == Kind::Limit {
+            return Err(Fault::new(
+                node.mark,
+                format!("found a user for {}, which is the kernel's; allowed: none", arm.name),
+            ));
+        }
+        arm.user = Some(user);
+    }
+    Ok(arm)
 }
 
 fn environment(node: &Node) -> Result<Vec<(String, String)>, Fault> {
@@ -237,47 +266,6 @@ fn environment(node: &Node) -> Result<Vec<(String, String)>, Fault> {
             Ok((key.text.clone(), value.parse(text, "text")?))
         })
         .collect()
-}
-
-/// The keys of each kind of load.
-fn keys(kind: &str) -> &'static [&'static str] {
-    match kind {
-        "bulk" => &["kind", "seconds", "streams", "way", "offered"],
-        "rr" => &["kind", "seconds", "connections", "size"],
-        "crr" => &["kind", "seconds", "clients", "size"],
-        _ => &["kind", "seconds", "streams", "chunks_per_second", "size"],
-    }
-}
-
-fn load_of(node: &Node, seconds: Duration) -> Result<Load, Fault> {
-    let Value::Map(entries) = &node.value else { return Err(node.wrong(LOAD)) };
-    let Some((_, kind)) = entries.iter().find(|(key, _)| key.text == "kind") else {
-        return Err(Fault::new(node.mark, format!("found a load without kind; allowed: {LOAD}")));
-    };
-    let kind = kind.text(|text| word(text, KINDS), KINDS)?;
-    let entries = node.entries(LOAD, keys(&kind))?;
-    let find = |name: &str| entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node);
-    let count = |name: &str, default: u32| {
-        find(name).map_or(Ok(default), |node| node.parse(|text| number(text, 1, 50_000, COUNT), COUNT))
-    };
-    let length = |default: u32| {
-        let parse = |node: &Node| node.parse(|text| bytes(text, 1, 1 << 20, BYTES), BYTES);
-        find("size").map_or(Ok(u64::from(default)), parse).map(|size| u32::try_from(size).unwrap_or(u32::MAX))
-    };
-    let seconds = find("seconds").map_or(Ok(seconds), |node| node.parse(crate::cli::seconds, SECONDS))?;
-    Ok(match kind.as_str() {
-        "bulk" => {
-            let way = find("way").map_or(Ok(iperf3::Direction::Up), |node| {
-                node.text(|text| load::direction(text).ok_or_else(|| found(text, WAY)), WAY)
-            })?;
-            let offered = find("offered").map(|node| node.text(Rate::parse, links::RATE)).transpose()?;
-            let parse = |node: &Node| node.parse(|text| number(text, 1, 128, STREAMS), STREAMS);
-            load::bulk(find("streams").map_or(Ok(8), parse)?, way, offered, seconds)
-        }
-        "rr" => load::exchanges(false, count("connections", 16)?, length(64)?, seconds),
-        "crr" => load::exchanges(true, count("clients", 8)?, length(1)?, seconds),
-        _ => load::streams(count("streams", 1000)?, count("chunks_per_second", 20)?, length(64)?, seconds),
-    })
 }
 
 const ARM_NAME: &str = "1 to 40 letters, digits, - . and _";
@@ -317,6 +305,7 @@ fn found(text: &str, allowed: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experiment::load;
 
     const GOOD: &str = "\
 title: small pipes
@@ -336,18 +325,18 @@ samples: [syscalls]
 
     #[test]
     fn a_file_becomes_an_experiment() {
-        let written = parse("x.yaml", GOOD).unwrap();
+        let written = parse("x.yaml", GOOD, &[]).unwrap();
         let names: Vec<_> = written.arms.iter().map(|arm| arm.name.as_str()).collect();
         assert_eq!(names, ["copy-8K", "small", "mine", "direct"]);
         assert_eq!(written.links.loss, Some(Loss(1000)));
         assert!(!written.links.offloads && written.passes == [Pass::Syscalls]);
-        assert_eq!(written.loads[1], load::exchanges(false, 32, 1024, Duration::from_secs(2)));
+        assert_eq!(written.cases[1].load, load::exchanges(false, 32, 1024, Duration::from_secs(2)));
     }
 
     #[test]
     fn every_mistake_is_told_with_its_place() {
         let base = "forwarders: [splice]\nload: [{kind: bulk}]\n";
-        assert!(parse("f", base).is_ok());
+        assert!(parse("f", base, &[]).is_ok());
         for (text, expected) in [
             ("load: [{kind: bulk}]", "f:1:1: found no key \"forwarders\""),
             ("forwarders: []\nload: [{kind: bulk}]", "f:1:13: found a list"),
@@ -369,7 +358,7 @@ samples: [syscalls]
             ("rounds: many\nforwarders: [splice]\nload: [{kind: bulk}]", "f:1:9: found \"many\""),
             ("forwarders: [splice\nload: 1", "f:2:"),
         ] {
-            let error = parse("f", text).map(drop).unwrap_err().to_string();
+            let error = parse("f", text, &[]).map(drop).unwrap_err().to_string();
             assert!(error.starts_with(expected) && error.contains("; allowed: "), "{text}: {error}");
         }
     }

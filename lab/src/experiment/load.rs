@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::table;
-use crate::load::{Exchange, Load, Stream, iperf3, netperf};
+use crate::load::{Bulk, Exchange, Hold, HoldKind, Load, Stream, iperf3, netperf};
 use crate::results::{Round, Settings};
 use crate::tools::{self, Tool};
 use crate::topology::links::Rate;
@@ -31,13 +31,41 @@ pub fn exchanges(connect: bool, connections: u32, size: u32, seconds: Duration) 
 
 /// Streams of chunks.
 #[must_use]
-pub fn streams(streams: u32, chunks_per_second: u32, size: u32, seconds: Duration) -> Load {
+pub fn streams(streams: u32, chunks_per_second: f64, size: u32, seconds: Duration) -> Load {
     Load::Stream(Stream {
         streams: streams as usize,
-        rate: chunks_per_second.into(),
+        rate: chunks_per_second,
         chunk: size as usize,
         seconds: seconds.as_secs_f64(),
     })
+}
+
+/// Bulk by our own generator, which takes thousands of streams.
+#[must_use]
+pub fn sessions(streams: u32, message: u32, seconds: Duration) -> Load {
+    Load::Bulk(Bulk { streams: streams as usize, message: message as usize, seconds: seconds.as_secs_f64() })
+}
+
+/// Sessions that are only there.
+#[must_use]
+pub fn held(sessions: u32, kind: HoldKind, seconds: Duration) -> Load {
+    Load::Hold(Hold { sessions: sessions as usize, kind, seconds: seconds.as_secs_f64() })
+}
+
+/// The same for another time.
+#[must_use]
+pub fn lasting(load: &Load, seconds: Duration) -> Load {
+    let mut load = load.clone();
+    match &mut load {
+        Load::Iperf3(load) => load.seconds = whole(seconds),
+        Load::Netperf(load) => load.seconds = whole(seconds),
+        Load::Exchange(Exchange { seconds: old, .. })
+        | Load::Connect(Exchange { seconds: old, .. })
+        | Load::Bulk(Bulk { seconds: old, .. })
+        | Load::Stream(Stream { seconds: old, .. })
+        | Load::Hold(Hold { seconds: old, .. }) => *old = seconds.as_secs_f64(),
+    }
+    load
 }
 
 /// Exchanges by netperf, as in the founding post.
@@ -80,6 +108,8 @@ pub fn name(load: &Load) -> &'static str {
         Load::Connect(_) => "crr",
         Load::Bulk(_) => "sessions",
         Load::Stream(_) => "stream",
+        Load::Hold(Hold { kind: HoldKind::Idle, .. }) => "idle",
+        Load::Hold(Hold { kind: HoldKind::Stalled, .. }) => "stalled",
     }
 }
 
@@ -115,6 +145,7 @@ pub fn settings(load: &Load) -> Settings {
             ("chunk", json!(load.chunk)),
             ("seconds", json!(load.seconds)),
         ],
+        Load::Hold(load) => vec![("sessions", json!(load.sessions)), ("seconds", json!(load.seconds))],
     };
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -143,15 +174,15 @@ pub fn tools(load: &Load) -> Vec<Tool> {
 /// The same, but short: for a pass that only looks.
 #[must_use]
 pub fn brief(load: &Load) -> Load {
-    let mut load = load.clone();
-    match &mut load {
-        Load::Iperf3(load) => load.seconds = 1,
-        Load::Netperf(load) => load.seconds = 1,
-        Load::Exchange(load) | Load::Connect(load) => load.seconds = load.seconds.min(BRIEF),
-        Load::Bulk(load) => load.seconds = load.seconds.min(BRIEF),
-        Load::Stream(load) => load.seconds = load.seconds.min(BRIEF),
-    }
-    load
+    let seconds = match load {
+        Load::Iperf3(load) => load.seconds.into(),
+        Load::Netperf(load) => load.seconds.into(),
+        Load::Exchange(load) | Load::Connect(load) => load.seconds,
+        Load::Bulk(load) => load.seconds,
+        Load::Stream(load) => load.seconds,
+        Load::Hold(load) => load.seconds,
+    };
+    lasting(load, Duration::from_secs_f64(seconds.clamp(0.0, BRIEF)))
 }
 
 /// The samples that tell most of it, with the words for them.
@@ -177,6 +208,21 @@ pub fn columns(load: &Load) -> &'static [(&'static str, &'static str)] {
             ("gap_us_p99", "gap p99 µs"),
             ("cpu_share_per_1000_streams", "CPUs per 1,000"),
         ],
+        "idle" | "stalled" => &[
+            ("user_bytes_per_session", "user B each"),
+            ("kernel_bytes_per_session", "kernel B each"),
+            ("descriptors_per_session", "descriptors each"),
+            ("pipes_per_session", "pipes each"),
+            ("cpu_us_per_session_second", "CPU µs/s each"),
+            ("start_rss_bytes", "RSS at start"),
+        ],
+        "sessions" => &[
+            ("gbit_per_second", "Gbit/s"),
+            ("forwarder_cpu_seconds_per_gb", "CPU s/GB"),
+            ("machine_cpu_seconds_per_gb", "machine s/GB"),
+            ("slowest_stream_share", "slowest/median"),
+            ("pipes", "pipes"),
+        ],
         _ => &[
             ("gbit_per_second", "Gbit/s"),
             ("forwarder_cpu_seconds_per_gb", "CPU s/GB"),
@@ -189,9 +235,8 @@ pub fn columns(load: &Load) -> &'static [(&'static str, &'static str)] {
 /// A line for the progress.
 #[must_use]
 pub fn headline(load: &Load, round: &Round) -> String {
-    let column = |(name, words): &(&str, &str)| {
-        table::value(round, name).map(|value| format!("{} {words}", table::number(value)))
-    };
+    let column =
+        |(name, words): &(&str, &str)| round.value(name).map(|value| format!("{} {words}", table::number(value)));
     Vec::from_iter(columns(load).iter().filter_map(column)).join(", ")
 }
 

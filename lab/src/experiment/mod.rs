@@ -4,6 +4,7 @@ pub mod action;
 pub mod arm;
 pub mod bench;
 pub mod capacity;
+pub mod case;
 pub mod engine;
 pub mod file;
 pub mod host;
@@ -17,13 +18,14 @@ use std::path::Path;
 use action::{Action, Pass};
 use arm::Arm;
 use bench::Bench;
+use case::Case;
 use progress::Progress;
 
 use crate::load::Load;
 use crate::plan::runner::{Failed, Runner, now};
 use crate::plan::stop;
 use crate::plan::trace::Trace;
-use crate::results::{Kind, Missing, Results, Round, Settings};
+use crate::results::{Goal, Kind, Missing, Results, Round, Settings};
 use crate::topology::{self, links::Links};
 
 /// How often a measurement is tried again, on clean ground, when its load failed.
@@ -41,7 +43,9 @@ pub struct Experiment {
     /// What is compared.
     pub arms: Vec<Arm>,
     /// Under what.
-    pub loads: Vec<Load>,
+    pub cases: Vec<Case>,
+    /// What is to be reached.
+    pub goals: Vec<Goal>,
     /// How often.
     pub rounds: u32,
     /// What was asked for.
@@ -61,11 +65,35 @@ pub struct Finished {
     pub failed: Option<Failed>,
 }
 
+fn take_back(runner: &mut Runner<Action>) {
+    for failed in runner.back_to(0) {
+        eprintln!("lab: could not be taken back: {failed}");
+    }
+}
+
 impl Experiment {
-    /// The steps that come before the first round.
+    /// The steps that come before the first round, and again where the links are to be others.
     #[must_use]
-    pub fn setup(&self) -> Vec<Action> {
-        topology::steps(&self.links).into_iter().map(Action::Command).collect()
+    pub fn setup(links: &Links) -> Vec<Action> {
+        topology::steps(links).into_iter().map(Action::Command).collect()
+    }
+
+    /// The links of a case.
+    #[must_use]
+    pub fn links_of(&self, case: &Case) -> Links {
+        case.links.unwrap_or(self.links)
+    }
+
+    fn rounds_of(&self, case: &Case) -> u32 {
+        case.rounds.unwrap_or(self.rounds)
+    }
+
+    fn measurements(&self) -> u64 {
+        let of = |case: &Case| {
+            let arms = self.arms.iter().filter(|arm| case.takes(arm)).count();
+            u64::from(self.rounds_of(case)) * u64::try_from(arms).unwrap_or(u64::MAX)
+        };
+        self.cases.iter().map(of).sum()
     }
 
     /// The steps of one measurement. They are taken back right after it.
@@ -74,6 +102,7 @@ impl Experiment {
         let mut steps = vec![
             Action::Serve(load.clone()),
             Action::Start(arm.clone()),
+            Action::Before,
             Action::Connect(arm.clone(), load.clone()),
             Action::Meter(arm.clone()),
             Action::Load(load.clone()),
@@ -95,19 +124,15 @@ impl Experiment {
     pub fn run(&self, spliced: &Path, out: &Path) -> std::io::Result<Finished> {
         let mut results = self.results(spliced);
         let mut runner = Runner::new(Bench::new(spliced, out), Trace::create(out)?);
-        let per_round = self.arms.len() * self.loads.len();
-        let mut progress = Progress::new(u64::from(self.rounds) * u64::try_from(per_round).unwrap_or(u64::MAX));
-        let failed =
-            runner.take_all(&self.setup()).and_then(|()| self.measure(&mut runner, &mut results, &mut progress));
+        let mut progress = Progress::new(self.measurements());
+        let failed = self.measure(&mut runner, &mut results, &mut progress);
         progress.finish();
-        for failed in runner.back_to(0) {
-            eprintln!("lab: could not be taken back: {failed}");
-        }
+        take_back(&mut runner);
         Ok(Finished { results, failed: failed.err() })
     }
 
     fn results(&self, spliced: &Path) -> Results {
-        let tools: Vec<_> = self.loads.iter().flat_map(load::tools).collect();
+        let tools: Vec<_> = self.cases.iter().flat_map(|case| load::tools(&case.load)).collect();
         Results {
             version: Results::VERSION,
             experiment: self.name.clone(),
@@ -119,6 +144,7 @@ impl Experiment {
             missing: self.missing.clone(),
             rounds: Vec::new(),
             series: Vec::new(),
+            goals: self.goals.clone(),
         }
     }
 
@@ -130,18 +156,29 @@ impl Experiment {
     ) -> Result<(), Failed> {
         // Arms that could not be started are not tried in every round.
         let mut dead = BTreeSet::new();
-        for number in 1..=self.rounds {
-            for load in &self.loads {
-                for arm in &self.arms {
-                    let what = format!("round {number}, {}, {}", load::name(load), arm.name);
-                    if dead.contains(&arm.name) {
+        // Nor is a load they could not carry at all, which takes the longest to find out.
+        let mut cannot = BTreeSet::new();
+        let mut up = None;
+        let last = self.cases.iter().map(|case| self.rounds_of(case)).max().unwrap_or(0);
+        for number in 1..=last {
+            for case in self.cases.iter().filter(|case| number <= self.rounds_of(case)) {
+                let links = self.links_of(case);
+                if up != Some(links) {
+                    take_back(runner);
+                    runner.take_all(&Self::setup(&links))?;
+                    up = Some(links);
+                }
+                for arm in self.arms.iter().filter(|arm| case.takes(arm)) {
+                    let what = format!("round {number}, {}, {}", case.id(), arm.name);
+                    let key = (arm.name.clone(), case.describe());
+                    if dead.contains(&arm.name) || cannot.contains(&key) {
                         progress.end(&format!("{what}: left out"));
                         continue;
                     }
                     progress.begin(&what);
-                    let (round, started) = self.one(runner, number, arm, load)?;
+                    let (round, started) = self.one(runner, number, arm, case)?;
                     let line = match &round.error {
-                        None => load::headline(load, &round),
+                        None => load::headline(&case.load, &round),
                         Some(error) => error.clone(),
                     };
                     progress.end(&format!("{what}: {line}"));
@@ -149,6 +186,8 @@ impl Experiment {
                         dead.insert(arm.name.clone());
                         let how = round.error.clone().unwrap_or_default();
                         results.missing.push(Missing { name: arm.name.clone(), how });
+                    } else if round.error.is_some() {
+                        cannot.insert(key);
                     }
                     results.rounds.push(round);
                 }
@@ -159,7 +198,8 @@ impl Experiment {
 
     /// One measurement, and whether its forwarder could be started. Only the wish to stop is an error: another arm may do
     /// better.
-    fn one(&self, runner: &mut Runner<Action>, number: u32, arm: &Arm, load: &Load) -> Result<(Round, bool), Failed> {
+    fn one(&self, runner: &mut Runner<Action>, number: u32, arm: &Arm, case: &Case) -> Result<(Round, bool), Failed> {
+        let load = &case.load;
         let mut notes = Vec::new();
         for attempt in 1..=ATTEMPTS {
             runner.bench.round = Round {
@@ -167,7 +207,7 @@ impl Experiment {
                 arm: arm.name.clone(),
                 kind: arm.kind,
                 load: load::name(load).to_owned(),
-                settings: load::settings(load),
+                settings: case.settings(),
                 notes: notes.clone(),
                 ..Round::default()
             };

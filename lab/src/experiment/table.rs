@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
+use super::case::Case;
 use super::load;
+use crate::goals::judge;
 use crate::load::Load;
 use crate::results::{Results, Round};
 
@@ -11,19 +13,20 @@ const DISTURBED: &str = ": other programs used ";
 
 /// A table for each load.
 #[must_use]
-pub fn tables(results: &Results, loads: &[Load]) -> String {
+pub fn tables(results: &Results, cases: &[Case]) -> String {
     let mut text = String::new();
-    for load in loads {
-        let settings = load::settings(load);
-        let of = |round: &&Round| round.load == load::name(load) && round.settings == settings;
+    for case in cases {
+        let settings = case.settings();
+        let of = |round: &&Round| round.load == load::name(&case.load) && round.settings == settings;
         let rounds: Vec<&Round> = results.rounds.iter().filter(of).collect();
         if rounds.is_empty() {
             continue;
         }
         // Infallible on a string, here and below.
-        let _ = writeln!(text, "\n{}", load::describe(load));
-        text.push_str(&table(load, &rounds));
+        let _ = writeln!(text, "\n{}", case.describe());
+        text.push_str(&table(&case.load, &rounds));
     }
+    text.push_str(&goals(results));
     for missing in &results.missing {
         let _ = writeln!(text, "missing: {}: {}", missing.name, missing.how);
     }
@@ -53,6 +56,30 @@ pub fn tables(results: &Results, loads: &[Load]) -> String {
     text
 }
 
+/// What was to be reached, and whether it was.
+fn goals(results: &Results) -> String {
+    if results.goals.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![["goal", "what", "bounds", "against", "measured", "rounds", ""].map(str::to_owned).to_vec()];
+    for judged in judge(results) {
+        let goal = judged.goal;
+        let mut row = vec![goal.name.clone(), goal.subject(), goal.bounds()];
+        match judged.measured {
+            Ok(measured) => {
+                let (low, high) = measured.range;
+                row.push(measured.against.clone().unwrap_or_default());
+                row.push(format!("{} ({}–{})", number(measured.value), number(low), number(high)));
+                row.push(measured.rounds.to_string());
+                row.push(measured.verdict().to_owned());
+            }
+            Err(why) => row.extend([goal.opponent(), "–".to_owned(), "0".to_owned(), why]),
+        }
+        rows.push(row);
+    }
+    format!("\ngoals\n{}", aligned(&rows))
+}
+
 fn table(load: &Load, rounds: &[&Round]) -> String {
     let mut arms: Vec<&str> = Vec::new();
     for round in rounds {
@@ -60,7 +87,7 @@ fn table(load: &Load, rounds: &[&Round]) -> String {
             arms.push(&round.arm);
         }
     }
-    let has = |name: &str| rounds.iter().any(|round| value(round, name).is_some());
+    let has = |name: &str| rounds.iter().any(|round| round.value(name).is_some());
     let columns: Vec<_> = load::columns(load).iter().filter(|(name, _)| has(name)).collect();
     let mut rows =
         vec![std::iter::once("arm".to_owned()).chain(columns.iter().map(|(_, words)| (*words).to_owned())).collect()];
@@ -68,7 +95,7 @@ fn table(load: &Load, rounds: &[&Round]) -> String {
         let good: Vec<&&Round> = rounds.iter().filter(|round| round.arm == arm && round.error.is_none()).collect();
         let mut row = vec![arm.to_owned()];
         for (name, _) in &columns {
-            let mut values: Vec<f64> = good.iter().filter_map(|round| value(round, name)).collect();
+            let mut values: Vec<f64> = good.iter().filter_map(|round| round.value(name)).collect();
             values.sort_by(f64::total_cmp);
             row.push(cell(&values));
         }
@@ -79,16 +106,6 @@ fn table(load: &Load, rounds: &[&Round]) -> String {
         rows.push(row);
     }
     aligned(&rows)
-}
-
-/// A sample, or a quantile of the times.
-pub(super) fn value(round: &Round, name: &str) -> Option<f64> {
-    let latency = || round.latency.as_ref();
-    match name {
-        "latency_us_p50" => latency().map(|latency| latency.p50_us),
-        "latency_us_p99" => latency().map(|latency| latency.p99_us),
-        _ => round.samples.get(name).copied(),
-    }
 }
 
 /// Median, and the range when there is one: `9.12 (8.9–9.3)`.

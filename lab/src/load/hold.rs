@@ -14,7 +14,7 @@ use super::client::Errors;
 use super::engine::{Engine, Got, Step, Work, cut_off, now, read, write};
 
 /// Longest time to wait for sessions to come to rest.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Stalled sessions are at rest once no byte went for so long.
 const QUIET: Duration = Duration::from_millis(300);
 

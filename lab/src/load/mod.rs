@@ -32,6 +32,7 @@ pub use self::outcome::Outcome;
 pub use self::role::{BulkReport, ExchangeReport, RoleArgs, ServerCounts, StreamReport, run_role};
 
 use crate::place::{Place, Wiring};
+use crate::plan::stop;
 use crate::process::failed;
 
 /// How long one of our own ends may take to get ready or to answer, beyond the time of its work.
@@ -52,6 +53,8 @@ pub enum Load {
     Bulk(Bulk),
     /// Streams of small chunks.
     Stream(Stream),
+    /// Sessions that are only there.
+    Hold(Hold),
 }
 
 /// Exchanges.
@@ -88,6 +91,17 @@ pub struct Stream {
     /// Bytes of a chunk, at least 16.
     pub chunk: usize,
     /// Length of the window.
+    pub seconds: f64,
+}
+
+/// Sessions that are only there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Hold {
+    /// How many.
+    pub sessions: usize,
+    /// What they do.
+    pub kind: HoldKind,
+    /// How long they are watched.
     pub seconds: f64,
 }
 
@@ -133,6 +147,7 @@ impl Load {
             Self::Connect(load) => own("once", load.request, load.reply),
             Self::Bulk(_) => own("sink", 1, 1),
             Self::Stream(_) => own("tokens", 1, 1),
+            Self::Hold(load) => own(load.kind.server(), 1, 1),
         }
     }
 
@@ -141,10 +156,18 @@ impl Load {
     /// # Errors
     /// A connection that cannot be made.
     pub fn prepare(&self, wiring: &Wiring, out: &Path) -> io::Result<Ready> {
-        let child = match self.role(wiring.target) {
+        let mut child = match self.role(wiring.target) {
             None => None,
             Some(words) => Some(start("the load", &wiring.client, &words)?),
         };
+        if let (Self::Hold(load), Some(client)) = (self, &mut child) {
+            let held: Held = client.ask(&format!("grow {}", load.sessions), hold::PATIENCE + PATIENCE)?;
+            if held.open < load.sessions as u64 {
+                let first = held.first_errors.first().map_or("", String::as_str);
+                let (open, wanted) = (held.open, load.sessions);
+                return Err(io::Error::other(format!("{open} of {wanted} sessions could be held: {first}")));
+            }
+        }
         let (place, out) = (wiring.client.clone(), out.to_owned());
         Ok(Ready { load: self.clone(), place, target: wiring.target, out, child })
     }
@@ -173,6 +196,10 @@ impl Load {
                 load.chunk,
                 (1e6 / load.rate.clamp(0.01, 50_000.0)).round()
             ),
+            Self::Hold(load) => {
+                let stalled = if load.kind == HoldKind::Stalled { " --stalled" } else { "" };
+                format!("hold {target}{stalled}")
+            }
         };
         Some(words.split(' ').map(str::to_owned).collect())
     }
@@ -184,6 +211,7 @@ impl Load {
             Self::Exchange(load) | Self::Connect(load) => load.seconds,
             Self::Bulk(load) => load.seconds,
             Self::Stream(load) => load.seconds,
+            Self::Hold(load) => load.seconds,
         }
     }
 }
@@ -214,6 +242,11 @@ impl Ready {
             Load::Stream(load) => {
                 let load = *load;
                 self.go().map(|report| Outcome::of_stream(report, load))
+            }
+            Load::Hold(load) => {
+                let nothing = || Ok(None::<()>);
+                stop::wait(Duration::from_secs_f64(load.seconds), nothing)?;
+                Ok(Outcome::default())
             }
         }
     }
@@ -268,6 +301,16 @@ pub enum HoldKind {
     Stalled,
 }
 
+impl HoldKind {
+    /// The mode of the server behind them.
+    fn server(self) -> &'static str {
+        match self {
+            Self::Idle => "echo",
+            Self::Stalled => "stall",
+        }
+    }
+}
+
 /// Sessions that are only there, both ends of them; closed when dropped.
 #[derive(Debug)]
 pub struct Sessions {
@@ -281,8 +324,7 @@ impl Sessions {
     /// # Errors
     /// What kept one of the two from starting.
     pub fn start(wiring: &Wiring, kind: HoldKind) -> io::Result<Self> {
-        let mode = if kind == HoldKind::Idle { "echo" } else { "stall" };
-        let server = OwnServer::start(&wiring.server, wiring.server_addr, mode, 1, 1)?;
+        let server = OwnServer::start(&wiring.server, wiring.server_addr, kind.server(), 1, 1)?;
         let mut words = vec!["hold".to_owned(), wiring.target.to_string()];
         words.extend((kind == HoldKind::Stalled).then(|| "--stalled".to_owned()));
         let client = start("the sessions", &wiring.client, &words)?;
@@ -294,7 +336,7 @@ impl Sessions {
     /// # Errors
     /// When one of the two has ended. Sessions that fail are counted in [`Held`].
     pub fn grow(&mut self, total: usize) -> io::Result<Held> {
-        self.client.ask(&format!("grow {total}"), Duration::from_secs(60) + PATIENCE)
+        self.client.ask(&format!("grow {total}"), hold::PATIENCE + PATIENCE)
     }
 }
 
@@ -306,7 +348,7 @@ fn start(name: &str, place: &Place, words: &[String]) -> io::Result<Child> {
     line.extend(words.iter().map(OsString::from));
     let (first, rest) = line.split_first().ok_or_else(|| io::Error::other("an empty command line"))?;
     let mut child = Child::spawn(name, Path::new(first), rest)?;
-    child.interrupt_by(crate::plan::stop::requested);
+    child.interrupt_by(stop::requested);
     let ready = child.line(PATIENCE)?;
     if ready != "ready" {
         return Err(io::Error::other(format!("{name} said {ready:?} instead of \"ready\"")));

@@ -22,6 +22,11 @@ const NETSERVER: Tool = Tool { program: "netserver", version: &["-V"], how: NETP
 /// What it is asked to print, one `NAME=VALUE` a line.
 const WANTED: &str = "THROUGHPUT,ELAPSED_TIME,P50_LATENCY,P90_LATENCY,P99_LATENCY,MAX_LATENCY,LOCAL_TRANSPORT_RETRANS";
 
+/// The last of them.
+const LAST: &str = "LOCAL_TRANSPORT_RETRANS";
+/// How long it may take to end once it has printed them.
+const END: Duration = Duration::from_secs(1);
+
 /// Which test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Test {
@@ -59,6 +64,8 @@ pub struct Report {
     pub seconds: f64,
     /// Times; netperf gives no 99.9th percentile and no buckets.
     pub latency: Latency,
+    /// Whether it ended by itself.
+    pub ended: bool,
 }
 
 impl Server {
@@ -96,9 +103,15 @@ pub fn run(place: &Place, target: SocketAddr, settings: &Settings, out: &Path) -
     // Appended to, and a report is what one run printed.
     let _ = fs::remove_file(&file);
     let mut process = Process::start("netperf", command, &file)?;
-    process.wait_for_end(Duration::from_secs(settings.seconds.into()) + PATIENCE)?;
-    let text = fs::read_to_string(&file).map_err(|error| failed(&error, &format!("cannot read {}", file.display())))?;
-    Report::parse(&text)
+    let text = || {
+        let read = fs::read_to_string(&file);
+        read.map_err(|error| failed(&error, &format!("cannot read {}", file.display())))
+    };
+    // With its numbers out it only waits for the ends of its connections, which not every forwarder passes on.
+    let written = || text().is_ok_and(|text| text.lines().any(|line| line.starts_with(LAST) && line.contains('=')));
+    let patience = Duration::from_secs(settings.seconds.into()) + PATIENCE;
+    let ended = process.wait_for_end_or(patience, written, END)?;
+    Ok(Report { ended, ..Report::parse(&text()?)? })
 }
 
 /// The data port is given for the far side, where the forwarder listens on the same one.
@@ -135,11 +148,15 @@ impl Report {
             let said: String = text.chars().take(300).collect();
             return Err(io::Error::other(format!("netperf gave no rate; it said {said:?}")));
         };
+        if per_second <= 0.0 {
+            return Err(io::Error::other("netperf completed nothing: not one answer came back"));
+        }
         let value = |name| values.get(name).copied().unwrap_or(0.0);
         let seconds = value("ELAPSED_TIME");
         Ok(Self {
             per_second,
             seconds,
+            ended: true,
             latency: Latency {
                 p50_us: value("P50_LATENCY"),
                 p90_us: value("P90_LATENCY"),
@@ -166,6 +183,7 @@ mod tests {
         assert_eq!((report.latency.p50_us, report.latency.p99_us, report.latency.max_us), (47.0, 80.0, 1220.0));
         let error = Report::parse("establish control: are you sure there is a netserver listening on 10.0.1.1?");
         assert!(error.unwrap_err().to_string().contains("netserver listening"));
+        assert!(Report::parse("THROUGHPUT=0.00\nELAPSED_TIME=1.00\n").is_err(), "nothing is no rate");
     }
 
     #[test]

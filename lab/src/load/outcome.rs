@@ -56,6 +56,10 @@ impl Outcome {
             Self { bytes, pieces: Some((piece, count)), latency: Some(report.latency), ..Self::default() };
         outcome.add(name, report.per_second);
         outcome.notes.push("netperf gives no 99.9th percentile".to_owned());
+        if !report.ended {
+            let note = "netperf had its numbers and did not end: the forwarder passed no end of a connection on";
+            outcome.notes.push(note.to_owned());
+        }
         outcome
     }
 
@@ -82,6 +86,9 @@ impl Outcome {
             ("median_stream_bytes", report.median_bytes),
         ] {
             outcome.add(name, n as f64);
+        }
+        if report.median_bytes > 0 {
+            outcome.add("slowest_stream_share", report.slowest_bytes as f64 / report.median_bytes as f64);
         }
         outcome.window(&report.window);
         outcome

@@ -169,7 +169,8 @@ impl Peer {
     /// Where load has to connect: past the forwarder's place where nothing forwards.
     #[must_use]
     pub fn wiring(&self, wiring: &Wiring) -> Wiring {
-        if self.name == direct::DEFINITION.name { wiring.direct() } else { wiring.clone() }
+        let direct = matches!(self.how, How::Known(definition) if definition.name == direct::DEFINITION.name);
+        if direct { wiring.direct() } else { wiring.clone() }
     }
 
     /// Starts it in `wiring.forwarder` with every forward of the wiring and waits until it listens. Its configuration

@@ -97,8 +97,32 @@ pub(super) const GROUPS: &[Group] = &[
             metric("first_byte_us_p99", "First byte p99", "µs", Lower),
             metric("gap_us_p50", "Gap p50", "µs", Lower),
             metric("gap_us_p99", "Gap p99", "µs", Lower),
+            metric("delay_us_p99", "Delay p99", "µs", Lower),
+            metric("cpu_share_per_1000_streams", "Forwarder CPUs", "per 1,000 streams", Lower),
         ],
         compared: 2,
+    },
+    Group {
+        title: "Many sessions at once",
+        hint: "How evenly the bytes were spread, and the pipes that took: none may be beyond the budget.",
+        metrics: &[
+            metric("slowest_stream_share", "Slowest stream", "of the median", Higher),
+            metric("pipes_over_budget", "Pipes beyond the budget", "", Lower),
+        ],
+        compared: 0,
+    },
+    Group {
+        title: "What a session holds",
+        hint: "Pages and descriptors of the forwarder, and memory of the kernel for all three sides, by the session held.",
+        metrics: &[
+            metric("user_bytes_per_session", "User memory each", "bytes", Lower),
+            metric("kernel_bytes_per_session", "Kernel memory each", "bytes", Lower),
+            metric("descriptors_per_session", "Descriptors each", "", Lower),
+            metric("pipes_per_session", "Pipes each", "", Lower),
+            metric("cpu_us_per_session_second", "Forwarder CPU each", "µs/s", Lower),
+            metric("start_rss_bytes", "Resident at the start", "bytes", Lower),
+        ],
+        compared: 1,
     },
     Group {
         title: "Memory and descriptors",

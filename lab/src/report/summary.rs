@@ -13,6 +13,8 @@ pub(super) const ENOUGH_ROUNDS: usize = 5;
 const AGREEING_ROUNDS: usize = 3;
 /// A generator busy for this share of its time is itself the limit.
 pub(super) const SATURATED: f64 = 0.95;
+/// The setting that names a load.
+const NAME: &str = "name";
 /// The arm engines are compared with.
 const BASELINE: [&str; 2] = ["copy-64k", "copy-64kib"];
 
@@ -206,7 +208,8 @@ impl Summary {
 fn dimensions(rounds: &[Round]) -> BTreeMap<&str, BTreeSet<&str>> {
     let mut first: BTreeMap<(&str, &str, u32), &Round> = BTreeMap::new();
     let mut found: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for round in rounds {
+    // A name tells them apart already.
+    for round in rounds.iter().filter(|round| !round.settings.contains_key(NAME)) {
         let known = first.entry((&round.load, &round.arm, round.round)).or_insert(round);
         let keys = known.settings.keys().chain(round.settings.keys());
         let varied = keys.filter(|key| known.settings.get(*key) != round.settings.get(*key)).map(String::as_str);
@@ -217,6 +220,9 @@ fn dimensions(rounds: &[Round]) -> BTreeMap<&str, BTreeSet<&str>> {
 
 fn title(round: &Round, dimensions: Option<&BTreeSet<&str>>) -> String {
     let mut title = round.load.clone();
+    if let Some(name) = round.settings.get(NAME) {
+        return format!("{title} {}", scalar(name));
+    }
     for key in dimensions.into_iter().flatten() {
         if let Some(value) = round.settings.get(*key) {
             title.push_str(&format!(", {key}={}", scalar(value)));

@@ -17,6 +17,19 @@ pub struct Links {
     pub loss: Option<Loss>,
 }
 
+impl fmt::Display for Links {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "offloads {}", if self.offloads { "on" } else { "off" })?;
+        if let Some(mtu) = self.mtu {
+            write!(f, ", mtu {mtu}")?;
+        }
+        if let Some(rate) = self.rate {
+            write!(f, ", rate {rate}")?;
+        }
+        self.loss.map_or(Ok(()), |loss| write!(f, ", loss {loss}"))
+    }
+}
+
 impl Default for Links {
     fn default() -> Self {
         Self { mtu: None, offloads: true, rate: None, loss: None }

@@ -171,6 +171,7 @@ fn every_reason_has_one_of_rinetds_words() {
     let known = [
         "done-local-closed",
         "done-remote-closed",
+        "local-bind-failed",
         "local-socket-failed",
         "local-connect-failed",
         "not-allowed",

@@ -1,6 +1,7 @@
 //! From results to a document: what is said, in which order, with which charts.
 
 mod facts;
+mod goals;
 mod growth;
 mod latency;
 mod load;
@@ -18,7 +19,7 @@ pub(super) fn document(results: &Results) -> Document {
     let summary = Summary::of(results);
     let slots = Slots::of(results);
     let title = if results.title.trim().is_empty() { &results.experiment } else { &results.title };
-    let mut sections = vec![facts::machine(results)];
+    let mut sections = vec![goals::section(results), facts::machine(results)];
     sections.extend(summary.loads.iter().map(|one| load::section(one, &slots)));
     sections.extend(growth::section(results, &slots));
     sections.extend([facts::trouble(&summary), facts::missing(results), facts::settings(results, &summary)]);
@@ -104,6 +105,9 @@ fn load_title(load: &Load) -> String {
         "rr" => "Request and reply on open connections",
         "crr" => "Connect, request, reply, close",
         "stream" => "Streams of small chunks",
+        "sessions" => "Many bulk sessions at once",
+        "idle" => "Sessions that do nothing",
+        "stalled" => "Sessions whose reader has stopped",
         _ => return title,
     };
     format!("{people} ({title})")
