@@ -51,12 +51,23 @@ Prints every value of the resolved plan as YAML. Exit status 0 when the file is 
 FILE:LINE:COLUMN: what was found; what is allowed.
 
 Example:
-  spliced check --config spliced.yaml && systemctl restart spliced";
+  spliced check --config spliced.yaml && systemctl restart spliced
+  spliced check --config spliced.yaml --against $(pidof spliced)    what a reload would change";
 
 const CONVERT_EXAMPLES: &str = "\
 Examples:
   spliced convert /etc/rinetd.conf > spliced.yaml
   spliced convert oi.toml | spliced check -c -";
+
+const RELOAD_EXAMPLES: &str = "\
+Prints what has changed: + added, - removed, ~ changed, ! not before a restart, = unchanged. Sessions go on with what
+they began with. Exit status 0 when the file is in effect; 2 when it is not valid or something in it cannot be opened,
+and then nothing has changed.
+
+Examples:
+  spliced check --config spliced.yaml --against /run/spliced/control.sock    what would change
+  spliced reload --control /run/spliced/control.sock                         change it
+  kill -HUP PID                                                              the same, the result in the log";
 
 const STATS_EXAMPLES: &str = "\
 The instance must run with --control PATH.
@@ -90,6 +101,13 @@ who runs the forwards: limits on pipes depend on capabilities. Exit status 1 whe
 Examples:
   spliced probe
   spliced probe --json | jq -r '.checks[] | select(.mend) | .mend'";
+const UPGRADE_EXAMPLES: &str = "\
+Starts the program again where the instance was started from, with the same arguments, hands the listeners over and waits
+until the new process is ready; the old one then finishes its sessions. When the new one does not become ready, the old one
+goes on and this says why, with exit status 1. The instance must run with --control PATH; SIGUSR2 does the same without.
+
+Example:
+  spliced upgrade --control /run/spliced/control.sock";
 
 /// Forwards TCP: bytes go socket to pipe to socket inside the kernel, on every core.
 #[derive(Debug, Parser)]
@@ -126,6 +144,9 @@ pub enum Command {
     /// Say whether this host is ready to forward, and what would make it so
     #[command(after_help = PROBE_EXAMPLES)]
     Probe(crate::probe::ProbeArgs),
+    /// Have a running instance read its configuration again
+    #[command(after_help = RELOAD_EXAMPLES)]
+    Reload(ReloadArgs),
     /// Print the counters of a running instance
     #[command(after_help = STATS_EXAMPLES)]
     Stats(StatsArgs),
@@ -138,6 +159,9 @@ pub enum Command {
     /// Print the manual page
     #[command(after_help = MAN_EXAMPLES)]
     Man,
+    /// Replace a running instance by the program that is installed now, without losing a connection
+    #[command(after_help = UPGRADE_EXAMPLES)]
+    Upgrade(UpgradeArgs),
     /// A child process of `ab`.
     #[command(hide = true)]
     AbRole(Box<crate::ab::RoleArgs>),
@@ -177,6 +201,9 @@ pub struct CheckArgs {
     /// The file to read, - for standard input
     #[arg(short, long, visible_alias = "conf-file", value_name = "FILE")]
     pub config: PathBuf,
+    /// Print what a reload of a running instance would change, instead of the plan: its process id or control socket
+    #[arg(long, value_name = "PID|SOCKET", value_parser = NonEmptyStringValueParser::new())]
+    pub against: Option<String>,
     /// What goes over the file.
     #[command(flatten)]
     pub options: Overrides,
@@ -190,12 +217,28 @@ pub struct ConvertArgs {
     pub file: PathBuf,
 }
 
+/// `spliced reload`.
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    /// The control socket of the instance
+    #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
+    pub control: String,
+}
+
 /// `spliced stats`.
 #[derive(Debug, Args)]
 pub struct StatsArgs {
     /// Print JSON for programs
     #[arg(long)]
     pub json: bool,
+    /// The control socket of the instance
+    #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
+    pub control: String,
+}
+
+/// `spliced upgrade`.
+#[derive(Debug, Args)]
+pub struct UpgradeArgs {
     /// The control socket of the instance
     #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
     pub control: String,

@@ -1,341 +1,294 @@
-//! The workers of one process: how they are started, told things and joined.
+//! The workers of one process: how they are started, changed, told things and joined.
 //!
-//! The control thread owns the [`Fleet`]; nothing here is on the data path.
+//! The control thread owns the [`Fleet`]; nothing here is on the data path. A start is a change from nothing: both
+//! prepare whatever may fail, and then put it into use in one go.
+//!
+//! A worker has a seat, which outlives its thread: the seat keeps its number and its counters. A thread that ends
+//! without having been told to is replaced; see [`Fleet::reap`].
 
+mod change;
+mod doors;
+mod ledger;
+mod names;
+mod pools;
+mod seat;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::time::{Duration, Instant};
 
-use mio::{Poll, Waker};
+use mio::Waker;
 
-use crate::gather::Board;
-use crate::limits::{self, Limits};
-use crate::listener::{self, Listener, Shortage};
-use crate::plan::{Forward, Pin, Plan};
-use crate::pump::Pumps;
-use crate::sandbox::{self, Role};
-use crate::stats::{SessionRecord, WorkerStats};
+pub use self::change::Ready;
+use self::change::{Entry, Settling};
+pub use self::doors::{Doors, Inherited};
+pub use self::ledger::ForwardView;
+use self::ledger::Ledger;
+use self::names::Names;
+use self::pools::Pools;
+use self::seat::Seat;
+pub use self::seat::{WorkerEnd, WorkerView};
+use crate::gather::{Board, Transit};
+use crate::limits;
+use crate::listener::Shortage;
+use crate::plan::Plan;
+use crate::stats::{ForwardSnapshot, SessionRecord, WorkerState};
 use crate::sys;
-use crate::sys::pipes::PipeBudget;
-use crate::upstream::{self, Resolver, SourcePool, Trace, Upstreams};
-use crate::worker::{MAILBOX, Mailbox, Message, Parts, Route, Shared, Worker};
+use crate::sys::pipes::Limits;
+use crate::upstream::Trace;
+use crate::worker::{Message, Shared};
+
+/// So many failed workers …
+const MOST_PANICS: usize = 5;
+/// … in this time are no accident: the process gives up.
+const PANIC_WINDOW: Duration = Duration::from_secs(60);
 
 /// All workers of the process.
 #[derive(Debug)]
 pub struct Fleet {
-    stats: Vec<Arc<WorkerStats>>,
-    cpus: Vec<Option<usize>>,
-    threads: Vec<Option<JoinHandle<WorkerEnd>>>,
-    /// Numbers of workers whose threads are about to end.
-    ended: Receiver<usize>,
+    plan: Arc<Plan>,
+    doors: Doors,
+    ledger: Ledger,
+    /// Editions by number; `None` is free.
+    editions: Vec<Option<Entry>>,
+    /// The edition of each forward of the plan, in its order.
+    current: Vec<usize>,
+    /// Editions that were replaced and are retired as soon as the last listener that leads to them is closed.
+    closing: Vec<usize>,
+    seats: Vec<Seat>,
+    /// The first so many seats are to have a worker.
+    serving: usize,
     shared: Arc<Shared>,
+    board: Arc<Board>,
+    limits: Limits,
+    pools: Pools,
+    names: Names,
+    log: Option<SyncSender<Vec<SessionRecord>>>,
     splice_off: Arc<AtomicBool>,
-    description: String,
-    _resolver: Option<Resolver>,
-}
-
-/// How a worker thread ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WorkerEnd {
-    /// After `drain` or `stop`, with every session ended.
-    Finished,
-    /// It panicked or its poller failed; its sessions were reset and counted as `worker_panic`.
-    Panicked,
-}
-
-/// Pipe budgets, one per pipe size of the plan.
-struct Budgets {
-    sizes: Vec<Option<usize>>,
-    budgets: Vec<PipeBudget>,
-}
-
-impl Budgets {
-    fn of(plan: &Plan, workers: usize) -> Self {
-        let sizes: BTreeSet<Option<usize>> = plan.forwards.iter().map(|f| f.pipe_size).collect();
-        let sizes: Vec<Option<usize>> = sizes.into_iter().collect();
-        // Every pool takes from the same limits: each size gets its share of them.
-        let budgets = sizes.iter().map(|size| PipeBudget::detect(*size, workers * sizes.len())).collect();
-        Self { sizes, budgets }
-    }
-
-    fn index(&self, size: Option<usize>) -> usize {
-        self.sizes.iter().position(|s| *s == size).unwrap_or(0)
-    }
+    say_ended: Sender<u64>,
+    /// Threads that are about to end.
+    ended: Receiver<u64>,
+    on_end: Arc<Waker>,
+    next_thread: u64,
+    /// A change that is not in effect in every worker yet.
+    settling: Option<Settling>,
+    /// When workers failed, not longer ago than [`PANIC_WINDOW`].
+    failures: VecDeque<Instant>,
+    panics: u64,
+    /// Nobody is replaced any more.
+    ending: bool,
+    descriptors: (u64, u64),
+    pinning: String,
+    /// The listeners belong to another process now, but for those that close.
+    letting_go: bool,
+    /// The process has given up what it does not need.
+    confined: bool,
 }
 
 impl Fleet {
-    /// Binds every listener of the plan, then starts the workers. `on_end` is woken whenever a worker thread ends.
-    ///
-    /// # Errors
-    /// With nothing started: an address that cannot be bound (named in the message), or a thread that cannot start.
-    pub fn start(
-        plan: &Arc<Plan>,
-        log: Option<SyncSender<Vec<SessionRecord>>>,
-        on_end: Arc<mio::Waker>,
-    ) -> io::Result<Self> {
-        let (soft, hard) = sys::raise_descriptor_limit();
-        let workers = worker_count(plan);
-        let sets = listener::bind_all(plan, workers)?;
-        if let Some(shortfall) = limits::shortfall(plan, soft, workers, sets.iter().map(Vec::len).sum()) {
-            log::warn!("{shortfall}");
-        }
-        sets.iter().flatten().try_for_each(|listener| sandbox::give_socket(&listener.socket))?;
-        // Before any thread, which inherits what is left, and before the budget, which depends on it.
-        sandbox::confine()?;
-        let budgets = Budgets::of(plan, workers);
-        let stats: Vec<_> =
-            (0..workers).map(|_| Arc::new(WorkerStats::new(plan.forwards.iter().map(|f| f.arms.len())))).collect();
-        let splice_off = Arc::new(AtomicBool::new(!sys::HAS_SPLICE));
-        let (shared, ends) = share(plan, &sets).map_err(|e| explain("make the event loops", workers, &e))?;
-        let mut made = Vec::new();
-        listener::listen_all(plan, &sets)?;
-        for (id, ((poll, inbox), listeners)) in ends.into_iter().zip(sets).enumerate() {
-            let pools = budgets.budgets.iter().map(PipeBudget::pool).collect();
-            let scratch = plan.forwards.iter().map(Forward::largest_read).max().unwrap_or(64 * 1024);
-            made.push(Worker::new(Parts {
-                id,
-                poll,
-                plan: Arc::clone(plan),
-                shared: Arc::clone(&shared),
-                inbox,
-                listeners,
-                routes: routes(plan, &budgets, &shared, id),
-                pumps: Pumps::new(scratch, pools, Arc::clone(&splice_off)),
-                stats: Arc::clone(&stats[id]),
-                log: log.clone(),
-            })?);
-        }
-        let (cpus, pinning) = choose_cpus(plan.pin, workers);
-        let pipes: Vec<String> = budgets.budgets.iter().map(ToString::to_string).collect();
-        let description =
-            format!("{workers} workers, {pinning}; pipes: {}; descriptors: {soft} of {hard} allowed", pipes.join("; "));
+    /// A fleet without workers. What is prepared for it takes the listeners of the plan from `doors` where they are open
+    /// already and binds the others; sockets no forward of the plan asks for are closed. `on_end` is woken whenever a
+    /// worker thread ends.
+    #[must_use]
+    pub fn new(plan: &Arc<Plan>, doors: Doors, on_end: Arc<Waker>) -> Self {
+        let descriptors = sys::raise_descriptor_limit();
         let (say_ended, ended) = mpsc::channel();
-        // The control thread may also stop the fleet by dropping it: every thread holds only what is its own.
-        let mut fleet = Self {
-            stats,
-            cpus: cpus.clone(),
-            threads: Vec::new(),
+        Self {
+            plan: Arc::clone(plan),
+            doors,
+            ledger: Ledger::default(),
+            editions: Vec::new(),
+            current: Vec::new(),
+            closing: Vec::new(),
+            seats: Vec::new(),
+            serving: 0,
+            shared: Arc::new(Shared {
+                limits: limits::Limits::new(plan),
+                trace: Trace::default(),
+                shortage: Shortage::default(),
+                transit: Transit::default(),
+            }),
+            board: Arc::new(Board::new(0, false)),
+            limits: Limits::read(),
+            pools: Pools::default(),
+            names: Names::default(),
+            log: None,
+            splice_off: Arc::new(AtomicBool::new(!sys::HAS_SPLICE)),
+            say_ended,
             ended,
-            shared: Arc::clone(&shared),
-            splice_off,
-            description,
-            _resolver: resolver(plan, &shared)?,
-        };
-        for (id, worker) in made.into_iter().enumerate() {
-            let spawned = spawn(id, worker, cpus[id], (say_ended.clone(), Arc::clone(&on_end)))
-                .map_err(|e| explain("start the threads", workers, &e));
-            if spawned.is_err() {
-                fleet.stop();
-            }
-            fleet.threads.push(Some(spawned?));
+            on_end,
+            next_thread: 0,
+            settling: None,
+            failures: VecDeque::new(),
+            panics: 0,
+            ending: false,
+            descriptors,
+            pinning: String::new(),
+            letting_go: false,
+            confined: false,
         }
-        Ok(fleet)
     }
 
-    /// Counters, one entry per worker.
+    /// What runs.
     #[must_use]
-    pub fn stats(&self) -> &[Arc<WorkerStats>] {
-        &self.stats
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
     }
 
-    /// CPU each worker is bound to, `None` where it is not.
+    /// Workers that serve, and others that have sessions left or have ended for good.
+    pub fn workers(&self) -> impl Iterator<Item = WorkerView<'_>> {
+        // A worker whose place was taken away and who has finished is nobody's concern any more.
+        let shown = |(id, seat): &(usize, &Seat)| *id < self.serving || seat.state != WorkerState::Finished;
+        self.seats.iter().enumerate().filter(shown).map(|(id, seat)| WorkerView {
+            id,
+            cpu: seat.cpu,
+            state: seat.state,
+            stats: &seat.stats,
+            sessions_open: self.ledger.open_sessions(Some(id)),
+        })
+    }
+
+    /// Every forward that is configured, in the order of the plan, then those that still have sessions.
+    pub fn forwards(&self) -> impl Iterator<Item = ForwardView<'_>> {
+        self.ledger.views()
+    }
+
+    /// What forwards that are gone have counted.
     #[must_use]
-    pub fn cpus(&self) -> Vec<Option<usize>> {
-        self.cpus.clone()
-    }
-
-    /// Whether splice is in use: this build has it and the kernel has not refused it.
-    #[must_use]
-    pub fn splices(&self) -> bool {
-        !self.splice_off.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    /// Every listening address, ranges expanded.
-    #[must_use]
-    pub fn listening(&self) -> &[SocketAddr] {
-        &self.shared.listening
-    }
-
-    /// Changes every limit in place to what another plan with the same forwards says; sessions stay.
-    pub fn update_limits(&self, plan: &Plan) {
-        self.shared.limits.update(plan);
-        self.tell(|| Message::Limits);
+    pub fn past(&self) -> &ForwardSnapshot {
+        self.ledger.past()
     }
 
     /// Sources that limits per source know now.
     #[must_use]
     pub fn sources_known(&self) -> usize {
-        self.shared.limits.sources_known()
+        self.shared.limits.sources_known(self.ledger.limits())
+    }
+
+    /// Workers that have panicked so far.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.panics
+    }
+
+    /// Whether splice is in use: this build has it and the kernel has not refused it.
+    #[must_use]
+    pub fn splices(&self) -> bool {
+        !self.splice_off.load(Ordering::Relaxed)
+    }
+
+    /// Every listening address, ranges expanded.
+    pub fn listening(&self) -> impl Iterator<Item = SocketAddr> {
+        self.doors.addresses()
+    }
+
+    /// Every listening socket, to pass on to the process that will replace this one.
+    #[must_use]
+    pub fn doors(&self) -> &Doors {
+        &self.doors
     }
 
     /// Stops accepting (listeners are closed); sessions go on, each worker ends when its last one has.
-    pub fn drain(&self) {
-        self.tell(|| Message::Drain);
+    pub fn drain(&mut self) {
+        self.end_with(|| Message::Drain);
     }
 
     /// Ends every session now with reason `drain`, and the workers with them.
-    pub fn stop(&self) {
-        self.tell(|| Message::Stop);
+    pub fn stop(&mut self) {
+        self.end_with(|| Message::Stop);
+    }
+
+    fn end_with(&mut self, message: impl Fn() -> Message) {
+        self.ending = true;
+        self.doors = Doors::default();
+        // The log ends with the last one who may write to it, and no worker begins any more.
+        self.log = None;
+        self.tell(message);
     }
 
     fn tell(&self, message: impl Fn() -> Message) {
-        for mailbox in &self.shared.mailboxes {
+        for seat in self.seats.iter().filter(|seat| seat.thread.is_some()) {
             // A worker that has ended needs no telling.
-            let _ = mailbox.post(message());
+            let _ = seat.peer.mailbox.post(message());
         }
     }
 
     /// Reads counters while no session is on its way from one worker to another, so that each is counted once.
     pub fn while_nothing_moves<T>(&self, read: impl FnMut() -> T) -> T {
-        self.shared.board.while_nothing_moves(read)
+        self.shared.transit.while_nothing_moves(read)
+    }
+
+    /// How often each worker that has not ended has turned, by its number.
+    #[must_use]
+    pub fn turns(&self) -> Vec<(usize, u64)> {
+        let running = self.seats.iter().enumerate().filter(|(_, seat)| seat.thread.is_some());
+        running.map(|(id, seat)| (id, seat.stats.turns.get())).collect()
+    }
+
+    /// Makes every worker turn once, also one that has nothing to do.
+    pub fn nudge(&self) {
+        self.seats.iter().filter(|seat| seat.thread.is_some()).for_each(|seat| seat.peer.mailbox.nudge());
     }
 
     /// Sessions open in all workers.
     #[must_use]
     pub fn open_sessions(&self) -> u64 {
-        self.while_nothing_moves(|| self.stats.iter().flat_map(|s| s.forwards.iter()).map(|f| f.open.get()).sum())
+        self.while_nothing_moves(|| self.ledger.open_sessions(None))
     }
 
-    /// Ends of workers that have finished since the last call, with their number.
-    pub fn reap(&mut self) -> Vec<(usize, WorkerEnd)> {
+    /// Ends of workers that have finished since the last call, with their number. One that was not told to end is
+    /// replaced at once: its sessions are gone, its listeners with what waits in their queues go to its successor, and
+    /// its counters go on.
+    pub fn reap(&mut self, now: Instant) -> Vec<(usize, WorkerEnd)> {
         // A thread says that it ends before it wakes us, so that the wake is never too early to find it; joining it
         // then takes no longer than the rest of its way out.
-        let threads = &mut self.threads;
-        let joined = |id: usize| threads.get_mut(id)?.take().map(|thread| (id, thread.join()));
-        let ends = self.ended.try_iter().filter_map(joined);
-        ends.map(|(id, end)| (id, end.unwrap_or(WorkerEnd::Panicked))).collect()
+        let ended: Vec<u64> = self.ended.try_iter().collect();
+        let mut ends = Vec::new();
+        for serial in ended {
+            let is_it = |seat: &Seat| seat.thread.as_ref().is_some_and(|thread| thread.serial == serial);
+            let Some(id) = self.seats.iter().position(is_it) else { continue };
+            let seat = &mut self.seats[id];
+            let Some(thread) = seat.thread.take() else { continue };
+            let end = thread.handle.join().unwrap_or_else(|_| WorkerEnd::Panicked("in its last words".to_owned()));
+            seat.state = WorkerState::Finished;
+            if matches!(end, WorkerEnd::Panicked(_)) {
+                seat.state = WorkerState::Panicked;
+                self.panics += 1;
+                self.failures.push_back(now);
+                self.failures.retain(|at| now.saturating_duration_since(*at) < PANIC_WINDOW);
+            }
+            if id < self.serving && !self.ending && !self.has_given_up() {
+                self.replace(id);
+            }
+            ends.push((id, end));
+        }
+        ends
+    }
+
+    /// Whether workers have failed so often that replacing them is no answer: the process is to end.
+    #[must_use]
+    pub fn has_given_up(&self) -> bool {
+        self.failures.len() >= MOST_PANICS
     }
 
     /// Workers whose end [`Self::reap`] has not told yet.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.threads.iter().flatten().count()
+        self.seats.iter().filter(|seat| seat.thread.is_some()).count()
     }
 }
 
 impl fmt::Display for Fleet {
     /// How many workers, where they run, and the limits they live with, in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.description)
+        let Self { serving, pinning, pools, descriptors: (soft, hard), .. } = self;
+        let pipes = pools.describe();
+        write!(f, "{serving} workers, {pinning}; pipes: {pipes}; descriptors: {soft} of {hard} allowed")
     }
-}
-
-fn explain(what: &str, workers: usize, error: &io::Error) -> io::Error {
-    let text = format!(
-        "cannot {what} of {workers} workers: {error}; use fewer (--workers), or raise the limits on descriptors \
-         (ulimit -n) and processes (ulimit -u)"
-    );
-    io::Error::new(error.kind(), text)
-}
-
-fn worker_count(plan: &Plan) -> usize {
-    let cpus = sys::allowed_cpus().len();
-    let all = || std::thread::available_parallelism().map_or(1, usize::from);
-    plan.workers.unwrap_or(if cpus > 0 { cpus } else { all() })
-}
-
-/// Which CPU each worker is bound to, and how to say so.
-fn choose_cpus(pin: Pin, workers: usize) -> (Vec<Option<usize>>, String) {
-    let cpus = sys::allowed_cpus();
-    let enough = cpus.len() >= workers;
-    if cpus.is_empty() || pin == Pin::Off || (pin == Pin::Auto && !enough) {
-        let why = match pin {
-            Pin::Off => "pin is off".to_string(),
-            _ => format!("{} CPUs are allowed", cpus.len()),
-        };
-        return (vec![None; workers], format!("not pinned ({why})"));
-    }
-    let chosen: Vec<Option<usize>> = (0..workers).map(|id| Some(cpus[id % cpus.len()])).collect();
-    let names: Vec<String> = chosen.iter().flatten().map(ToString::to_string).collect();
-    (chosen, format!("pinned to CPUs {}", names.join(",")))
-}
-
-type End = (Poll, Receiver<Message>);
-
-/// What workers share, and each one's poller and mailbox.
-fn share(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<(Arc<Shared>, Vec<End>)> {
-    let (mut mailboxes, mut ends) = (Vec::new(), Vec::new());
-    for _ in sets {
-        let poll = Poll::new()?;
-        let (mailbox, inbox) = Mailbox::new(Waker::new(poll.registry(), MAILBOX)?);
-        mailboxes.push(mailbox);
-        ends.push((poll, inbox));
-    }
-    let mut listening: Vec<(usize, SocketAddr)> = sets.iter().flatten().map(|l| (l.index, l.address)).collect();
-    listening.sort_unstable_by_key(|(index, _)| *index);
-    listening.dedup();
-    let shared = Shared {
-        loads: sets.iter().map(|_| AtomicUsize::new(0)).collect(),
-        board: Board::new(sets.len(), plan.gather),
-        limits: Limits::new(plan, sets.len()),
-        trace: Trace::default(),
-        shortage: Shortage::default(),
-        listening: listening.into_iter().map(|(_, address)| address).collect(),
-        mailboxes: mailboxes.into(),
-    };
-    Ok((Arc::new(shared), ends))
-}
-
-fn routes(plan: &Plan, budgets: &Budgets, shared: &Shared, worker: usize) -> Vec<Route> {
-    let route = |(f, limits): (&Forward, &Arc<_>)| Route {
-        upstreams: Upstreams::new(f),
-        pool: budgets.index(f.pipe_size),
-        limits: Arc::clone(limits),
-        sources: SourcePool::new(&f.sources, worker),
-    };
-    plan.forwards.iter().zip(&shared.limits.forwards).map(route).collect()
-}
-
-fn resolver(plan: &Plan, shared: &Arc<Shared>) -> io::Result<Option<Resolver>> {
-    let names = upstream::names(plan);
-    if names.is_empty() {
-        return Ok(None);
-    }
-    let shared = Arc::clone(shared);
-    let tell = move |forward, target, addresses: &[std::net::IpAddr]| {
-        for mailbox in &shared.mailboxes {
-            let _ = mailbox.post(Message::Resolved(forward, target, addresses.to_vec()));
-        }
-    };
-    Resolver::start(names, tell).map(Some)
-}
-
-/// Starts a worker's thread, which says its number and wakes the waker when it ends.
-fn spawn(
-    id: usize,
-    mut worker: Worker,
-    cpu: Option<usize>,
-    (say_ended, on_end): (mpsc::Sender<usize>, Arc<Waker>),
-) -> io::Result<JoinHandle<WorkerEnd>> {
-    std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
-        sandbox::enter(Role::Worker);
-        if let Some(Err(e)) = cpu.map(sys::pin_to) {
-            log::warn!("cannot pin worker {id}: {e}; it runs where the scheduler puts it");
-        }
-        // The worker moves into the closure, so that after a panic its sessions are reset while it unwinds.
-        let result = catch_unwind(AssertUnwindSafe(move || worker.run()));
-        let end = match result {
-            Ok(Ok(())) => WorkerEnd::Finished,
-            Ok(Err(e)) => {
-                log::error!("worker {id}: the poller failed: {e}");
-                WorkerEnd::Panicked
-            }
-            Err(_) => WorkerEnd::Panicked,
-        };
-        // Nobody listens any more when the fleet was dropped.
-        let _ = say_ended.send(id);
-        if let Err(e) = on_end.wake() {
-            log::debug!("cannot wake the control thread: {e}");
-        }
-        end
-    })
 }

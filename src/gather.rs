@@ -36,9 +36,6 @@ pub struct Board {
     /// Workers with a smaller number are in use.
     active: AtomicUsize,
     gather: bool,
-    /// Sessions that have left a worker, and those that have arrived at one: in between no worker counts them.
-    left: AtomicU64,
-    arrived: AtomicU64,
 }
 
 impl Board {
@@ -48,9 +45,55 @@ impl Board {
         let shares = (0..workers).map(|_| AtomicU64::new(0)).collect();
         let gather = gather && workers > 1;
         let active = AtomicUsize::new(if gather { 1 } else { workers });
-        Self { shares, active, gather, left: AtomicU64::new(0), arrived: AtomicU64::new(0) }
+        Self { shares, active, gather }
     }
 
+    /// Whether sessions move at all.
+    #[must_use]
+    pub fn gathers(&self) -> bool {
+        self.gather
+    }
+
+    /// Workers in use for sessions that last.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    fn post(&self, id: usize, now_ms: u64, share: u32) {
+        // A worker whose place was taken away is on no board any more.
+        if let Some(place) = self.shares.get(id) {
+            place.store(now_ms << 16 | u64::from(share.min(0xffff)), Ordering::Relaxed);
+        }
+    }
+
+    fn share(&self, id: usize, now_ms: u64) -> u32 {
+        let posted = self.shares[id].load(Ordering::Relaxed);
+        if (posted >> 16) + STALE_MS < now_ms { 0 } else { (posted & 0xffff) as u32 }
+    }
+
+    fn least(&self, among: usize, but: usize, now_ms: u64) -> Option<usize> {
+        (0..among).filter(|id| *id != but).min_by_key(|id| self.share(*id, now_ms))
+    }
+
+    fn sum(&self, among: usize, now_ms: u64) -> u32 {
+        (0..among).map(|id| self.share(id, now_ms)).sum()
+    }
+
+    /// Changes the number of workers in use, unless somebody else has just done so.
+    fn set_active(&self, from: usize, to: usize) -> bool {
+        self.active.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// Sessions on their way between workers, whom no worker counts meanwhile.
+#[derive(Debug, Default)]
+pub struct Transit {
+    left: AtomicU64,
+    arrived: AtomicU64,
+}
+
+impl Transit {
     /// A session is about to leave a worker's counters.
     pub fn leaves(&self) {
         self.left.fetch_add(1, Ordering::AcqRel);
@@ -73,40 +116,6 @@ impl Board {
             std::thread::yield_now();
         }
         read()
-    }
-
-    /// Whether sessions move at all.
-    #[must_use]
-    pub fn gathers(&self) -> bool {
-        self.gather
-    }
-
-    /// Workers in use for sessions that last.
-    #[must_use]
-    pub fn active(&self) -> usize {
-        self.active.load(Ordering::Relaxed)
-    }
-
-    fn post(&self, id: usize, now_ms: u64, share: u32) {
-        self.shares[id].store(now_ms << 16 | u64::from(share.min(0xffff)), Ordering::Relaxed);
-    }
-
-    fn share(&self, id: usize, now_ms: u64) -> u32 {
-        let posted = self.shares[id].load(Ordering::Relaxed);
-        if (posted >> 16) + STALE_MS < now_ms { 0 } else { (posted & 0xffff) as u32 }
-    }
-
-    fn least(&self, among: usize, but: usize, now_ms: u64) -> Option<usize> {
-        (0..among).filter(|id| *id != but).min_by_key(|id| self.share(*id, now_ms))
-    }
-
-    fn sum(&self, among: usize, now_ms: u64) -> u32 {
-        (0..among).map(|id| self.share(id, now_ms)).sum()
-    }
-
-    /// Changes the number of workers in use, unless somebody else has just done so.
-    fn set_active(&self, from: usize, to: usize) -> bool {
-        self.active.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -348,13 +357,13 @@ mod tests {
 
     #[test]
     fn a_reading_waits_for_sessions_on_their_way() {
-        let board = Board::new(2, true);
+        let transit = Transit::default();
         let mut readings = 0;
-        board.leaves();
-        board.while_nothing_moves(|| {
+        transit.leaves();
+        transit.while_nothing_moves(|| {
             readings += 1;
             if readings == 3 {
-                board.arrives();
+                transit.arrives();
             }
         });
         assert_eq!(readings, 4, "the reading in which it arrived may have missed it");

@@ -23,6 +23,8 @@ pub mod session;
 pub mod session_log;
 pub mod stats;
 pub mod sys;
+pub mod systemd;
 pub mod top;
+pub mod upgrade;
 pub mod upstream;
 pub mod worker;

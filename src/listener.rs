@@ -2,27 +2,24 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::plan::{Forward, Plan};
+use crate::plan::Forward;
 use crate::sys;
 
-/// From this many ports in a range on, a port has one listener, dealt to the workers in turn, instead of one in each.
-const DEALT_FROM: usize = 16;
-
-/// One listening socket of one worker.
-#[derive(Debug)]
+/// One listening socket as one worker sees it. The socket belongs to the fleet: a worker that ends, however it ends,
+/// closes nothing and resets nobody who waits in its queue.
+#[derive(Debug, Clone)]
 pub struct Listener {
     /// The socket.
-    pub socket: Socket,
-    /// The address it is bound to.
-    pub address: SocketAddr,
-    /// Index of the forward in the plan.
+    pub socket: Arc<Socket>,
+    /// Number of the forward's edition.
     pub forward: usize,
-    /// Number of the listening address, the same in every worker.
+    /// Number of the address among those of its forward.
     pub index: usize,
     /// Place of the port in its range.
     pub port_offset: u16,
@@ -30,83 +27,17 @@ pub struct Listener {
     pub ready: bool,
     /// Not now: descriptors or slots have run out.
     pub paused: bool,
+    /// No connection comes any more: to be given up once its queue is empty.
+    pub closing: bool,
 }
 
-/// Binds every listener of the plan, one set per worker. The first socket of each address listens already: that claims
-/// the address against a second process, also one that starts at the same moment and would share it.
-///
-/// # Errors
-/// An address that cannot be bound, named in the message with what can be done; nothing stays bound then.
-pub fn bind_all(plan: &Plan, workers: usize) -> io::Result<Vec<Vec<Listener>>> {
-    let mut sets: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
-    // An address that is taken is found before any other is opened to clients.
-    each_address(plan, |place| probe(place.address))?;
-    each_address(plan, |place| {
-        let shared = sys::REUSE_PORT_BALANCES && place.ports < DEALT_FROM;
-        let owners = if shared { 0..workers } else { place.number % workers..place.number % workers + 1 };
-        for (turn, set) in sets[owners].iter_mut().enumerate() {
-            let socket = if turn == 0 { claim(place)? } else { bind(place, true)? };
-            set.push(Listener {
-                socket,
-                address: place.address,
-                forward: place.forward,
-                index: place.number,
-                port_offset: place.port_offset,
-                ready: true,
-                paused: false,
-            });
-        }
-        Ok(())
-    })?;
-    Ok(sets)
-}
-
-/// Starts listening on every socket that does not yet.
-///
-/// # Errors
-/// What listen(2) reports, with the address.
-pub fn listen_all(plan: &Plan, sets: &[Vec<Listener>]) -> io::Result<()> {
-    for listener in sets.iter().flatten() {
-        let forward = &plan.forwards[listener.forward];
-        let fail = |e: io::Error| io::Error::new(e.kind(), explain(listener.address, forward, &e));
-        listener.socket.listen(backlog(forward)).map_err(fail)?;
-    }
-    Ok(())
-}
-
-/// One address of a plan.
-struct Place<'a> {
-    address: SocketAddr,
-    plan: &'a Forward,
-    forward: usize,
-    number: usize,
-    port_offset: u16,
-    /// Ports of the range it belongs to.
-    ports: usize,
-}
-
-fn each_address(plan: &Plan, mut visit: impl FnMut(&Place<'_>) -> io::Result<()>) -> io::Result<()> {
-    let mut number = 0;
-    for (index, forward) in plan.forwards.iter().enumerate() {
-        for listen in &forward.listen {
-            for port_offset in 0..listen.ports.len() as u16 {
-                let address = SocketAddr::new(listen.ip, listen.ports.first + port_offset);
-                let ports = listen.ports.len();
-                let place = Place { address, plan: forward, forward: index, number, port_offset, ports };
-                visit(&place).map_err(|e| io::Error::new(e.kind(), explain(address, forward, &e)))?;
-                number += 1;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn backlog(forward: &Forward) -> i32 {
+/// Connections its listeners queue, as listen(2) takes it.
+pub(crate) fn backlog(forward: &Forward) -> i32 {
     i32::try_from(forward.tcp.backlog).unwrap_or(i32::MAX)
 }
 
 /// Sockets that share an address by SO_REUSEPORT do not notice another process that does the same; one without it does.
-fn probe(address: SocketAddr) -> io::Result<()> {
+pub(crate) fn probe(address: SocketAddr) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     only_v6(&socket, address)?;
@@ -115,20 +46,21 @@ fn probe(address: SocketAddr) -> io::Result<()> {
 
 /// Listens alone, and only then lets others share the address: of two processes that do this at once, listen(2) tells
 /// the later one (`inet_csk_listen_start` in net/ipv4/inet_connection_sock.c looks for conflicts once more).
-fn claim(place: &Place<'_>) -> io::Result<Socket> {
-    let socket = bind(place, false)?;
-    socket.listen(backlog(place.plan))?;
+pub(crate) fn claim(address: SocketAddr, forward: &Forward) -> io::Result<Socket> {
+    let socket = bind(address, forward, false)?;
+    socket.listen(backlog(forward))?;
     socket.set_reuse_port(true)?;
     Ok(socket)
 }
 
-fn bind(place: &Place<'_>, shared: bool) -> io::Result<Socket> {
-    let socket = sys::stream(place.address)?;
+/// Binds without listening; `shared` lets it stand beside others on the address.
+pub(crate) fn bind(address: SocketAddr, forward: &Forward, shared: bool) -> io::Result<Socket> {
+    let socket = sys::stream(address)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    only_v6(&socket, place.address)?;
-    sys::set_options(&socket, &place.plan.tcp)?;
-    socket.bind(&place.address.into())?;
+    only_v6(&socket, address)?;
+    sys::set_options(&socket, &forward.tcp)?;
+    socket.bind(&address.into())?;
     Ok(socket)
 }
 
@@ -137,7 +69,8 @@ fn only_v6(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     if address.is_ipv6() { socket.set_only_v6(true) } else { Ok(()) }
 }
 
-fn explain(address: SocketAddr, forward: &Forward, error: &io::Error) -> String {
+/// An error about a listening address, with what can be done.
+pub(crate) fn explain(address: SocketAddr, forward: &Forward, error: &io::Error) -> io::Error {
     let advice = match error.kind() {
         io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
         io::ErrorKind::AddrNotAvailable => "no interface of this host has that address; `ip address` lists them",
@@ -149,7 +82,8 @@ fn explain(address: SocketAddr, forward: &Forward, error: &io::Error) -> String 
         }
         _ => "check the address",
     };
-    format!("cannot listen on {address} for forward {:?}: {error}: {advice}", forward.name)
+    let text = format!("cannot listen on {address} for forward {:?}: {error}: {advice}", forward.name);
+    io::Error::new(error.kind(), text)
 }
 
 /// What an error of accept(2) means.
@@ -171,6 +105,8 @@ impl AcceptError {
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
             _ if error.kind() == io::ErrorKind::WouldBlock => Self::Empty,
+            // It does not listen.
+            Some(libc::EINVAL) => Self::Empty,
             Some(
                 libc::EINTR
                 | libc::ECONNABORTED
@@ -234,6 +170,7 @@ mod tests {
     fn exhaustion_is_told_from_a_lost_connection() {
         for (errno, expected) in [
             (libc::EAGAIN, AcceptError::Empty),
+            (libc::EINVAL, AcceptError::Empty),
             (libc::EMFILE, AcceptError::Exhausted),
             (libc::ENFILE, AcceptError::Exhausted),
             (libc::ENOBUFS, AcceptError::Exhausted),

@@ -7,10 +7,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use env_logger::{Env, Target, WriteStyle};
-use spliced::cli::{Cli, Command, one_line};
+use spliced::cli::{CheckArgs, Cli, Command, one_line};
 use spliced::config::{self, ConfigError};
+use spliced::control::Source;
 use spliced::plan::Plan;
 use spliced::session_log::Stderr;
+use spliced::upgrade::Predecessor;
 use spliced::{ab, control, manual, probe, top};
 
 /// Something failed while running.
@@ -25,15 +27,23 @@ fn main() -> ExitCode {
     };
     start_log(&cli);
     match cli.command {
-        Command::Forward(args) => run(config::from_args(&args.listen, &args.target, &args.options), None),
-        Command::Run(args) => run(config::load(&args.config, &args.options), Some(&args.config)),
-        Command::Check(args) => print(config::load(&args.config, &args.options).map(|plan| config::render(&plan))),
+        Command::Forward(args) => run(None, || config::from_args(&args.listen, &args.target, &args.options)),
+        Command::Run(args) => {
+            let source = Source { path: args.config, overrides: args.options };
+            run(Some(source.clone()), || config::load(&source.path, &source.overrides))
+        }
+        Command::Check(args) => check(&args),
         Command::Completions(args) => ended(write(&manual::completions(args.shell))),
         Command::Convert(args) => print(config::convert(&args.file)),
         Command::Man => ended(manual::page().and_then(|page| write(page.as_bytes()))),
         Command::Probe(args) => probed(probe::run(&args)),
+        Command::Reload(args) => match control::reload_command(args.control.as_ref()) {
+            Ok(Err(why)) => fail(&format!("nothing has changed: {why}"), WRONG),
+            result => ended(result.map(|_| ())),
+        },
         Command::Stats(args) => ended(control::stats_command(args.control.as_ref(), args.json)),
         Command::Top(args) => ended(top::run(&args)),
+        Command::Upgrade(args) => ended(control::upgrade_command(args.control.as_ref())),
         Command::Ab(args) => ended(ab::run(&args)),
         Command::AbRole(args) => ended(ab::run_role(&args)),
     }
@@ -75,10 +85,31 @@ fn start_log(cli: &Cli) {
     builder.format_target(cli.verbose > 0).format_timestamp_millis().init();
 }
 
-fn run(plan: Result<Plan, ConfigError>, config: Option<&Path>) -> ExitCode {
-    match plan {
+fn check(args: &CheckArgs) -> ExitCode {
+    let plan = match config::load(&args.config, &args.options) {
+        Err(error) => return wrong(&error),
+        Ok(plan) => plan,
+    };
+    let Some(instance) = &args.against else { return print(Ok(config::render(&plan))) };
+    match control::against_command(instance, &plan) {
+        Ok(diff) => print(Ok(diff)),
+        Err(error) => fail(&error.to_string(), FAILED),
+    }
+}
+
+/// Runs the plan that `load` makes of the source, or of the command line alone.
+fn run(source: Option<Source>, load: impl FnOnce() -> Result<Plan, ConfigError>) -> ExitCode {
+    // Before anything is read: in a process that takes over, standard input is where it takes over from.
+    let predecessor = match Predecessor::connect() {
+        Ok(predecessor) => predecessor,
+        Err(error) => return fail(&error, FAILED),
+    };
+    if predecessor.is_some() && source.as_ref().is_some_and(|source| source.path == Path::new("-")) {
+        return fail("the configuration was read from standard input and cannot be read again; use a file", WRONG);
+    }
+    match load() {
         Err(error) => wrong(&error),
-        Ok(plan) => match control::run(plan, config) {
+        Ok(plan) => match control::run(plan, source, predecessor) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error.to_string(), FAILED),
         },

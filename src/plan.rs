@@ -28,6 +28,8 @@ pub struct Plan {
     pub max_connections_per_source: Option<u64>,
     /// How long sessions may finish after SIGTERM or SIGINT; `None` waits for ever.
     pub drain: Option<Duration>,
+    /// How long sessions of a process that another has taken over from may go on; `None` until the last one ends.
+    pub upgrade_drain: Option<Duration>,
     /// Unix socket that answers `spliced stats`.
     pub control: Option<PathBuf>,
     /// Address of the metrics endpoint.
@@ -317,6 +319,14 @@ impl Forward {
         }
         let arms: Vec<String> = self.arms.iter().map(|arm| format!("{}={}", arm.name, arm.share)).collect();
         format!("ab:{}", arms.join(","))
+    }
+
+    /// Every address it listens on, ranges expanded, with the place of the port in its range.
+    pub fn addresses(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
+        self.listen.iter().flat_map(|listen| {
+            let address = |offset| SocketAddr::new(listen.ip, listen.ports.first + offset);
+            (0..listen.ports.len() as u16).map(move |offset| (address(offset), offset))
+        })
     }
 
     /// Most bytes a read of any of its sessions may take.

@@ -10,6 +10,20 @@ use serde::Serialize;
 
 use crate::arms::ArmStats;
 
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// Its event loop turns.
+    Running,
+    /// Its place was taken away by a reload; it takes no connection and ends with its last session.
+    Leaving,
+    /// It ended after the drain, or was stopped.
+    Finished,
+    /// It panicked, its sessions are gone, and no other was started in its place.
+    Panicked,
+}
+
 /// A number only its worker changes and anybody may read.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -216,11 +230,10 @@ pub struct ForwardStats {
 /// Counters of one worker.
 #[derive(Debug, Default)]
 pub struct WorkerStats {
-    /// One per forward of the plan, in its order.
-    pub forwards: Box<[ForwardStats]>,
     /// Turns of the event loop.
     pub turns: Counter,
-    /// CPU time of the worker's thread in nanoseconds, measured about once a second while it turns.
+    /// CPU time of the worker's threads, one after the other, in nanoseconds, measured about once a second while it
+    /// turns.
     pub busy_ns: Counter,
     /// New connections given to another worker.
     pub handed_over: Counter,
@@ -243,13 +256,11 @@ pub struct WorkerStats {
     pub log_dropped: Counter,
 }
 
-impl WorkerStats {
-    /// Zeroes for the forwards of a plan, each with so many arms.
+impl ForwardStats {
+    /// Zeroes for a forward with so many arms.
     #[must_use]
-    pub fn new(arms: impl IntoIterator<Item = usize>) -> Self {
-        let arm_stats = |arms| (0..arms).map(|_| ArmStats::default()).collect();
-        let forward = |arms| ForwardStats { arms: arm_stats(arms), ..ForwardStats::default() };
-        Self { forwards: arms.into_iter().map(forward).collect(), ..Self::default() }
+    pub fn new(arms: usize) -> Self {
+        Self { arms: (0..arms).map(|_| ArmStats::default()).collect(), ..Self::default() }
     }
 }
 
@@ -272,6 +283,11 @@ pub struct Bytes {
 }
 
 impl PathBytes {
+    fn merge(&mut self, other: Self) {
+        self.splice += other.splice;
+        self.copy += other.copy;
+    }
+
     /// By either path.
     #[must_use]
     pub fn total(self) -> u64 {
@@ -350,6 +366,33 @@ impl ForwardSnapshot {
         stats.first_byte_time.add_to(&mut self.first_byte_time);
         stats.session_time.add_to(&mut self.session_time);
     }
+
+    /// Adds what another one holds.
+    pub fn merge(&mut self, other: &Self) {
+        self.sessions_accepted += other.sessions_accepted;
+        self.sessions_open += other.sessions_open;
+        self.bytes.client_to_backend.merge(other.bytes.client_to_backend);
+        self.bytes.backend_to_client.merge(other.bytes.backend_to_client);
+        self.rate_waits += other.rate_waits;
+        for (own, others) in [(&mut self.fallbacks, &other.fallbacks), (&mut self.ends, &other.ends)] {
+            for (name, count) in others {
+                *own.entry(name).or_default() += count;
+            }
+        }
+        self.connect_time.merge(&other.connect_time);
+        self.first_byte_time.merge(&other.first_byte_time);
+        self.session_time.merge(&other.session_time);
+    }
+}
+
+impl HistogramSnapshot {
+    fn merge(&mut self, other: &Self) {
+        self.buckets.resize(Histogram::BUCKETS, 0);
+        for (to, from) in self.buckets.iter_mut().zip(&other.buckets) {
+            *to += from;
+        }
+        self.sum_us += other.sum_us;
+    }
 }
 
 /// A finished session, for the session log.
@@ -357,8 +400,8 @@ impl ForwardSnapshot {
 pub struct SessionRecord {
     /// When it ended.
     pub at: std::time::SystemTime,
-    /// Index of the forward in the plan.
-    pub forward: usize,
+    /// The forward as it was when the session began.
+    pub forward: std::sync::Arc<crate::plan::Forward>,
     /// Index of the arm in the forward's, in a live A/B.
     pub arm: Option<usize>,
     /// The client's address.

@@ -149,7 +149,7 @@ fn start() -> Running {
     );
     let plan = config::parse("FILE", &yaml, &Overrides::default(), &Lookup::fixed()).expect("a sound plan");
     std::thread::spawn(move || {
-        let ended = spliced::control::run(plan, None);
+        let ended = spliced::control::run(plan, None, None);
         panic!("the process has ended: {ended:?}");
     });
     for _ in 0..1000 {

@@ -108,6 +108,10 @@ impl PipeBudget {
         &self.reason
     }
 
+    pub(crate) fn share(&self) -> Share {
+        self.share
+    }
+
     /// A worker's share. Call it once for each of the workers the budget was made for.
     #[must_use]
     pub fn pool(&self) -> PipePool {

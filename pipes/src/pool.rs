@@ -1,5 +1,6 @@
 //! The pipes of one worker.
 
+use crate::budget::PipeBudget;
 use crate::pipe::{NoPipe, Pipe};
 
 /// Empty pipes kept at most; making and closing one costs 7 to 10 µs, keeping it two descriptors and its pages.
@@ -135,6 +136,20 @@ impl PipePool {
         self.idle.push(pipe);
     }
 
+    /// Has another share from now on, such as when there are more workers. Pipes that are in use stay; while there are
+    /// more of them than the new share allows, no other is given.
+    pub fn share_anew(&mut self, budget: &PipeBudget) {
+        let share = budget.share();
+        if share == self.share {
+            return;
+        }
+        self.clear();
+        self.share = share;
+        self.ask = share.full;
+        self.good = 0;
+        self.refusal = None;
+    }
+
     /// Stops counting a pipe that came from [`PipePool::get`] of this pool and is handed to another pool together with
     /// the bytes it holds, which must [`adopt`](PipePool::adopt) it.
     pub fn release(&mut self, pipe: &Pipe) {
@@ -236,6 +251,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::limits::Limits;
     use crate::pipe::min_pipe_size;
 
     /// A share of `pages` small pipes' worth of pages.
@@ -275,6 +291,24 @@ mod tests {
         assert_eq!((pool.in_use(), pool.pooled()), (0, 3));
         let again: Vec<u64> = (0..3).map(|_| pool.get().unwrap().id()).collect();
         assert_eq!(again, ids.into_iter().rev().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn another_share_leaves_pipes_in_use_and_allows_no_more_than_it_says() {
+        let mut pool = PipePool::new(share(4, 100, 1));
+        let held: Vec<Pipe> = (0..3).map(|_| pool.get().unwrap()).collect();
+        let limits = Limits { descriptors: 16, ..Limits::read() };
+        let budget = PipeBudget::from_limits(&limits, None, 1);
+        assert_eq!(budget.per_worker(), 2);
+        pool.share_anew(&budget);
+        assert_eq!((pool.limit(), pool.in_use()), (2, 3));
+        assert_eq!(pool.get().unwrap_err(), NoPipe::Budget);
+        held.into_iter().for_each(|pipe| pool.put(pipe));
+        assert!(pool.pooled() <= 2, "{}", pool.pooled());
+        let again = [pool.get().unwrap(), pool.get().unwrap()];
+        assert_eq!(pool.get().unwrap_err(), NoPipe::Budget);
+        again.into_iter().for_each(|pipe| pool.put(pipe));
+        assert_eq!(pool.in_use(), 0);
     }
 
     #[test]

@@ -72,6 +72,7 @@ impl Draft {
             max_connections: process.max_connections.and_then(|n| n.0),
             max_connections_per_source: process.max_connections_per_source.and_then(|n| n.0),
             drain: process.drain_timeout.map_or(Some(Duration::from_secs(30)), |time| time.0),
+            upgrade_drain: process.upgrade_drain_timeout.and_then(|time| time.0),
             control: process.control,
             metrics: process.metrics,
             log: LogPlan { format: process.log_format.unwrap_or_default(), file: process.log_file },

@@ -1,13 +1,15 @@
 //! What a user types or writes → [`Plan`].
 //!
 //! In reading order: `mod` finds out which format a text has, `yaml`, `lines` and `toml` each read one into a draft,
-//! `draft` merges the draft with the command line, `check` looks across values, `render` writes a plan as YAML.
+//! `draft` merges the draft with the command line, `check` looks across values, `render` writes a plan as YAML, `diff`
+//! tells two plans apart.
 //!
 //! Every error is one line: `FILE:LINE:COLUMN: what was found; what is allowed`.
 
 mod address;
 mod check;
 mod depth;
+mod diff;
 mod draft;
 mod engine;
 mod error;
@@ -25,6 +27,7 @@ mod yaml;
 use std::path::Path;
 
 pub use address::Lookup;
+pub use diff::{Diff, diff, keep_fixed};
 pub use engine::{ArmOption, EngineOption};
 pub use error::ConfigError;
 pub use limit::Sources;

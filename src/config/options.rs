@@ -68,6 +68,10 @@ options! {
         /// After SIGTERM or SIGINT, let sessions finish for so long: a time such as 30s, or none to wait for ever [default: 30s]
         #[arg(value_name = "TIME", help_heading = "Limits and time")]
         drain_timeout: Maybe<Duration> = drain, DRAIN;
+        /// After a new process has taken over (SIGUSR2), let the old one's sessions go on for so long: a time such as 1h, or
+        /// none until the last one ends [default: none]
+        #[arg(value_name = "TIME", help_heading = "Limits and time")]
+        upgrade_drain_timeout: Maybe<Duration> = drain, DRAIN;
         /// Serve metrics and health over HTTP here, such as 127.0.0.1:9464 [default: off]
         #[arg(value_name = "ADDRESS:PORT", help_heading = "Watching")]
         metrics: SocketAddr = metrics, METRICS;

@@ -12,9 +12,33 @@ use crate::plan::{Forward, LogFormat, Pattern, Pin, Plan};
 #[must_use]
 pub fn render(plan: &Plan) -> String {
     let mut out = String::new();
-    let mut line = |key: &str, value: String| {
+    for (key, value) in process(plan) {
         let _ = writeln!(out, "{key}: {value}");
-    };
+    }
+    let options: Vec<_> = plan.forwards.iter().map(options).collect();
+    let common = |index: usize| options.iter().all(|own| own[index] == options[0][index]);
+    let is_common: Vec<bool> = options.first().map_or_else(Vec::new, |first| (0..first.len()).map(common).collect());
+    for ((key, value), _) in options.first().into_iter().flatten().zip(&is_common).filter(|(_, common)| **common) {
+        let _ = writeln!(out, "{key}: {value}");
+    }
+    out.push_str("forwards:\n");
+    for (plan, options) in plan.forwards.iter().zip(&options) {
+        let mut start = "  - ";
+        for (key, value) in own(plan) {
+            let _ = writeln!(out, "{start}{key}: {value}");
+            start = "    ";
+        }
+        for ((key, value), _) in options.iter().zip(&is_common).filter(|(_, common)| !**common) {
+            let _ = writeln!(out, "    {key}: {value}");
+        }
+    }
+    out
+}
+
+/// What is said once for the process.
+pub(super) fn process(plan: &Plan) -> Vec<(&'static str, String)> {
+    let mut out = Vec::new();
+    let mut line = |key: &'static str, value: String| out.push((key, value));
     line("workers", plan.workers.map_or("auto".into(), |n| n.to_string()));
     let pin = match plan.pin {
         Pin::Auto => "auto",
@@ -26,6 +50,7 @@ pub fn render(plan: &Plan) -> String {
     line("max_connections", plan.max_connections.map_or("none".into(), |n| n.to_string()));
     line("max_connections_per_source", plan.max_connections_per_source.map_or("none".into(), |n| n.to_string()));
     line("drain_timeout", time(plan.drain));
+    line("upgrade_drain_timeout", time(plan.upgrade_drain));
     if let Some(metrics) = plan.metrics {
         line("metrics", quote(&metrics.to_string()));
     }
@@ -52,50 +77,37 @@ pub fn render(plan: &Plan) -> String {
             line(key, patterns(list));
         }
     }
-    let options: Vec<_> = plan.forwards.iter().map(options).collect();
-    let common = |index: usize| options.iter().all(|own| own[index] == options[0][index]);
-    let is_common: Vec<bool> = options.first().map_or_else(Vec::new, |first| (0..first.len()).map(common).collect());
-    for ((key, value), _) in options.first().into_iter().flatten().zip(&is_common).filter(|(_, common)| **common) {
-        line(key, value.clone());
+    out
+}
+
+/// What a forward alone can say, its name first.
+pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
+    let mut out = Vec::new();
+    let mut line = |key: &'static str, value: String| out.push((key, value));
+    line("name", quote(&forward.name));
+    line("listen", list(forward.listen.iter().map(|listen| quote(&listen.to_string()))));
+    let targets = forward.targets.iter().map(|target| match target.weight {
+        1 => quote(&target.to_string()),
+        weight => format!("{{address: {}, weight: {weight}}}", quote(&target.to_string())),
+    });
+    line("to", list(targets));
+    for (key, most) in
+        [("max_connections", forward.max_connections), ("max_connections_per_source", forward.limits.max_per_source)]
+    {
+        if let Some(most) = most {
+            line(key, most.to_string());
+        }
     }
-    out.push_str("forwards:\n");
-    for (plan, options) in plan.forwards.iter().zip(&options) {
-        forward(&mut out, plan);
-        for ((key, value), _) in options.iter().zip(&is_common).filter(|(_, common)| !**common) {
-            let _ = writeln!(out, "    {key}: {value}");
+    for (key, rules) in [("allow", &forward.access.allow), ("deny", &forward.access.deny)] {
+        if !rules.is_empty() {
+            line(key, patterns(rules));
         }
     }
     out
 }
 
-/// What a forward alone can say.
-fn forward(out: &mut String, forward: &Forward) {
-    let mut line = |start: &str, key: &str, value: String| {
-        let _ = writeln!(out, "{start}{key}: {value}");
-    };
-    line("  - ", "name", quote(&forward.name));
-    line("    ", "listen", list(forward.listen.iter().map(|listen| quote(&listen.to_string()))));
-    let targets = forward.targets.iter().map(|target| match target.weight {
-        1 => quote(&target.to_string()),
-        weight => format!("{{address: {}, weight: {weight}}}", quote(&target.to_string())),
-    });
-    line("    ", "to", list(targets));
-    for (key, most) in
-        [("max_connections", forward.max_connections), ("max_connections_per_source", forward.limits.max_per_source)]
-    {
-        if let Some(most) = most {
-            line("    ", key, most.to_string());
-        }
-    }
-    for (key, rules) in [("allow", &forward.access.allow), ("deny", &forward.access.deny)] {
-        if !rules.is_empty() {
-            line("    ", key, patterns(rules));
-        }
-    }
-}
-
 /// The options that may stand at the top level or in a forward, always all and in one order.
-fn options(forward: &Forward) -> [(&'static str, String); 18] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 18] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),

@@ -1,4 +1,4 @@
-//! The other end of the control socket: `spliced stats`.
+//! The other end of the control socket: `spliced stats`, `spliced reload` and `spliced upgrade`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,6 +17,10 @@ pub const DEFAULT_CONTROL: &str = "/run/spliced/control.sock";
 
 /// How long the running instance may take to answer.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// How long a reload may take: its file has half of it.
+const RELOAD_LIMIT: Duration = Duration::from_secs(65);
+/// The same for an upgrade, whose new process may need a while to become ready.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(20);
 /// Bytes of the answer that are read: more is no answer of ours.
 const MAX_ANSWER: u64 = 256 * 1024 * 1024;
 
@@ -27,14 +31,53 @@ const MAX_ANSWER: u64 = 256 * 1024 * 1024;
 /// (`spliced stats | head`) is no error.
 pub fn stats_command(control: &Path, json: bool) -> io::Result<()> {
     let answer = ask(control, "stats")?;
-    let unknown = |what: &dyn std::fmt::Display| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{}: answer not understood: {what}", control.display()))
-    };
-    let value: Value = serde_json::from_str(&answer).map_err(|error| unknown(&error))?;
+    let value = answered(control, &answer)?;
+    let text = if json { answer } else { table(&Stats::deserialize(value).map_err(|e| unknown(control, &e))?) };
+    print(&text)
+}
+
+/// Has the instance behind `control` read its configuration again, and prints what has changed.
+///
+/// # Errors
+/// When nobody answers on the socket or standard output fails; and, as the inner error, why the instance goes on with
+/// the configuration it has.
+pub fn reload_command(control: &Path) -> io::Result<Result<(), String>> {
+    let answer = ask(control, "reload")?;
+    let value: Value = serde_json::from_str(&answer).map_err(|error| unknown(control, &error))?;
     if let Some(error) = value.get("error").and_then(Value::as_str) {
-        return Err(io::Error::other(format!("{}: {error}", control.display())));
+        return Ok(Err(error.to_owned()));
     }
-    let text = if json { answer } else { table(&Stats::deserialize(value).map_err(|error| unknown(&error))?) };
+    let lines = value.get("diff").and_then(Value::as_array).ok_or_else(|| unknown(control, &"no diff in it"))?;
+    let lines: Vec<&str> = lines.iter().filter_map(Value::as_str).collect();
+    print(&format!("{}\n", lines.join("\n")))?;
+    Ok(Ok(()))
+}
+
+/// Has the instance behind `control` replaced by a new process, and says which one took over.
+///
+/// # Errors
+/// When nobody answers on the socket, or the new process did not take over: why, in words.
+pub fn upgrade_command(control: &Path) -> io::Result<()> {
+    let answer = ask(control, "upgrade")?;
+    let value = answered(control, &answer)?;
+    let version = value["version"].as_str().unwrap_or("unknown");
+    print(&format!("upgraded: process {}, version {version}\n", value["pid"]))
+}
+
+fn unknown(control: &Path, what: &dyn std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}: answer not understood: {what}", control.display()))
+}
+
+/// The object in an answer, unless it tells of an error.
+pub(super) fn answered(control: &Path, answer: &str) -> io::Result<Value> {
+    let value: Value = serde_json::from_str(answer).map_err(|error| unknown(control, &error))?;
+    match value.get("error").and_then(Value::as_str) {
+        Some(error) => Err(io::Error::other(format!("{}: {error}", control.display()))),
+        None => Ok(value),
+    }
+}
+
+fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
@@ -55,7 +98,12 @@ pub(crate) fn ask(control: &Path, command: &str) -> io::Result<String> {
         io::Error::new(error.kind(), format!("control socket {}: {error}{hint}", control.display()))
     };
     let mut stream = UnixStream::connect(control).map_err(explain)?;
-    stream.set_read_timeout(Some(TIME_LIMIT)).map_err(explain)?;
+    let limit = match command {
+        "reload" => RELOAD_LIMIT,
+        "upgrade" => UPGRADE_LIMIT,
+        _ => TIME_LIMIT,
+    };
+    stream.set_read_timeout(Some(limit)).map_err(explain)?;
     stream.set_write_timeout(Some(TIME_LIMIT)).map_err(explain)?;
     stream.write_all(format!("{command}\n").as_bytes()).map_err(explain)?;
     let mut answer = String::new();
@@ -78,9 +126,21 @@ struct Stats {
     cpu: Cpu,
     engine_available: EngineAvailable,
     workers: Vec<Worker>,
+    #[serde(default)]
+    reloads: Reloads,
+    #[serde(default)]
+    worker_panics: u64,
     pipes: Pipes,
     total: Counters,
     forwards: Vec<Forward>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Reloads {
+    ok: u64,
+    failed: u64,
+    last_ok: Option<bool>,
+    generation: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -118,6 +178,8 @@ struct Pipes {
 #[derive(Debug, Deserialize)]
 struct Forward {
     name: String,
+    #[serde(default)]
+    removed: bool,
     listen: Vec<String>,
     to: Vec<String>,
     engine: String,
@@ -166,6 +228,7 @@ fn table(stats: &Stats) -> String {
     for worker in &stats.workers {
         describe_worker(&mut out, worker);
     }
+    describe_reloads(&mut out, &stats.reloads, stats.worker_panics);
     if stats.forwards.len() > 1 {
         out.push_str("\nall forwards\n");
         counters(&mut out, &stats.total);
@@ -174,11 +237,23 @@ fn table(stats: &Stats) -> String {
         // The name is free text: Debug keeps control characters away from the terminal.
         let heading = format!("\nforward {:?}", forward.name);
         let (listen, to) = (forward.listen.join(", "), forward.to.join(", "));
-        out.push_str(&format!("{heading}  {listen} → {to}  engine {}\n", forward.engine));
+        let removed = if forward.removed { "  removed, its sessions go on" } else { "" };
+        out.push_str(&format!("{heading}  {listen} → {to}  engine {}{removed}\n", forward.engine));
         counters(&mut out, &forward.counters);
         arms_table::describe(&mut out, &forward.arms, forward.verdict.as_deref());
     }
     out
+}
+
+fn describe_reloads(out: &mut String, reloads: &Reloads, panics: u64) {
+    let Reloads { ok, failed, generation, .. } = reloads;
+    if ok + failed > 0 {
+        let last = if reloads.last_ok == Some(false) { ", the last one failed" } else { "" };
+        line(out, 0, "configuration", &format!("{generation}, {ok} reloads, {failed} failed{last}"));
+    }
+    if panics > 0 {
+        line(out, 0, "panics", &format!("{panics} workers panicked; please report this"));
+    }
 }
 
 fn describe_worker(out: &mut String, worker: &Worker) {
@@ -260,6 +335,8 @@ mod tests {
             "done 44",
             "CPU 3",
             "\"panicked\"",
+            "4, 3 reloads, 1 failed\n",
+            "2 workers panicked",
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }

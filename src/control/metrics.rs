@@ -101,7 +101,7 @@ mod tests {
     fn ask(request: &str) -> String {
         match answer(request.as_bytes(), &Fixed(true)) {
             Answer::Reply(reply) => String::from_utf8(reply).unwrap(),
-            Answer::More => "more".to_owned(),
+            Answer::More | Answer::Later => "more".to_owned(),
         }
     }
 
@@ -128,7 +128,7 @@ mod tests {
     fn draining_is_not_ready_but_alive() {
         let ask = |path: &str| match answer(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes(), &Fixed(false)) {
             Answer::Reply(reply) => String::from_utf8(reply).unwrap(),
-            Answer::More => panic!("no reply"),
+            Answer::More | Answer::Later => panic!("no reply"),
         };
         assert!(ask("/readyz").starts_with("HTTP/1.1 503"));
         assert!(ask("/healthz").starts_with("HTTP/1.1 200"));

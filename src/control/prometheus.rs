@@ -4,7 +4,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::snapshot::{NamedForward, Snapshot, WorkerSnapshot};
+use super::snapshot::{NamedForward, Snapshot, WorkerSnapshot, WorkerState};
 use crate::arms::ArmSnapshot;
 use crate::stats::{Bytes, HistogramSnapshot};
 
@@ -13,6 +13,7 @@ use crate::stats::{Bytes, HistogramSnapshot};
 pub fn render(snapshot: &Snapshot) -> String {
     let mut page = Page::default();
     process(&mut page, snapshot);
+    reloads(&mut page, snapshot);
     workers(&mut page, &snapshot.workers);
     forwards(&mut page, &snapshot.forwards);
     arms(&mut page, &snapshot.forwards);
@@ -127,10 +128,32 @@ fn process(page: &mut Page, snapshot: &Snapshot) {
     page.sample(&[("reason", &"write_failed")], snapshot.log_lost);
 }
 
+/// Whether a worker's event loop turns.
+fn is_up(state: WorkerState) -> bool {
+    matches!(state, WorkerState::Running | WorkerState::Leaving)
+}
+
+fn reloads(page: &mut Page, snapshot: &Snapshot) {
+    let reloads = &snapshot.reloads;
+    page.family("spliced_reloads_total", "counter", "Changes of the configuration while running, by result.");
+    page.sample(&[("result", &"ok")], reloads.ok);
+    page.sample(&[("result", &"failed")], reloads.failed);
+    page.family("spliced_config_generation", "gauge", "The configuration that runs: 1 is the one of the start.");
+    page.sample(&[], reloads.generation);
+    if let Some(at) = reloads.last_unix_seconds {
+        page.family("spliced_last_reload_timestamp_seconds", "gauge", "When the last reload was, well or not.");
+        page.sample(&[], at);
+        page.family("spliced_last_reload_success", "gauge", "1 when the last reload took effect.");
+        page.sample(&[], u8::from(reloads.last_ok == Some(true)));
+    }
+    page.family("spliced_worker_panics_total", "counter", "Workers that panicked.");
+    page.sample(&[], snapshot.worker_panics);
+}
+
 fn workers(page: &mut Page, workers: &[WorkerSnapshot]) {
     page.family("spliced_worker_up", "gauge", "1 while the worker's event loop runs.");
     for w in workers {
-        page.sample(&[("worker", &w.id)], u8::from(w.state == super::snapshot::WorkerState::Running));
+        page.sample(&[("worker", &w.id)], u8::from(is_up(w.state)));
     }
     page.family("spliced_worker_busy_seconds_total", "counter", "CPU time of the worker's thread.");
     for w in workers {
@@ -306,6 +329,12 @@ mod tests {
             r#"spliced_bytes_total{forward="web",direction="backend_to_client",path="copy"} 77"#,
             r#"spliced_pipes{state="in_use"} 11"#,
             r#"spliced_pipes_budget 128"#,
+            r#"spliced_reloads_total{result="ok"} 3"#,
+            r#"spliced_reloads_total{result="failed"} 1"#,
+            r#"spliced_config_generation 4"#,
+            r#"spliced_last_reload_timestamp_seconds 1.5"#,
+            r#"spliced_last_reload_success 1"#,
+            r#"spliced_worker_panics_total 2"#,
             r#"spliced_worker_busy_seconds_total{worker="1"} 5"#,
             r#"spliced_worker_up{worker="1"} 0"#,
             r#"spliced_log_dropped_total{reason="write_failed"} 2"#,

@@ -18,6 +18,8 @@ pub(super) const MAX_CONNECTIONS: usize = 64;
 pub(super) const MAX_REQUEST: usize = 8 * 1024;
 /// From accepting a connection to its end, answer included.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// The same for an answer that comes later.
+pub(super) const LATER_LIMIT: Duration = Duration::from_secs(60);
 /// Tokens a service uses: one for the listener, then one per connection.
 pub(super) const TOKENS: usize = 1 + MAX_CONNECTIONS;
 
@@ -35,6 +37,8 @@ pub(super) enum Answer {
     More,
     /// The whole answer; the connection closes after it.
     Reply(Vec<u8>),
+    /// The request is complete; [`Service::resolve`] brings the answer.
+    Later,
 }
 
 /// A listening socket of either family.
@@ -86,7 +90,8 @@ impl Channel for TcpStream {
 #[derive(Debug)]
 pub(super) struct Service<A: Acceptor> {
     name: &'static str,
-    listener: A,
+    /// `None` once another process answers in its place.
+    listener: Option<A>,
     first_token: usize,
     connections: Slab<Connection<A::Stream>>,
     accept_again: Option<Instant>,
@@ -104,6 +109,8 @@ struct Connection<S> {
 enum Step {
     /// Bytes of the request so far.
     Reading(Vec<u8>),
+    /// The answer comes later.
+    Waiting,
     /// The answer and how much of it is written.
     Writing(Vec<u8>, usize),
     /// Answered. Closing with unread bytes would reset the connection and could lose the answer, so they are thrown
@@ -124,7 +131,22 @@ impl<A: Acceptor> Service<A> {
     ) -> io::Result<Self> {
         registry.register(&mut listener, Token(first_token), Interest::READABLE)?;
         let connections = Slab::with_capacity(MAX_CONNECTIONS);
+        let listener = Some(listener);
         Ok(Self { name, listener, first_token, connections, accept_again: None, accept_failing: false })
+    }
+
+    /// The listening socket, while it is ours.
+    pub(super) fn listener(&self) -> Option<&A> {
+        self.listener.as_ref()
+    }
+
+    /// Takes no more connections; those there are get their answers.
+    pub(super) fn stop_listening(&mut self, registry: &Registry) {
+        self.accept_again = None;
+        if let Some(mut listener) = self.listener.take() {
+            // Another process may hold the socket, and then closing ours does not take it out of the poller.
+            let _ = registry.deregister(&mut listener);
+        }
     }
 
     /// Whether an event with this token is for this service.
@@ -144,6 +166,20 @@ impl<A: Acceptor> Service<A> {
             self.accept(registry, now, answer);
         } else {
             self.advance(token.0 - self.first_token - 1, registry, answer);
+        }
+    }
+
+    /// Answers every request that waits for an answer.
+    pub(super) fn resolve(&mut self, reply: &[u8], registry: &Registry) {
+        let waits = |(key, connection): (usize, &mut Connection<A::Stream>)| {
+            matches!(connection.step, Step::Waiting).then(|| {
+                connection.step = Step::Writing(reply.to_vec(), 0);
+                key
+            })
+        };
+        let keys: Vec<usize> = self.connections.iter_mut().filter_map(waits).collect();
+        for key in keys {
+            self.advance(key, registry, &mut |_| Answer::More);
         }
     }
 
@@ -170,7 +206,8 @@ impl<A: Acceptor> Service<A> {
     fn accept(&mut self, registry: &Registry, now: Instant, answer: &mut dyn FnMut(&[u8]) -> Answer) {
         self.accept_again = None;
         for _ in 0..ACCEPT_BATCH {
-            match self.listener.accept_one() {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept_one() {
                 Ok(stream) => {
                     self.accept_failing = false;
                     self.add(stream, registry, now, answer);
@@ -243,8 +280,18 @@ impl<S: Channel> Connection<S> {
                     request.extend_from_slice(&chunk[..n]);
                     match answer(request) {
                         Answer::Reply(reply) => self.step = Step::Writing(reply, 0),
+                        Answer::Later => {
+                            self.until = Instant::now() + LATER_LIMIT;
+                            self.step = Step::Waiting;
+                        }
                         Answer::More if n == 0 || request.len() == MAX_REQUEST => return Ok(()),
                         Answer::More => {}
+                    }
+                }
+                // A client that closes its half may still wait for the answer. What else it sends is no request.
+                Step::Waiting => {
+                    if read(&mut self.stream, &mut chunk)? == 0 {
+                        return Err(io::ErrorKind::WouldBlock.into());
                     }
                 }
                 Step::Writing(reply, written) if *written < reply.len() => {

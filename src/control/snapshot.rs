@@ -1,6 +1,5 @@
 //! All counters of the process at one moment: what `spliced stats` and the metrics endpoint show.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
@@ -8,32 +7,23 @@ use nix::sys::time::TimeValLike;
 use serde::Serialize;
 
 use crate::arms::{self, ArmSnapshot};
-use crate::plan::{Forward, Plan};
-use crate::stats::{ForwardSnapshot, WorkerStats};
-
-/// What a worker is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WorkerState {
-    /// Its event loop turns.
-    Running,
-    /// It ended after the drain, or was stopped.
-    Finished,
-    /// It panicked and its sessions are gone.
-    Panicked,
-}
+use crate::fleet::{ForwardView, WorkerView};
+use crate::stats::ForwardSnapshot;
+pub use crate::stats::WorkerState;
 
 /// Where a [`Snapshot`] is taken from.
 #[derive(Debug)]
 pub struct Sources<'a> {
-    /// What runs.
-    pub plan: &'a Plan,
-    /// Counters, one entry per worker.
-    pub stats: &'a [Arc<WorkerStats>],
-    /// CPU each worker is bound to.
-    pub cpus: &'a [Option<usize>],
-    /// What each worker is doing.
-    pub states: &'a [WorkerState],
+    /// The workers.
+    pub workers: Vec<WorkerView<'a>>,
+    /// The forwards: those of the plan in its order, then those that were removed and still have sessions.
+    pub forwards: Vec<ForwardView<'a>>,
+    /// What forwards that are gone have counted.
+    pub past: &'a ForwardSnapshot,
+    /// Changes of the configuration.
+    pub reloads: Reloads,
+    /// Workers that have panicked.
+    pub worker_panics: u64,
     /// When the process began to serve.
     pub started: Instant,
     /// True once no new sessions are taken.
@@ -44,6 +34,21 @@ pub struct Sources<'a> {
     pub log_lost: u64,
     /// Sources that limits per source know.
     pub sources: usize,
+}
+
+/// Changes of the configuration while running.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Serialize)]
+pub struct Reloads {
+    /// Those that took effect, also when nothing was different.
+    pub ok: u64,
+    /// Those that failed and changed nothing.
+    pub failed: u64,
+    /// When the last one was, well or not, in seconds since 1970.
+    pub last_unix_seconds: Option<f64>,
+    /// Whether that one took effect.
+    pub last_ok: Option<bool>,
+    /// The configuration that runs: 1 is the one of the start, each reload that takes effect makes the next.
+    pub generation: u64,
 }
 
 /// The JSON object of `spliced stats --json`.
@@ -63,6 +68,10 @@ pub struct Snapshot {
     pub engine_available: EngineAvailable,
     /// Session log lines that could not be written (disk full, for instance).
     pub log_lost: u64,
+    /// Changes of the configuration.
+    pub reloads: Reloads,
+    /// Workers that have panicked; each was replaced.
+    pub worker_panics: u64,
     /// Sources that limits per source know: those with a session, and those whose bucket is not full again yet.
     pub sources: usize,
     /// One entry per worker.
@@ -138,6 +147,9 @@ pub struct Pipes {
 pub struct NamedForward {
     /// Its name in the plan.
     pub name: String,
+    /// True once no configuration has it any more; its open sessions go on.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
     /// Addresses it listens on.
     pub listen: Vec<String>,
     /// Targets it leads to.
@@ -159,13 +171,10 @@ impl Snapshot {
     /// Reads every counter now. Counters of different workers may be a turn apart.
     #[must_use]
     pub fn take(sources: &Sources<'_>) -> Self {
-        let mut total = ForwardSnapshot::default();
-        for counters in sources.stats.iter().flat_map(|worker| worker.forwards.iter()) {
-            total.add(counters);
-        }
-        let workers: Vec<_> = sources.stats.iter().enumerate().map(|(id, stats)| worker(sources, id, stats)).collect();
-        let forwards =
-            sources.plan.forwards.iter().enumerate().map(|(index, plan)| forward(sources, index, plan)).collect();
+        let workers: Vec<_> = sources.workers.iter().map(worker).collect();
+        let forwards: Vec<_> = sources.forwards.iter().map(forward).collect();
+        let mut total = sources.past.clone();
+        forwards.iter().for_each(|forward| total.merge(&forward.counters));
         Self {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
@@ -174,6 +183,8 @@ impl Snapshot {
             cpu: Cpu::now(),
             engine_available: EngineAvailable { splice: sources.splices },
             log_lost: sources.log_lost,
+            reloads: sources.reloads,
+            worker_panics: sources.worker_panics,
             sources: sources.sources,
             pipes: workers.iter().fold(Pipes::default(), |sum, worker| sum.plus(worker.pipes)),
             workers,
@@ -183,12 +194,13 @@ impl Snapshot {
     }
 }
 
-fn worker(sources: &Sources<'_>, id: usize, stats: &WorkerStats) -> WorkerSnapshot {
+fn worker(view: &WorkerView<'_>) -> WorkerSnapshot {
+    let stats = view.stats;
     WorkerSnapshot {
-        id,
-        cpu: sources.cpus.get(id).copied().flatten(),
-        state: sources.states.get(id).copied().unwrap_or(WorkerState::Running),
-        sessions_open: stats.forwards.iter().map(|forward| forward.open.get()).sum(),
+        id: view.id,
+        cpu: view.cpu,
+        state: view.state,
+        sessions_open: view.sessions_open,
         turns: stats.turns.get(),
         busy_seconds: Duration::from_nanos(stats.busy_ns.get()).as_secs_f64(),
         handed_over: stats.handed_over.get(),
@@ -205,19 +217,18 @@ fn worker(sources: &Sources<'_>, id: usize, stats: &WorkerStats) -> WorkerSnapsh
     }
 }
 
-fn forward(sources: &Sources<'_>, index: usize, plan: &Forward) -> NamedForward {
-    let mut counters = ForwardSnapshot::default();
-    let mut arm_stats = Vec::with_capacity(sources.stats.len());
-    for stats in sources.stats.iter().filter_map(|worker| worker.forwards.get(index)) {
-        counters.add(stats);
-        arm_stats.push(&*stats.arms);
-    }
-    let (arms, verdict) = arms::report(&plan.arms, &arm_stats);
+fn forward(view: &ForwardView<'_>) -> NamedForward {
+    let mut counters = view.past.cloned().unwrap_or_default();
+    view.stats.iter().for_each(|stats| counters.add(stats));
+    let forward = view.forward;
+    let arm_stats: Vec<_> = view.arms.iter().map(|stats| &*stats.arms).collect();
+    let (arms, verdict) = arms::report(&forward.arms, &arm_stats);
     NamedForward {
-        name: plan.name.clone(),
-        listen: plan.listen.iter().map(ToString::to_string).collect(),
-        to: plan.targets.iter().map(ToString::to_string).collect(),
-        engine: plan.engine_text(),
+        name: forward.name.clone(),
+        removed: view.removed,
+        listen: forward.listen.iter().map(ToString::to_string).collect(),
+        to: forward.targets.iter().map(ToString::to_string).collect(),
+        engine: forward.engine_text(),
         counters,
         arms,
         verdict,
@@ -251,8 +262,13 @@ impl Cpu {
 pub(super) mod tests {
     use super::*;
     use crate::arms::Sampled;
-    use crate::plan::{Access, Arm, Engine, Host, Limits, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
-    use crate::stats::EndReason;
+    use crate::plan::{
+        Access, Arm, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Target, TcpOptions, Timeouts,
+    };
+    use crate::stats::{EndReason, ForwardStats, WorkerStats};
+
+    /// Counters of one worker and of one forward in it.
+    pub(in crate::control) type Counters = (WorkerStats, ForwardStats);
 
     /// A plan with one forward of the given name, 127.0.0.1:9000 → 10.0.0.2:9001.
     pub(in crate::control) fn plan(name: &str) -> Plan {
@@ -263,6 +279,7 @@ pub(super) mod tests {
             max_connections: None,
             max_connections_per_source: None,
             drain: Some(Duration::from_secs(30)),
+            upgrade_drain: None,
             control: None,
             metrics: None,
             log: LogPlan::default(),
@@ -288,15 +305,15 @@ pub(super) mod tests {
     }
 
     /// Two workers with different counters.
-    pub(in crate::control) fn stats() -> Vec<Arc<WorkerStats>> {
-        let workers: Vec<_> = (0..2).map(|_| Arc::new(WorkerStats::new([0]))).collect();
-        for (worker, n) in workers.iter().zip([1, 10]) {
-            worker.forwards[0].accepted.add(5 * n);
-            worker.forwards[0].open.add(n);
-            worker.forwards[0].up_splice.add(100 * n);
-            worker.forwards[0].down_copy.add(7 * n);
-            worker.forwards[0].ends[EndReason::Done as usize].add(4 * n);
-            worker.forwards[0].connect_time.record(Duration::from_micros(3 * n));
+    pub(in crate::control) fn stats() -> Vec<Counters> {
+        let workers: Vec<_> = (0..2).map(|_| Counters::default()).collect();
+        for ((worker, forward), n) in workers.iter().zip([1, 10]) {
+            forward.accepted.add(5 * n);
+            forward.open.add(n);
+            forward.up_splice.add(100 * n);
+            forward.down_copy.add(7 * n);
+            forward.ends[EndReason::Done as usize].add(4 * n);
+            forward.connect_time.record(Duration::from_micros(3 * n));
             worker.pipes_in_use.add(n);
             worker.pipes_budget.add(64);
             worker.pipe_size.set(1 << 20);
@@ -305,12 +322,29 @@ pub(super) mod tests {
         workers
     }
 
-    pub(in crate::control) fn snapshot(plan: &Plan, stats: &[Arc<WorkerStats>]) -> Snapshot {
-        Snapshot::take(&Sources {
-            plan,
+    pub(in crate::control) fn snapshot(plan: &Plan, stats: &[Counters]) -> Snapshot {
+        let states = [(Some(3), WorkerState::Running), (None, WorkerState::Panicked)];
+        let workers = stats.iter().zip(states).enumerate().map(|(id, ((stats, forward), (cpu, state)))| WorkerView {
+            id,
+            cpu,
+            state,
             stats,
-            cpus: &[Some(3), None],
-            states: &[WorkerState::Running, WorkerState::Panicked],
+            sessions_open: forward.open.get(),
+        });
+        let forwards: Vec<_> = stats.iter().map(|(_, forward)| forward).collect();
+        let forward = ForwardView {
+            forward: &plan.forwards[0],
+            removed: false,
+            arms: forwards.clone(),
+            stats: forwards,
+            past: None,
+        };
+        Snapshot::take(&Sources {
+            workers: workers.collect(),
+            forwards: vec![forward],
+            past: &ForwardSnapshot::default(),
+            reloads: Reloads { ok: 3, failed: 1, last_unix_seconds: Some(1.5), last_ok: Some(true), generation: 4 },
+            worker_panics: 2,
             started: Instant::now(),
             draining: false,
             splices: true,
@@ -320,12 +354,12 @@ pub(super) mod tests {
     }
 
     /// A live A/B of a splice and a copy arm, with one session of each in each of two workers.
-    pub(in crate::control) fn trial() -> (Plan, Vec<Arc<WorkerStats>>) {
+    pub(in crate::control) fn trial() -> (Plan, Vec<Counters>) {
         let mut plan = plan("web");
         let arm = |name: &str, engine, share| Arm { name: name.to_owned(), engine, copy_buffer: 65536, share };
         plan.forwards[0].arms = vec![arm("splice", Engine::Splice, 50), arm("copy-64KiB", Engine::Copy, 25)];
-        let workers: Vec<_> = (0..2).map(|_| Arc::new(WorkerStats::new([2]))).collect();
-        for arms in workers.iter().map(|worker| &worker.forwards[0].arms) {
+        let workers: Vec<_> = (0..2).map(|_| (WorkerStats::default(), ForwardStats::new(2))).collect();
+        for arms in workers.iter().map(|(_, forward)| &forward.arms) {
             for (arm, n) in arms.iter().zip([1, 2]) {
                 arm.sessions.add(1);
                 arm.open.add(n - 1);
@@ -374,6 +408,11 @@ pub(super) mod tests {
             ("/version", env!("CARGO_PKG_VERSION").into()),
             ("/pid", std::process::id().into()),
             ("/draining", false.into()),
+            ("/reloads/ok", 3.into()),
+            ("/reloads/failed", 1.into()),
+            ("/reloads/last_unix_seconds", 1.5.into()),
+            ("/reloads/generation", 4.into()),
+            ("/worker_panics", 2.into()),
             ("/engine_available/splice", true.into()),
             ("/workers/0/id", 0.into()),
             ("/workers/0/cpu", 3.into()),

@@ -18,6 +18,7 @@ use super::RunError;
 use super::service::{Answer, MAX_REQUEST};
 use super::snapshot::Snapshot;
 use crate::sandbox;
+use crate::upgrade::Control;
 
 /// Connections the kernel queues before the control thread takes them.
 const BACKLOG: i32 = 64;
@@ -58,6 +59,16 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), RunError> 
     })?;
     drop(lock);
     Ok((UnixListener::from_std(listener), file))
+}
+
+/// A socket another process has passed on, whose file is at `path`.
+///
+/// # Errors
+/// What fcntl(2) reports.
+pub(super) fn inherit(path: &Path, control: Control) -> Result<(UnixListener, SocketFile), RunError> {
+    let Control { listener, device, inode } = control;
+    listener.set_nonblocking(true).map_err(|error| failed(path, &error.to_string()))?;
+    Ok((UnixListener::from_std(listener), SocketFile { path: path.to_owned(), device, inode }))
 }
 
 fn failed(path: &Path, why: &str) -> RunError {
@@ -151,6 +162,18 @@ fn listen(path: &Path) -> io::Result<(StdListener, SocketFile)> {
     Ok((socket.into(), file))
 }
 
+impl SocketFile {
+    /// Device and inode of the file.
+    pub(super) fn place(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// Leaves the file where it is: another process answers on the socket.
+    pub(super) fn leave(mut self) {
+        self.path = PathBuf::new();
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         match fs::symlink_metadata(&self.path) {
@@ -164,8 +187,20 @@ impl Drop for SocketFile {
     }
 }
 
-/// Answers one request: `stats`, or an error object.
-pub(super) fn answer(request: &[u8], snapshot: &mut dyn FnMut() -> Snapshot) -> Answer {
+/// What the control socket gives access to.
+pub(super) trait Instance {
+    /// All counters.
+    fn stats(&self) -> Snapshot;
+    /// The plan that runs, as YAML.
+    fn plan(&self) -> String;
+    /// Asks for a reload; its result is the answer to all who asked. Otherwise why there is none now.
+    fn reload(&self) -> Result<(), String>;
+    /// Asks for an upgrade; its result is the answer to who asked. Otherwise why there is none now.
+    fn upgrade(&self) -> Result<(), String>;
+}
+
+/// Answers one request: `stats`, `plan`, `reload`, `upgrade`, or an error object.
+pub(super) fn answer(request: &[u8], instance: &dyn Instance) -> Answer {
     let Some(end) = request.iter().position(|byte| *byte == b'\n') else {
         if request.len() < MAX_REQUEST {
             return Answer::More;
@@ -173,19 +208,31 @@ pub(super) fn answer(request: &[u8], snapshot: &mut dyn FnMut() -> Snapshot) -> 
         return reply(&json!({ "error": format!("a request is one line of at most {MAX_REQUEST} bytes") }));
     };
     match request[..end].trim_ascii() {
-        b"stats" => reply(&snapshot()),
+        b"stats" => reply(&instance.stats()),
+        b"plan" => reply(&json!({ "plan": instance.plan() })),
+        b"reload" => later(instance.reload()),
+        b"upgrade" => later(instance.upgrade()),
         other => {
             let shown: String = String::from_utf8_lossy(other).chars().take(40).collect();
-            reply(&json!({ "error": format!("unknown command {shown:?}; known: stats") }))
+            reply(&json!({ "error": format!("unknown command {shown:?}; known: plan, reload, stats, upgrade") }))
         }
     }
 }
 
+fn later(asked: Result<(), String>) -> Answer {
+    asked.map_or_else(|why| reply(&json!({ "error": why })), |()| Answer::Later)
+}
+
 fn reply(value: &impl serde::Serialize) -> Answer {
+    Answer::Reply(line(value))
+}
+
+/// An answer: one object on one line.
+pub(super) fn line(value: &impl serde::Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec(value)
         .unwrap_or_else(|error| json!({ "error": format!("cannot write the answer: {error}") }).to_string().into());
     text.push(b'\n');
-    Answer::Reply(text)
+    text
 }
 
 #[cfg(test)]
@@ -193,8 +240,26 @@ mod tests {
     use super::super::snapshot::tests::{plan, snapshot, stats};
     use super::*;
 
+    struct Running;
+
+    impl Instance for Running {
+        fn stats(&self) -> Snapshot {
+            snapshot(&plan("web"), &stats())
+        }
+        fn plan(&self) -> String {
+            "workers: 2\n".to_owned()
+        }
+        fn reload(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn upgrade(&self) -> Result<(), String> {
+            Err("not now".to_owned())
+        }
+    }
+
     fn ask(request: &[u8]) -> Answer {
-        answer(request, &mut || snapshot(&plan("web"), &stats()))
+        answer(request, &Running)
     }
 
     fn json(answer: Answer) -> serde_json::Value {
@@ -208,6 +273,8 @@ mod tests {
         assert_eq!(json(ask(b"stats\n"))["total"]["sessions_accepted"], 55);
         assert_eq!(json(ask(b"  stats \r\nmore"))["total"]["sessions_accepted"], 55);
         assert_eq!(ask(b"stat"), Answer::More);
+        assert_eq!(json(ask(b"plan\n"))["plan"], "workers: 2\n");
+        assert_eq!(ask(b"reload\n"), Answer::Later);
         let error = json(ask(b"st\x1b[31m\xffop\n"));
         assert!(error["error"].as_str().unwrap().contains("unknown command"), "{error}");
         assert!(json(ask(&[b'x'; MAX_REQUEST]))["error"].is_string());

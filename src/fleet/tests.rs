@@ -1,12 +1,17 @@
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use mio::Poll;
+
 use super::*;
-use crate::limits::Admission;
-use crate::plan::{Access, Engine, Host, Limits, Listen, LogPlan, Ports, Target, TcpOptions, Timeouts};
-use crate::stats::EndReason;
-use crate::worker::Accepted;
+use crate::limits::{Admission, ForwardLimits};
+use crate::plan::{Access, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
+use crate::pump::Pumps;
+use crate::stats::{EndReason, ForwardStats};
+use crate::sys::pipes::PipeBudget;
+use crate::upstream::Upstreams;
+use crate::worker::{Accepted, Edition, MAILBOX, Parts, Peer, Route, Routes, Worker};
 
 fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
     let forward = Forward {
@@ -32,6 +37,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         max_connections: None,
         max_connections_per_source: None,
         drain: None,
+        upgrade_drain: None,
         control: None,
         metrics: None,
         log: LogPlan::default(),
@@ -51,76 +57,214 @@ fn reserve() -> (socket2::Socket, SocketAddr) {
     (socket, address)
 }
 
-#[test]
-fn a_panic_resets_the_sessions_of_its_worker_and_is_told() {
-    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (_reserved, listen) = reserve();
-    let mut poll = Poll::new().unwrap();
+/// A fleet of one worker that forwards from `listen`, and the poller its ends wake.
+fn fleet(plan: &Arc<Plan>) -> (Fleet, Poll) {
+    let poll = Poll::new().unwrap();
     let waker = Arc::new(Waker::new(poll.registry(), mio::Token(0)).unwrap());
-    let plan = Arc::new(plan(listen, backend.local_addr().unwrap()));
-    let mut fleet = Fleet::start(&plan, None, waker).unwrap();
+    let mut fleet = Fleet::new(plan, Doors::default(), waker);
+    let ready = fleet.prepare(plan).unwrap();
+    fleet.commit(ready, None);
+    (fleet, poll)
+}
 
+fn peer(fleet: &Fleet, seat: usize) -> &Arc<Peer> {
+    &fleet.seats[seat].peer
+}
+
+fn ends(fleet: &Fleet, reason: EndReason) -> u64 {
+    fleet.forwards().flat_map(|forward| forward.stats).map(|stats| stats.ends[reason as usize].get()).sum()
+}
+
+/// Waits for a worker to end.
+fn next_end(fleet: &mut Fleet, poll: &mut Poll) -> Vec<(usize, WorkerEnd)> {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let ends = fleet.reap(Instant::now());
+        if !ends.is_empty() || Instant::now() > until {
+            return ends;
+        }
+        poll.poll(&mut mio::Events::with_capacity(1), Some(Duration::from_millis(100))).unwrap();
+    }
+}
+
+fn session(listen: SocketAddr, backend: &TcpListener) -> (TcpStream, TcpStream) {
     let mut client = TcpStream::connect(listen).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let (mut server, _) = backend.accept().unwrap();
     client.write_all(b"hello").unwrap();
     server.read_exact(&mut [0; 5]).unwrap();
-    fleet.shared.mailboxes[0].post(Message::Panic).unwrap();
+    (client, server)
+}
 
+#[test]
+fn a_panic_resets_the_sessions_of_its_worker_and_another_takes_its_place() {
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_reserved, listen) = reserve();
+    let plan = Arc::new(plan(listen, backend.local_addr().unwrap()));
+    let (mut fleet, mut poll) = fleet(&plan);
+
+    let (mut client, mut server) = session(listen, &backend);
+    peer(&fleet, 0).mailbox.post(Message::Panic).unwrap();
     let error = |stream: &mut TcpStream| stream.read(&mut [0; 1]).unwrap_err().kind();
     assert_eq!(error(&mut client), io::ErrorKind::ConnectionReset, "a cut stream must not look complete");
     assert_eq!(error(&mut server), io::ErrorKind::ConnectionReset);
+    // Nobody serves now. Whoever connects waits in the queue of a listener that outlives its worker.
+    let waiting = TcpStream::connect(listen).unwrap();
 
-    let until = Instant::now() + Duration::from_secs(10);
-    let mut ends = fleet.reap();
-    while ends.is_empty() && Instant::now() < until {
-        poll.poll(&mut mio::Events::with_capacity(1), Some(Duration::from_millis(100))).unwrap();
-        ends = fleet.reap();
+    assert_eq!(next_end(&mut fleet, &mut poll), [(0, WorkerEnd::Panicked("asked to".to_owned()))]);
+    assert_eq!((fleet.running(), fleet.panics()), (1, 1));
+    let (mut server, _) = backend.accept().unwrap();
+    (&waiting).write_all(b"hello").unwrap();
+    server.read_exact(&mut [0; 5]).unwrap();
+    session(listen, &backend);
+    assert_eq!(ends(&fleet, EndReason::WorkerPanic), 1);
+}
+
+#[test]
+fn after_five_panics_in_a_minute_nobody_is_replaced() {
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_reserved, listen) = reserve();
+    let plan = Arc::new(plan(listen, backend.local_addr().unwrap()));
+    let (mut fleet, mut poll) = fleet(&plan);
+    for failures in 1..=MOST_PANICS {
+        assert!(!fleet.has_given_up());
+        peer(&fleet, 0).mailbox.post(Message::Panic).unwrap();
+        assert_eq!(next_end(&mut fleet, &mut poll).len(), 1, "{failures}");
     }
-    assert_eq!(ends, [(0, WorkerEnd::Panicked)]);
-    assert_eq!((fleet.running(), fleet.open_sessions()), (0, 0));
-    let panics = &fleet.stats()[0].forwards[0].ends[crate::stats::EndReason::WorkerPanic as usize];
-    assert_eq!(panics.get(), 1);
+    assert!(fleet.has_given_up());
+    assert_eq!(fleet.running(), 0);
 }
 
-/// A worker without listeners and without a thread, for a plan with one slot.
-fn lone_worker(target: SocketAddr) -> (Worker, Arc<Shared>, Arc<WorkerStats>) {
-    let mut plan = plan(target, target);
-    plan.max_connections = Some(1);
-    let plan = Arc::new(plan);
-    let (shared, mut ends) = share(&plan, &[Vec::new()]).unwrap();
-    let (poll, inbox) = ends.pop().unwrap();
-    let budgets = Budgets::of(&plan, 1);
-    let stats = Arc::new(WorkerStats::new([0]));
-    let parts = Parts {
-        id: 0,
-        poll,
-        plan: Arc::clone(&plan),
-        shared: Arc::clone(&shared),
-        inbox,
-        listeners: Vec::new(),
-        routes: routes(&plan, &budgets, &shared, 0),
-        pumps: Pumps::new(
-            65536,
-            budgets.budgets.iter().map(PipeBudget::pool).collect(),
-            Arc::new(AtomicBool::new(true)),
-        ),
-        stats: Arc::clone(&stats),
-        log: None,
+/// A place that is taken away and given back just as its worker ends: somebody must serve its listeners.
+#[test]
+fn a_place_given_back_to_a_worker_that_has_ended_is_filled() {
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_reserved, listen) = reserve();
+    let one = plan(listen, backend.local_addr().unwrap());
+    let two = Arc::new(Plan { workers: Some(2), ..one.clone() });
+    let (mut fleet, mut poll) = fleet(&two);
+    let ready = fleet.prepare(&Arc::new(one)).unwrap();
+    fleet.commit(ready, None);
+    // The worker has ended, and the fleet does not know yet.
+    poll.poll(&mut mio::Events::with_capacity(1), Some(Duration::from_secs(20))).unwrap();
+    let ready = fleet.prepare(&two).unwrap();
+    fleet.commit(ready, None);
+    assert_eq!(next_end(&mut fleet, &mut poll), [(1, WorkerEnd::Finished)]);
+    assert_eq!((fleet.running(), fleet.panics()), (2, 0));
+    for _ in 0..20 {
+        session(listen, &backend);
+    }
+}
+
+/// What a change replaces is given up once nobody needs it: numbers, counters, sockets, threads.
+#[test]
+fn changes_back_and_forth_keep_nothing() {
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = backend.local_addr().unwrap();
+    let ((_first, a), (_second, b)) = (reserve(), reserve());
+    let both = |workers| {
+        let mut plan = plan(a, to);
+        let mut other = self::plan(b, to).forwards.remove(0);
+        other.name = "other".into();
+        plan.forwards.push(other);
+        Arc::new(Plan { workers: Some(workers), ..plan })
     };
-    (Worker::new(parts).unwrap(), shared, stats)
+    let one = Arc::new(plan(a, to));
+    let (mut fleet, mut poll) = fleet(&one);
+    let (mut client, mut server) = session(a, &backend);
+    for round in 0..20 {
+        for plan in [both(1 + round % 4), Arc::clone(&one)] {
+            let ready = fleet.prepare(&plan).unwrap();
+            fleet.commit(ready, None);
+            if plan.forwards.len() == 2 {
+                drop(session(b, &backend));
+            }
+            // As the control thread does; a place that is to be filled again just as its worker ends is another test.
+            let until = Instant::now() + Duration::from_secs(20);
+            while fleet.running() > plan.workers.unwrap() && Instant::now() < until {
+                poll.poll(&mut mio::Events::with_capacity(1), Some(Duration::from_millis(20))).unwrap();
+                fleet.reap(Instant::now());
+            }
+        }
+        client.write_all(b"?").unwrap();
+        server.read_exact(&mut [0; 1]).unwrap();
+    }
+    let until = Instant::now() + Duration::from_secs(20);
+    let settled = |fleet: &Fleet| {
+        (fleet.running(), fleet.forwards().count(), fleet.editions.iter().flatten().count(), fleet.closing.len())
+    };
+    while settled(&fleet) != (1, 1, 1, 0) && Instant::now() < until {
+        poll.poll(&mut mio::Events::with_capacity(1), Some(Duration::from_millis(20))).unwrap();
+        fleet.tick(Instant::now());
+        fleet.reap(Instant::now());
+    }
+    assert_eq!(settled(&fleet), (1, 1, 1, 0));
+    assert!(fleet.editions.len() <= 4, "numbers are used again: {}", fleet.editions.len());
+    assert_eq!(fleet.past().sessions_accepted, 20, "what was counted is not forgotten");
+    assert!(TcpStream::connect(b).is_err());
+    session(a, &backend);
 }
 
-/// Hands a client to the worker as another worker would, and returns the client's end.
-fn hand_over(shared: &Shared) -> TcpStream {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let (socket, address) = listener.accept().unwrap();
-    socket.set_nonblocking(true).unwrap();
-    assert_eq!(shared.limits.admit(0, 0, 0).0, Admission::Enter);
-    shared.loads[0].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    shared.mailboxes[0].post(Message::Accepted(Accepted::of(socket.into(), address))).unwrap();
-    client
+/// A worker without listeners and without a thread, and one slot.
+struct Lone {
+    worker: Worker,
+    me: Arc<Peer>,
+    shared: Arc<Shared>,
+    limits: Arc<ForwardLimits>,
+    stats: Arc<ForwardStats>,
+}
+
+impl Lone {
+    fn new(target: SocketAddr) -> Self {
+        let poll = Poll::new().unwrap();
+        let (me, inbox) = Peer::new(Waker::new(poll.registry(), MAILBOX).unwrap());
+        let mut plan = plan(target, target);
+        plan.max_connections = Some(1);
+        let limits = limits::Limits::new(&plan);
+        let shared = Arc::new(Shared {
+            limits,
+            trace: Trace::default(),
+            shortage: Shortage::default(),
+            transit: Transit::default(),
+        });
+        let forward = Arc::new(plan.forwards.remove(0));
+        let limits = Arc::new(ForwardLimits::new(None, &forward.limits));
+        let stats = Arc::new(ForwardStats::new(0));
+        let upstreams = Upstreams::new(&forward);
+        let edition = Arc::new(Edition { id: 0, forward, limits: Arc::clone(&limits), pool: 0 });
+        let mut routes = Routes::default();
+        routes.add(Route::new(edition, upstreams, Arc::clone(&stats), 0));
+        let pools = vec![PipeBudget::detect(None, 1).pool()];
+        let parts = Parts {
+            id: 0,
+            me: Arc::clone(&me),
+            serving: 1,
+            board: Arc::new(Board::new(1, false)),
+            peers: Arc::new([Arc::clone(&me)]),
+            poll,
+            shared: Arc::clone(&shared),
+            inbox,
+            listeners: slab::Slab::new(),
+            routes,
+            pumps: Pumps::new(65536, pools, Arc::new(AtomicBool::new(true))),
+            stats: Arc::default(),
+            log: None,
+        };
+        Self { worker: Worker::new(parts).unwrap(), me, shared, limits, stats }
+    }
+
+    /// Hands a client to it as another worker would, and returns the client's end.
+    fn hand_over(&self) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let (socket, address) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        assert_eq!(self.shared.limits.admit(&self.limits, 0, 0).0, Admission::Enter);
+        self.me.load.fetch_add(1, Ordering::Relaxed);
+        self.me.mailbox.post(Message::Accepted(Accepted::of(socket.into(), address))).unwrap();
+        client
+    }
 }
 
 fn was_reset(mut client: TcpStream) -> bool {
@@ -131,46 +275,45 @@ fn was_reset(mut client: TcpStream) -> bool {
 #[test]
 fn a_connection_on_its_way_to_a_worker_that_failed_is_reset_and_its_slot_is_free() {
     let backend = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (worker, shared, stats) = lone_worker(backend.local_addr().unwrap());
-    let client = hand_over(&shared);
-    assert!(!shared.limits.slots.take());
-    drop(worker);
+    let lone = Lone::new(backend.local_addr().unwrap());
+    let client = lone.hand_over();
+    assert!(!lone.shared.limits.slots.take());
+    drop(lone.worker);
     assert!(was_reset(client), "a clean end would look like an answer");
-    assert!(shared.limits.slots.take());
-    assert_eq!(stats.forwards[0].ends[EndReason::WorkerPanic as usize].get(), 1);
-    assert_eq!(stats.forwards[0].accepted.get(), 1);
+    assert!(lone.shared.limits.slots.take());
+    assert_eq!(lone.stats.ends[EndReason::WorkerPanic as usize].get(), 1);
+    assert_eq!(lone.stats.accepted.get(), 1);
 }
 
 /// Once told to end everything a worker begins nothing more, or it would outlive the process's patience.
 #[test]
 fn a_connection_that_arrives_after_the_stop_is_ended_with_the_rest() {
     let backend = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (mut worker, shared, stats) = lone_worker(backend.local_addr().unwrap());
-    shared.mailboxes[0].post(Message::Stop).unwrap();
-    let client = hand_over(&shared);
+    let lone = Lone::new(backend.local_addr().unwrap());
+    lone.me.mailbox.post(Message::Stop).unwrap();
+    let client = lone.hand_over();
+    let mut worker = lone.worker;
     let (say, said) = mpsc::channel();
     std::thread::spawn(move || say.send(worker.run().is_ok()));
     assert_eq!(said.recv_timeout(Duration::from_secs(20)), Ok(true), "it ends");
     assert!(was_reset(client));
-    assert!(shared.limits.slots.take());
-    assert_eq!(stats.forwards[0].ends[EndReason::Drain as usize].get(), 1);
+    assert!(lone.shared.limits.slots.take());
+    assert_eq!(lone.stats.ends[EndReason::Drain as usize].get(), 1);
 }
 
 /// Limits are changed under open sessions: what waits for one goes on, what is too many stays.
 #[test]
 fn limits_change_in_place() {
-    use crate::plan::{Limits, Rate};
+    use crate::plan::Rate;
 
     let backend = TcpListener::bind("127.0.0.1:0").unwrap();
     let (_reserved, listen) = reserve();
-    let poll = Poll::new().unwrap();
-    let waker = Arc::new(Waker::new(poll.registry(), mio::Token(0)).unwrap());
     let mut plan = plan(listen, backend.local_addr().unwrap());
     plan.max_connections = Some(1);
     // So slow that the second kilobyte would come in a second and the last one in an hour.
     let slow = Rate { per_second: 1024, burst: 1024 };
     plan.forwards[0].limits = Limits { rate: Some(slow), ..Limits::default() };
-    let fleet = Fleet::start(&Arc::new(plan.clone()), None, waker).unwrap();
+    let (mut fleet, _poll) = fleet(&Arc::new(plan.clone()));
     let mut clients = [TcpStream::connect(listen).unwrap(), TcpStream::connect(listen).unwrap()];
     let (mut server, _) = backend.accept().unwrap();
     let bytes = vec![7; 3 << 20];
@@ -181,9 +324,13 @@ fn limits_change_in_place() {
     backend.set_nonblocking(true).unwrap();
     assert!(backend.accept().is_err(), "the second one waits");
 
+    let change = |fleet: &mut Fleet, plan: &Plan| {
+        let ready = fleet.prepare(&Arc::new(plan.clone())).unwrap();
+        fleet.commit(ready, None);
+    };
     plan.max_connections = Some(2);
     plan.forwards[0].limits = Limits::default();
-    fleet.update_limits(&plan);
+    change(&mut fleet, &plan);
     let mut rest = vec![0; bytes.len() - 1024];
     server.read_exact(&mut rest).unwrap();
     assert!(rest == bytes[1024..]);
@@ -197,7 +344,7 @@ fn limits_change_in_place() {
     };
     assert_eq!(fleet.open_sessions(), 2);
     plan.max_connections = Some(1);
-    fleet.update_limits(&plan);
+    change(&mut fleet, &plan);
     assert_eq!(fleet.open_sessions(), 2, "sessions stay");
     fleet.stop();
 }

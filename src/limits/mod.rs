@@ -4,7 +4,7 @@
 //! `pace` caps bytes, `descriptors` says whether the system allows as many sessions as the configuration.
 //!
 //! Everything is shared by all workers, exact over all of them, and can be changed in place while sessions run: see
-//! [`Limits::update`]. Where no limit is set, accepting costs two additions on shared words, and moving bytes the
+//! [`Limits::update`] and [`ForwardLimits::update`]. Where no limit is set, accepting costs two additions on shared words, and moving bytes the
 //! question whether there is one.
 
 pub mod bucket;
@@ -14,7 +14,6 @@ mod slots;
 mod sources;
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -23,10 +22,10 @@ pub use self::descriptors::shortfall;
 pub use self::pace::{Pace, Passes, Ticket};
 pub use self::slots::Slots;
 pub use self::sources::{Source, SourceKey, Sources};
-use crate::plan::{self, Forward, Plan, WhenFull};
+use crate::plan::{self, Plan, WhenFull};
 use crate::stats::EndReason;
 
-/// The limits of the process and of all its forwards.
+/// The limits of the process.
 #[derive(Debug)]
 pub struct Limits {
     begun: Instant,
@@ -34,8 +33,6 @@ pub struct Limits {
     pub slots: Slots,
     /// `max_connections_per_source` of the process.
     pub sources: Sources,
-    /// One per forward, in the order of the plan.
-    pub forwards: Box<[Arc<ForwardLimits>]>,
 }
 
 /// The limits of one forward.
@@ -78,27 +75,22 @@ fn clock_ns(now_us: u64) -> u64 {
 }
 
 impl Limits {
-    /// The limits of a plan, for that many workers.
+    /// The limits of a plan.
     #[must_use]
-    pub fn new(plan: &Plan, workers: usize) -> Self {
-        let forward = |f: &Forward| Arc::new(ForwardLimits::new(f.max_connections, &f.limits, workers));
+    pub fn new(plan: &Plan) -> Self {
         Self {
             begun: Instant::now(),
-            slots: Slots::new(plan.max_connections, workers),
+            slots: Slots::new(plan.max_connections),
             sources: Sources::new(plan.max_connections_per_source, None, None),
-            forwards: plan.forwards.iter().map(forward).collect(),
         }
     }
 
-    /// Changes every limit in place to what another plan with the same forwards says. Sessions stay; where there are more
-    /// than the new limit none is added until enough have ended. Afterwards every worker is to be told, so that what waits
+    /// Changes every limit of the process in place to what another plan says. Sessions stay; where there are more than
+    /// the new limit none is added until enough have ended. Afterwards every worker is to be told, so that what waits
     /// looks again.
     pub fn update(&self, plan: &Plan) {
         self.slots.update(plan.max_connections);
         self.sources.update(plan.max_connections_per_source, None, None);
-        for (limits, forward) in self.forwards.iter().zip(&plan.forwards) {
-            limits.update(forward.max_connections, &forward.limits);
-        }
     }
 
     /// When the clock of all workers began: buckets are shared, so their time must be.
@@ -110,8 +102,7 @@ impl Limits {
     /// Whether a connection of that forward may be taken; asked before it is, as only that leaves it in the queue. The
     /// second value is for workers to be told.
     #[must_use]
-    pub fn admit(&self, forward: usize, worker: usize, now_us: u64) -> (Admission, Told) {
-        let limits = &self.forwards[forward];
+    pub fn admit(&self, limits: &ForwardLimits, worker: usize, now_us: u64) -> (Admission, Told) {
         let refuses = limits.refuses.load(Ordering::Relaxed);
         let take = |slots: &Slots| if refuses { slots.take() } else { slots.take_or_wait(worker) };
         let full = if refuses { Admission::Refuse(EndReason::Limit) } else { Admission::Wait };
@@ -124,32 +115,30 @@ impl Limits {
         let Some(speed) = limits.connections.speed() else { return (Admission::Enter, [None; 2]) };
         match limits.connection_bucket.take(speed, clock_ns(now_us)) {
             Ok(()) => (Admission::Enter, [None; 2]),
-            Err(_) if refuses => (Admission::Refuse(EndReason::Rate), self.give(forward)),
+            Err(_) if refuses => (Admission::Refuse(EndReason::Rate), self.give(limits)),
             Err(at_ns) => {
                 // A bucket that holds several is looked at less often: a hundred times a second is often enough.
                 let rest_ns = (speed.burst_ns() / 2).min(REST_NS);
                 let at_ns = at_ns.max(clock_ns(now_us) + rest_ns);
-                (Admission::WaitUntil((at_ns - BEGIN_NS).div_ceil(1000)), self.give(forward))
+                (Admission::WaitUntil((at_ns - BEGIN_NS).div_ceil(1000)), self.give(limits))
             }
         }
     }
 
     /// There was no connection after all: gives back what [`admit`](Self::admit) has taken for it.
     #[must_use]
-    pub fn withdraw(&self, forward: usize) -> Told {
-        let limits = &self.forwards[forward];
+    pub fn withdraw(&self, limits: &ForwardLimits) -> Told {
         if let Some(speed) = limits.connections.speed() {
             limits.connection_bucket.refund(speed, 1);
         }
-        self.give(forward)
+        self.give(limits)
     }
 
     /// Counts an accepted connection for its source.
     ///
     /// # Errors
     /// Which limit of its source it would break; its slot is still to be given back.
-    pub fn enter(&self, forward: usize, client: IpAddr, now_us: u64) -> Result<Option<Box<Ticket>>, EndReason> {
-        let limits = &self.forwards[forward];
+    pub fn enter(&self, limits: &ForwardLimits, client: IpAddr, now_us: u64) -> Result<Option<Box<Ticket>>, EndReason> {
         let limited = [self.sources.are_limited(), limits.sources.are_limited()];
         if limited == [false; 2] {
             return Ok(None);
@@ -169,29 +158,30 @@ impl Limits {
 
     /// Gives back a session's slots and its ticket.
     #[must_use]
-    pub fn leave(&self, forward: usize, ticket: Option<Box<Ticket>>, now_us: u64) -> Told {
+    pub fn leave(&self, limits: &ForwardLimits, ticket: Option<Box<Ticket>>, now_us: u64) -> Told {
         if let Some(ticket) = ticket {
             if ticket.of_process {
                 self.sources.leave(ticket.key, clock_ns(now_us));
             }
             if ticket.of_forward.is_some() {
-                self.forwards[forward].sources.leave(ticket.key, clock_ns(now_us));
+                limits.sources.leave(ticket.key, clock_ns(now_us));
             }
         }
-        self.give(forward)
+        self.give(limits)
     }
 
     /// The worker does not wait for a slot of that forward any more, because it asks again by itself.
-    pub fn forget(&self, forward: usize, worker: usize) {
+    pub fn forget(&self, limits: &ForwardLimits, worker: usize) {
         self.slots.forget(worker);
-        self.forwards[forward].slots.forget(worker);
+        limits.slots.forget(worker);
     }
 
-    /// Sources known now, over all tables, after those that nothing is known of any more have been forgotten.
+    /// Sources known now, over the tables of the process and of these forwards, after those that nothing is known of any
+    /// more have been forgotten.
     #[must_use]
-    pub fn sources_known(&self) -> usize {
+    pub fn sources_known<'a>(&'a self, forwards: impl Iterator<Item = &'a ForwardLimits>) -> usize {
         let now_ns = clock_ns(u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(0));
-        let tables = std::iter::once(&self.sources).chain(self.forwards.iter().map(|forward| &forward.sources));
+        let tables = std::iter::once(&self.sources).chain(forwards.map(|forward| &forward.sources));
         tables
             .map(|sources| {
                 sources.sweep(now_ns);
@@ -200,17 +190,17 @@ impl Limits {
             .sum()
     }
 
-    fn give(&self, forward: usize) -> Told {
-        [self.forwards[forward].slots.give(), self.slots.give()]
+    fn give(&self, limits: &ForwardLimits) -> Told {
+        [limits.slots.give(), self.slots.give()]
     }
 }
 
 impl ForwardLimits {
-    /// The limits of one forward, for that many workers.
+    /// The limits of one forward.
     #[must_use]
-    pub fn new(max_connections: Option<u64>, limits: &plan::Limits, workers: usize) -> Self {
+    pub fn new(max_connections: Option<u64>, limits: &plan::Limits) -> Self {
         Self {
-            slots: Slots::new(max_connections, workers),
+            slots: Slots::new(max_connections),
             refuses: AtomicBool::new(limits.when_full == WhenFull::Refuse),
             has_byte_rate: AtomicBool::new(has_byte_rate(limits)),
             connections: Meter::new(limits.connection_rate),
@@ -253,23 +243,20 @@ mod tests {
     use super::*;
     use crate::plan::Rate;
 
-    fn limits(process: Option<u64>, forward: Option<u64>, limits: plan::Limits) -> Limits {
-        Limits {
-            begun: Instant::now(),
-            slots: Slots::new(process, 2),
-            sources: Sources::new(None, None, None),
-            forwards: [Arc::new(ForwardLimits::new(forward, &limits, 2))].into(),
-        }
+    fn limits(process: Option<u64>, forward: Option<u64>, limits: plan::Limits) -> (Limits, ForwardLimits) {
+        let of_forward = ForwardLimits::new(forward, &limits);
+        let sources = Sources::new(None, None, None);
+        (Limits { begun: Instant::now(), slots: Slots::new(process), sources }, of_forward)
     }
 
     #[test]
     fn the_tighter_of_process_and_forward_holds_and_nothing_stays_taken() {
         for (process, forward) in [(Some(2), None), (None, Some(2)), (Some(2), Some(5)), (Some(5), Some(2))] {
-            let limits = limits(process, forward, plan::Limits::default());
-            let admitted = (0..10).filter(|_| limits.admit(0, 0, 0).0 == Admission::Enter).count();
+            let (limits, of) = limits(process, forward, plan::Limits::default());
+            let admitted = (0..10).filter(|_| limits.admit(&of, 0, 0).0 == Admission::Enter).count();
             assert_eq!(admitted, 2, "{process:?} {forward:?}");
-            assert_eq!((limits.slots.taken(), limits.forwards[0].slots.taken()), (2, 2));
-            assert_eq!(limits.leave(0, None, 0).into_iter().flatten().collect::<Vec<_>>(), [0], "worker 0 waits");
+            assert_eq!((limits.slots.taken(), of.slots.taken()), (2, 2));
+            assert_eq!(limits.leave(&of, None, 0).into_iter().flatten().collect::<Vec<_>>(), [0], "worker 0 waits");
         }
     }
 
@@ -277,35 +264,35 @@ mod tests {
     fn full_and_early_connections_wait_or_are_refused() {
         let rate = Some(Rate { per_second: 10, burst: 1 });
         let queue = plan::Limits { connection_rate: rate, ..plan::Limits::default() };
-        let queue = limits(Some(5), None, queue);
-        assert_eq!(queue.admit(0, 0, 0).0, Admission::Enter);
-        assert_eq!(queue.admit(0, 0, 0).0, Admission::WaitUntil(100_000));
+        let (queue, of) = limits(Some(5), None, queue);
+        assert_eq!(queue.admit(&of, 0, 0).0, Admission::Enter);
+        assert_eq!(queue.admit(&of, 0, 0).0, Admission::WaitUntil(100_000));
         assert_eq!(queue.slots.taken(), 1);
-        assert_eq!(queue.withdraw(0), [None; 2]);
-        assert_eq!(queue.admit(0, 0, 0).0, Admission::Enter, "the token is there again");
+        assert_eq!(queue.withdraw(&of), [None; 2]);
+        assert_eq!(queue.admit(&of, 0, 0).0, Admission::Enter, "the token is there again");
         let refuse = plan::Limits { connection_rate: rate, when_full: WhenFull::Refuse, ..plan::Limits::default() };
-        let refuse = limits(Some(1), None, refuse);
-        assert_eq!(refuse.admit(0, 0, 0).0, Admission::Enter);
-        assert_eq!(refuse.admit(0, 0, 0).0, Admission::Refuse(EndReason::Limit));
-        assert_eq!(refuse.leave(0, None, 0), [None; 2], "nobody waits");
-        assert_eq!(refuse.admit(0, 0, 0).0, Admission::Refuse(EndReason::Rate));
+        let (refuse, of) = limits(Some(1), None, refuse);
+        assert_eq!(refuse.admit(&of, 0, 0).0, Admission::Enter);
+        assert_eq!(refuse.admit(&of, 0, 0).0, Admission::Refuse(EndReason::Limit));
+        assert_eq!(refuse.leave(&of, None, 0), [None; 2], "nobody waits");
+        assert_eq!(refuse.admit(&of, 0, 0).0, Admission::Refuse(EndReason::Rate));
         assert_eq!(refuse.slots.taken(), 0);
     }
 
     #[test]
     fn a_ticket_counts_in_both_tables_or_in_none() {
         let of_forward = plan::Limits { max_per_source: Some(1), ..plan::Limits::default() };
-        let mut limits = limits(None, None, of_forward);
+        let (mut limits, of) = limits(None, None, of_forward);
         limits.sources = Sources::new(Some(2), None, None);
         let client = "192.0.2.1".parse().unwrap();
-        let ticket = limits.enter(0, client, 0).unwrap();
+        let ticket = limits.enter(&of, client, 0).unwrap();
         assert!(ticket.is_some());
         for _ in 0..5 {
-            assert_eq!(limits.enter(0, client, 0).unwrap_err(), EndReason::Limit);
+            assert_eq!(limits.enter(&of, client, 0).unwrap_err(), EndReason::Limit);
         }
-        assert_eq!(limits.sources_known(), 2);
-        let _ = limits.admit(0, 0, 0);
-        let _ = limits.leave(0, ticket, 0);
-        assert_eq!(limits.sources_known(), 0);
+        assert_eq!(limits.sources_known(std::iter::once(&of)), 2);
+        let _ = limits.admit(&of, 0, 0);
+        let _ = limits.leave(&of, ticket, 0);
+        assert_eq!(limits.sources_known(std::iter::once(&of)), 0);
     }
 }

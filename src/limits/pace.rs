@@ -249,7 +249,7 @@ mod tests {
     fn limits(rate: Option<u64>, per_source: Option<u64>) -> ForwardLimits {
         let of = |rate: Option<u64>| rate.map(|per_second| Rate { per_second, burst: per_second / 10 });
         let limits = Limits { rate: of(rate), rate_per_source: of(per_source), ..Limits::default() };
-        ForwardLimits::new(None, &limits, 1)
+        ForwardLimits::new(None, &limits)
     }
 
     fn ticket(limits: &ForwardLimits, client: &str) -> Option<Box<Ticket>> {

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Stands for no limit.
 const UNLIMITED: u64 = u64::MAX;
+/// Words with a bit for each of as many workers as a configuration may ask for, 1024: their number may change.
+const WORDS: usize = 16;
 
 /// A number of slots shared by all workers.
 ///
@@ -20,21 +22,19 @@ pub struct Slots {
     most: AtomicU64,
     taken: AtomicU64,
     /// One bit per worker that waits.
-    waiting: Box<[AtomicU64]>,
-    workers: usize,
+    waiting: [AtomicU64; WORDS],
     /// The worker that was told last.
     told: AtomicUsize,
 }
 
 impl Slots {
-    /// So many slots, or no limit, for that many workers.
+    /// So many slots, or no limit.
     #[must_use]
-    pub fn new(most: Option<u64>, workers: usize) -> Self {
+    pub fn new(most: Option<u64>) -> Self {
         Self {
             most: AtomicU64::new(most.unwrap_or(UNLIMITED)),
             taken: AtomicU64::new(0),
-            waiting: (0..workers.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            workers,
+            waiting: Default::default(),
             told: AtomicUsize::new(0),
         }
     }
@@ -91,17 +91,25 @@ impl Slots {
 
     /// Takes the mark from the worker whose turn it is.
     fn next_waiting(&self) -> Option<usize> {
-        if self.waiting.iter().all(|word| word.load(Ordering::SeqCst) == 0) {
-            return None;
-        }
         let after = self.told.load(Ordering::Relaxed) + 1;
-        let chosen = (after..after + self.workers).map(|id| id % self.workers).find(|id| {
-            let (word, bit) = place(*id);
-            self.waiting[word].load(Ordering::SeqCst) & bit != 0
-                && self.waiting[word].fetch_and(!bit, Ordering::SeqCst) & bit != 0
-        })?;
-        self.told.store(chosen, Ordering::Relaxed);
-        Some(chosen)
+        // The first word is looked at twice: from the one after the last that was told, and at the end from its start.
+        for step in 0..=WORDS {
+            let word = (after / 64 + step) % WORDS;
+            let mut marks = self.waiting[word].load(Ordering::SeqCst);
+            if step == 0 {
+                marks &= u64::MAX << (after % 64);
+            }
+            while marks != 0 {
+                let bit = marks & marks.wrapping_neg();
+                marks ^= bit;
+                if self.waiting[word].fetch_and(!bit, Ordering::SeqCst) & bit != 0 {
+                    let chosen = word * 64 + bit.trailing_zeros() as usize;
+                    self.told.store(chosen, Ordering::Relaxed);
+                    return Some(chosen);
+                }
+            }
+        }
+        None
     }
 }
 
@@ -116,7 +124,7 @@ mod tests {
 
     #[test]
     fn exact_under_threads() {
-        let slots = Slots::new(Some(7), 4);
+        let slots = Slots::new(Some(7));
         let taken = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -130,14 +138,14 @@ mod tests {
         assert_eq!(slots.give(), None);
         assert!(slots.take());
         assert!(!slots.take());
-        let unlimited = Slots::new(None, 1);
+        let unlimited = Slots::new(None);
         assert!(unlimited.take());
         assert_eq!(unlimited.taken(), 1);
     }
 
     #[test]
     fn waiting_workers_are_told_in_turn() {
-        let slots = Slots::new(Some(1), 100);
+        let slots = Slots::new(Some(1));
         assert!(slots.take());
         for worker in [3, 70, 99] {
             assert!(!slots.take_or_wait(worker));
@@ -160,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_limit_that_changes_holds_from_then_on() {
-        let slots = Slots::new(None, 1);
+        let slots = Slots::new(None);
         assert!((0..5).all(|_| slots.take()));
         slots.update(Some(4));
         assert!(!slots.take());
@@ -179,7 +187,7 @@ mod tests {
         use std::time::Duration;
 
         const ROUNDS: usize = 2_000;
-        let slots = &Slots::new(Some(2), 3);
+        let slots = &Slots::new(Some(2));
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| mpsc::channel::<()>()).unzip();
         let senders = &senders;
         std::thread::scope(|scope| {

@@ -21,7 +21,7 @@ pub use self::choice::Choice;
 use self::copy::Rest;
 use crate::flow::Transfer;
 use crate::stats::{Fallback, ForwardStats, PathBytes};
-use crate::sys::pipes::{Pipe, PipePool};
+use crate::sys::pipes::{Pipe, PipeBudget, PipePool};
 
 /// What one direction holds between turns, and how it moves bytes.
 #[derive(Debug)]
@@ -116,6 +116,19 @@ impl Pumps {
     #[must_use]
     pub fn new(scratch: usize, pools: Vec<PipePool>, splice_off: Arc<AtomicBool>) -> Self {
         Self { scratch: vec![0; scratch].into(), filled: 0..0, pools, splice_off }
+    }
+
+    /// Makes room for larger reads and divides pipes anew; `budgets` has one entry per pool. What is in use stays.
+    pub fn change(&mut self, budgets: &[PipeBudget], scratch: usize) {
+        if self.scratch.len() < scratch {
+            self.scratch = vec![0; scratch].into();
+        }
+        for (index, budget) in budgets.iter().enumerate() {
+            match self.pools.get_mut(index) {
+                Some(pool) => pool.share_anew(budget),
+                None => self.pools.push(budget.pool()),
+            }
+        }
     }
 
     /// Takes back what a direction held when its session ends; undelivered bytes are dropped with their pipe.

@@ -51,9 +51,9 @@ pub fn key_of(token: mio::Token) -> usize {
 pub struct Origin {
     /// The client's address.
     pub client: SocketAddr,
-    /// Index of the forward in the plan.
+    /// Number of the forward's edition.
     pub forward: usize,
-    /// Number of the listening address, the same in every worker.
+    /// Number of the listening address among those of its forward.
     pub listener: usize,
     /// Microseconds of the worker's clock at accept.
     pub opened_us: u64,

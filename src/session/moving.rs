@@ -20,9 +20,9 @@ impl Session {
     /// Whether another worker may take it over: it is connected, has shown that it is busy, and is measured by nobody. What
     /// it holds moves with it.
     #[must_use]
-    pub fn is_movable(&self) -> bool {
+    pub fn is_movable(&self, anyway: bool) -> bool {
         let is_busy = self.turns >= LIVELY || self.moved() >= HEAVY;
-        is_busy && self.arm.is_none() && matches!(self.phase, Phase::Open)
+        (anyway || is_busy) && self.arm.is_none() && matches!(self.phase, Phase::Open)
     }
 
     /// Leaves a worker: its poller, and its pools' accounts.

@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use nix::errno::Errno;
 use serde::Serialize;
 
-use crate::plan::{Forward, Host, LogFormat, Plan, Ports};
+use crate::plan::{Forward, Host, LogFormat, Ports};
 use crate::stats::{Bytes, EndReason, SessionRecord};
 
 /// Turns records into lines.
@@ -20,7 +20,6 @@ use crate::stats::{Bytes, EndReason, SessionRecord};
 pub(super) struct Formatter {
     format: LogFormat,
     with_time: bool,
-    forwards: Vec<Forward>,
     zone: TimeZone,
 }
 
@@ -43,12 +42,12 @@ struct JsonLine<'a> {
 impl Formatter {
     /// `with_time` puts the time before text lines; standard error has it from the program's own log. The local time
     /// zone is read once, here.
-    pub(super) fn new(plan: &Plan, with_time: bool) -> Self {
-        let zone = match plan.log.format {
+    pub(super) fn new(format: LogFormat, with_time: bool) -> Self {
+        let zone = match format {
             LogFormat::Rinetd | LogFormat::Common => TimeZone::system(),
             LogFormat::Text | LogFormat::Json => TimeZone::UTC,
         };
-        Self { format: plan.log.format, with_time, forwards: plan.forwards.clone(), zone }
+        Self { format, with_time, zone }
     }
 
     /// Appends the record's line, line feed included.
@@ -63,9 +62,9 @@ impl Formatter {
     }
 
     /// Appends a text line for sessions that got none of their own.
-    pub(super) fn summary(&self, forward: usize, reason: EndReason, more: u64, out: &mut String) {
+    pub(super) fn summary(&self, forward: &str, reason: EndReason, more: u64, out: &mut String) {
         let _ = self.prefix(SystemTime::now(), out);
-        let (name, reason) = (Word(self.name(forward)), reason.name());
+        let (name, reason) = (Word(forward), reason.name());
         let _ = writeln!(out, "forward={name} reason={reason} … {more} more in the last second");
     }
 
@@ -73,20 +72,11 @@ impl Formatter {
         if self.with_time { write!(out, "{:.3} ", timestamp(at)) } else { Ok(()) }
     }
 
-    fn name(&self, forward: usize) -> &str {
-        self.forwards.get(forward).map_or("?", |forward| forward.name.as_str())
-    }
-
-    fn arm(&self, record: &SessionRecord) -> Option<&str> {
-        let arm = self.forwards.get(record.forward)?.arms.get(record.arm?)?;
-        Some(&arm.name)
-    }
-
     fn text(&self, record: &SessionRecord, out: &mut String) -> fmt::Result {
         self.prefix(record.at, out)?;
         let (up, down) = (record.bytes.client_to_backend, record.bytes.backend_to_client);
-        write!(out, "forward={} ", Word(self.name(record.forward)))?;
-        if let Some(arm) = self.arm(record) {
+        write!(out, "forward={} ", Word(&record.forward.name))?;
+        if let Some(arm) = arm(record) {
             write!(out, "arm={arm} ")?;
         }
         write!(out, "client={} listener={} ", record.client, record.listener)?;
@@ -106,8 +96,8 @@ impl Formatter {
     fn json(&self, record: &SessionRecord, out: &mut String) -> fmt::Result {
         let line = JsonLine {
             at: format!("{:.3}", timestamp(record.at)),
-            forward: self.name(record.forward),
-            arm: self.arm(record),
+            forward: &record.forward.name,
+            arm: arm(record),
             client: record.client,
             listener: record.listener,
             target: record.target,
@@ -135,7 +125,7 @@ impl Formatter {
     fn rinetd(&self, record: &SessionRecord, out: &mut String) -> fmt::Result {
         let (up, down) = totals(record);
         write!(out, "{} \t{}\t", self.local_time(record.at, "%d/%b/%Y:%H:%M:%S"), client_address(record))?;
-        let ((listen_host, listen_port), (target_host, target_port)) = self.ends(record);
+        let ((listen_host, listen_port), (target_host, target_port)) = ends(record);
         write!(out, "{listen_host}\t{listen_port}\t{target_host}\t{target_port}\t")?;
         writeln!(out, "{up}\t{down}\t{}", rinetd_result(record.reason))
     }
@@ -145,7 +135,7 @@ impl Formatter {
         let (up, down) = totals(record);
         let time = self.local_time(record.at, "%d/%b/%Y:%H:%M:%S  %z");
         write!(out, "{} - - [{time}] \"GET /rinetd-services/", client_address(record))?;
-        let ((listen_host, listen_port), (target_host, target_port)) = self.ends(record);
+        let ((listen_host, listen_port), (target_host, target_port)) = ends(record);
         write!(out, "{listen_host}/{listen_port}/{target_host}/{target_port}/{}", rinetd_result(record.reason))?;
         writeln!(out, " HTTP/1.0\" 200 {down} - - - {up}")
     }
@@ -153,23 +143,24 @@ impl Formatter {
     fn local_time(&self, at: SystemTime, format: &str) -> String {
         timestamp(at).to_zoned(self.zone.clone()).strftime(format).to_string()
     }
+}
 
-    /// Host and port of the listener and of the target, as the configuration has them: rinetd's log does.
-    fn ends(&self, record: &SessionRecord) -> ((Token, u16), (Token, u16)) {
-        let Some(forward) = self.forwards.get(record.forward) else {
-            let target = record.target.map_or((Token("?".to_owned()), 0), numeric);
-            return (numeric(record.listener), target);
-        };
-        let port = record.listener.port();
-        let ip = record.listener.ip().to_canonical();
-        let candidates = || forward.listen.iter().filter(|listen| contains(listen.ports, port));
-        let listen = candidates()
-            .find(|listen| listen.ip.to_canonical() == ip)
-            .or_else(|| candidates().find(|listen| listen.ip.is_unspecified()));
-        let listener = (Token(listen.map_or(ip, |listen| listen.ip).to_string()), port);
-        let offset = listen.map_or(0, |listen| port - listen.ports.first);
-        (listener, target_end(forward, record.target, offset))
-    }
+fn arm(record: &SessionRecord) -> Option<&str> {
+    Some(&record.forward.arms.get(record.arm?)?.name)
+}
+
+/// Host and port of the listener and of the target, as the configuration has them: rinetd's log does.
+fn ends(record: &SessionRecord) -> ((Token, u16), (Token, u16)) {
+    let forward = &record.forward;
+    let port = record.listener.port();
+    let ip = record.listener.ip().to_canonical();
+    let candidates = || forward.listen.iter().filter(|listen| contains(listen.ports, port));
+    let listen = candidates()
+        .find(|listen| listen.ip.to_canonical() == ip)
+        .or_else(|| candidates().find(|listen| listen.ip.is_unspecified()));
+    let listener = (Token(listen.map_or(ip, |listen| listen.ip).to_string()), port);
+    let offset = listen.map_or(0, |listen| port - listen.ports.first);
+    (listener, target_end(forward, record.target, offset))
 }
 
 /// The target that was tried, by the name it has in the configuration; the first one when none was.

@@ -46,12 +46,12 @@ pub struct SessionLog {
 }
 
 /// What the log thread and its owner both touch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     /// A reopened file, taken by the log thread before it writes again.
     reopened: Mutex<Option<File>>,
     /// Lines that could not be written.
-    lost: AtomicU64,
+    lost: Arc<AtomicU64>,
 }
 
 impl SessionLog {
@@ -71,7 +71,21 @@ impl SessionLog {
     /// # Errors
     /// When the file cannot be opened; it is named in the message.
     pub fn open(plan: &Plan) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        Self::begin(plan, Arc::default())
+    }
+
+    /// As [`Self::start`], to take the place of this one. Lost lines are counted together.
+    ///
+    /// # Errors
+    /// As [`Self::start`]; this one goes on then.
+    pub fn successor(&self, plan: &Plan) -> io::Result<Self> {
+        let mut log = Self::begin(plan, Arc::clone(&self.shared.lost))?;
+        log.spawn()?;
+        Ok(log)
+    }
+
+    fn begin(plan: &Plan, lost: Arc<AtomicU64>) -> io::Result<Self> {
+        let shared = Arc::new(Shared { reopened: Mutex::default(), lost });
         let file = plan.log.file.clone();
         let sink = match &file {
             Some(path) => Sink::file(path.clone(), sink::open(path)?),
@@ -84,7 +98,7 @@ impl SessionLog {
         let (sender, records) = mpsc::sync_channel(QUEUE);
         let (done, finished) = mpsc::sync_channel(1);
         let writer = Writer {
-            formatter: Formatter::new(plan, file.is_some()),
+            formatter: Formatter::new(plan.log.format, file.is_some()),
             throttle: Throttle::new(plan.log.format == LogFormat::Text),
             sink,
             lines: String::new(),
@@ -113,6 +127,12 @@ impl SessionLog {
     #[must_use]
     pub fn sender(&self) -> Option<SyncSender<Vec<SessionRecord>>> {
         self.sender.clone()
+    }
+
+    /// Ends it without waiting, once every other sender is gone and what is queued is written.
+    pub fn retire(mut self) {
+        self.sender = None;
+        self.finished = None;
     }
 
     /// Lines that could not be written so far.
@@ -196,7 +216,7 @@ impl Writer {
     fn add(&mut self, batch: &[SessionRecord]) {
         let now = Instant::now();
         for record in batch {
-            if self.throttle.admit(record.forward, record.reason, now) == Verdict::Write {
+            if self.throttle.admit(&record.forward.name, record.reason, now) == Verdict::Write {
                 self.formatter.line(record, &mut self.lines);
             }
         }
@@ -204,7 +224,7 @@ impl Writer {
 
     fn summarise(&mut self, at_once: bool) {
         for (forward, reason, more) in self.throttle.take_summaries(Instant::now(), at_once) {
-            self.formatter.summary(forward, reason, more, &mut self.lines);
+            self.formatter.summary(&forward, reason, more, &mut self.lines);
         }
     }
 
@@ -239,6 +259,7 @@ mod tests {
             max_connections: None,
             max_connections_per_source: None,
             drain: None,
+            upgrade_drain: None,
             control: None,
             metrics: None,
             log: LogPlan::default(),
@@ -266,7 +287,7 @@ mod tests {
     fn record(reason: EndReason, client_port: u16) -> SessionRecord {
         SessionRecord {
             at: SystemTime::now(),
-            forward: 0,
+            forward: Arc::new(plan("web", Host::Ip([10, 0, 0, 2].into())).forwards.remove(0)),
             arm: None,
             client: ([127, 0, 0, 1], client_port).into(),
             listener: ([127, 0, 0, 1], 9000).into(),

@@ -22,7 +22,7 @@ pub(super) enum Verdict {
 pub(super) struct Throttle {
     enabled: bool,
     window_end: Option<Instant>,
-    seen: BTreeMap<(usize, EndReason), u64>,
+    seen: BTreeMap<(String, EndReason), u64>,
     suppressed: bool,
 }
 
@@ -34,12 +34,12 @@ impl Throttle {
 
     /// Whether a session's line is written. Sessions that ended well always are. Summaries that are due must have
     /// been taken before.
-    pub(super) fn admit(&mut self, forward: usize, reason: EndReason, now: Instant) -> Verdict {
+    pub(super) fn admit(&mut self, forward: &str, reason: EndReason, now: Instant) -> Verdict {
         if !self.enabled || reason == EndReason::Done {
             return Verdict::Write;
         }
         self.window_end.get_or_insert(now + WINDOW);
-        let seen = self.seen.entry((forward, reason)).or_default();
+        let seen = self.seen.entry((forward.to_owned(), reason)).or_default();
         *seen += 1;
         if *seen <= LINES {
             return Verdict::Write;
@@ -54,7 +54,7 @@ impl Throttle {
     }
 
     /// Forward, reason and number of the lines that were only counted, once the window is over or `at_once`.
-    pub(super) fn take_summaries(&mut self, now: Instant, at_once: bool) -> Vec<(usize, EndReason, u64)> {
+    pub(super) fn take_summaries(&mut self, now: Instant, at_once: bool) -> Vec<(String, EndReason, u64)> {
         if !at_once && self.window_end.is_none_or(|end| now < end) {
             return Vec::new();
         }
@@ -79,24 +79,25 @@ mod tests {
         let written = |throttle: &mut Throttle, forward, reason, n, now| {
             (0..n).filter(|_| throttle.admit(forward, reason, now) == Verdict::Write).count()
         };
-        assert_eq!(written(&mut throttle, 0, EndReason::Refused, 25, now), 10);
-        assert_eq!(written(&mut throttle, 1, EndReason::Refused, 10, now), 10);
-        assert_eq!(written(&mut throttle, 0, EndReason::Denied, 11, now), 10);
-        assert_eq!(written(&mut throttle, 0, EndReason::Done, 1000, now), 1000);
+        assert_eq!(written(&mut throttle, "a", EndReason::Refused, 25, now), 10);
+        assert_eq!(written(&mut throttle, "b", EndReason::Refused, 10, now), 10);
+        assert_eq!(written(&mut throttle, "a", EndReason::Denied, 11, now), 10);
+        assert_eq!(written(&mut throttle, "a", EndReason::Done, 1000, now), 1000);
         assert_eq!(throttle.take_summaries(now, false), []);
         let due = throttle.summary_due().unwrap();
         assert_eq!(due, now + WINDOW);
-        assert_eq!(throttle.take_summaries(due, false), [(0, EndReason::Refused, 15), (0, EndReason::Denied, 1)]);
+        let sums = [("a".to_owned(), EndReason::Refused, 15), ("a".to_owned(), EndReason::Denied, 1)];
+        assert_eq!(throttle.take_summaries(due, false), sums);
         assert_eq!(throttle.summary_due(), None);
-        assert_eq!(written(&mut throttle, 0, EndReason::Refused, 11, due), 10, "a new window");
-        assert_eq!(throttle.take_summaries(due, true), [(0, EndReason::Refused, 1)]);
+        assert_eq!(written(&mut throttle, "a", EndReason::Refused, 11, due), 10, "a new window");
+        assert_eq!(throttle.take_summaries(due, true), [("a".to_owned(), EndReason::Refused, 1)]);
     }
 
     #[test]
     fn records_for_programs_are_complete() {
         let mut throttle = Throttle::new(false);
         let now = Instant::now();
-        assert!((0..1000).all(|_| throttle.admit(0, EndReason::Refused, now) == Verdict::Write));
+        assert!((0..1000).all(|_| throttle.admit("a", EndReason::Refused, now) == Verdict::Write));
         assert_eq!(throttle.summary_due(), None);
     }
 }

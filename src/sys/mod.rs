@@ -6,12 +6,17 @@ pub use ::pipes;
 #[path = "no_pipes.rs"]
 pub mod pipes;
 
+#[cfg(target_os = "linux")]
+pub mod channel;
+#[cfg(not(target_os = "linux"))]
+#[path = "no_channel.rs"]
+pub mod channel;
 mod limits;
 mod socket;
 mod thread;
 
 pub use self::limits::{descriptor_limit, raise_descriptor_limit};
-pub use self::socket::{accept, bind_source, meant_for, set_options, stream};
+pub use self::socket::{accept, bind_source, meant_for, reset_options, set_options, stream};
 pub use self::thread::{allowed_cpus, pin_to, thread_cpu_ns, thread_cpu_time};
 
 /// Whether this build has a splice path at all.

@@ -22,8 +22,20 @@ pub enum NoPipe {
 #[derive(Debug)]
 pub struct PipePool;
 
-/// A budget of nothing.
+/// Limits nobody needs to know.
 #[derive(Debug)]
+pub struct Limits;
+
+impl Limits {
+    /// Reads nothing.
+    #[must_use]
+    pub fn read() -> Self {
+        Self
+    }
+}
+
+/// A budget of nothing.
+#[derive(Debug, Clone)]
 pub struct PipeBudget;
 
 impl Pipe {
@@ -78,6 +90,9 @@ impl PipePool {
         match pipe.0 {}
     }
 
+    /// A share of nothing is like any other.
+    pub fn share_anew(&mut self, _budget: &PipeBudget) {}
+
     /// Closes nothing.
     pub fn trim(&mut self) -> usize {
         0
@@ -117,6 +132,12 @@ impl PipeBudget {
     /// A budget of nothing.
     #[must_use]
     pub fn detect(_wanted: Option<usize>, _workers: usize) -> Self {
+        Self
+    }
+
+    /// A budget of nothing.
+    #[must_use]
+    pub fn from_limits(_limits: &Limits, _wanted: Option<usize>, _workers: usize) -> Self {
         Self
     }
 

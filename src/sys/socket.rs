@@ -72,6 +72,21 @@ pub fn set_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets a socket that was set before to something else: what is left to the kernel now goes back to its own value.
+/// Buffer sizes cannot: once set, the kernel does not tune them any more, so they stay.
+///
+/// # Errors
+/// What setsockopt(2) reports.
+pub fn reset_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
+    set_options(socket, options)?;
+    socket.set_keepalive(options.keepalive.is_some())?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if options.user_timeout.is_none() {
+        socket.set_tcp_user_timeout(Some(Duration::ZERO))?;
+    }
+    Ok(())
+}
+
 /// Binds an outgoing connection to a local address; where possible without taking a port yet, so that one address
 /// serves as many connections as there are ports per target.
 ///

@@ -19,6 +19,8 @@ pub struct Upstreams {
 
 #[derive(Debug)]
 struct Upstream {
+    /// `None` for a literal address.
+    name: Option<String>,
     addresses: Vec<IpAddr>,
     ports: Ports,
     weight: i64,
@@ -34,6 +36,7 @@ impl Upstreams {
             .targets
             .iter()
             .map(|target| Upstream {
+                name: if let Host::Name(name) = &target.host { Some(name.clone()) } else { None },
                 addresses: match &target.host {
                     Host::Ip(ip) => vec![*ip],
                     Host::Name(_) => Vec::new(),
@@ -46,9 +49,9 @@ impl Upstreams {
         Self { targets }
     }
 
-    /// The addresses of a name. Sessions that are connected keep theirs.
-    pub fn resolved(&mut self, target: usize, addresses: &[IpAddr]) {
-        if let Some(target) = self.targets.get_mut(target) {
+    /// The addresses of a name, for every target that has it. Sessions that are connected keep theirs.
+    pub fn resolved(&mut self, name: &str, addresses: &[IpAddr]) {
+        for target in self.targets.iter_mut().filter(|target| target.name.as_deref() == Some(name)) {
             target.addresses = addresses.to_vec();
         }
     }
@@ -98,6 +101,7 @@ mod tests {
 
     fn upstreams(weights: &[i64]) -> Upstreams {
         let target = |(i, weight): (usize, &i64)| Upstream {
+            name: Some("db".into()),
             addresses: vec![Ipv4Addr::new(10, 0, 0, i as u8).into(), Ipv4Addr::new(10, 0, 1, i as u8).into()],
             ports: Ports { first: 80, last: 82 },
             weight: *weight,
@@ -125,9 +129,11 @@ mod tests {
     #[test]
     fn a_name_has_no_candidate_until_it_is_resolved() {
         let mut upstreams = upstreams(&[1]);
-        upstreams.resolved(0, &[]);
+        upstreams.resolved("db", &[]);
         assert_eq!(upstreams.candidate(0, 0, 0), None);
-        upstreams.resolved(0, &["::1".parse().unwrap()]);
+        upstreams.resolved("other", &["::2".parse().unwrap()]);
+        assert_eq!(upstreams.candidate(0, 0, 0), None);
+        upstreams.resolved("db", &["::1".parse().unwrap()]);
         assert_eq!(upstreams.candidate(0, 0, 0), Some("[::1]:80".parse().unwrap()));
     }
 }

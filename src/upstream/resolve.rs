@@ -3,7 +3,7 @@
 //! A name that cannot be resolved takes seconds to say so: each name has its own thread, up to a bound, so that it
 //! holds up no other.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -22,21 +22,12 @@ const MOST_THREADS: usize = 32;
 /// Bytes of a thread's stack; getaddrinfo(3) keeps its buffers there.
 const STACK: usize = 256 * 1024;
 
-/// The places in a plan that hold one name: (forward, target).
-pub(super) type Places = Vec<(usize, usize)>;
-
-/// Every name of the plan with the targets that use it.
+/// Every name a target of the plan has.
 #[must_use]
-pub fn names(plan: &Plan) -> HashMap<String, Places> {
-    let mut names: HashMap<String, Places> = HashMap::new();
-    for (f, forward) in plan.forwards.iter().enumerate() {
-        for (t, target) in forward.targets.iter().enumerate() {
-            if let Host::Name(name) = &target.host {
-                names.entry(name.clone()).or_default().push((f, t));
-            }
-        }
-    }
-    names
+pub fn names(plan: &Plan) -> BTreeSet<String> {
+    let targets = plan.forwards.iter().flat_map(|forward| &forward.targets);
+    let name = |host: &Host| if let Host::Name(name) = host { Some(name.clone()) } else { None };
+    targets.filter_map(|target| name(&target.host)).collect()
 }
 
 /// The resolver's threads. They end when this value is dropped, each after the look-up it is in.
@@ -46,15 +37,12 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Starts the threads; `tell` is called with (forward, target, addresses) whenever the addresses of a name change.
+    /// Starts the threads; `tell` is called with a name and its addresses whenever these change.
     ///
     /// # Errors
     /// A thread cannot be started.
-    pub fn start(
-        names: HashMap<String, Places>,
-        tell: impl Fn(usize, usize, &[IpAddr]) + Clone + Send + 'static,
-    ) -> io::Result<Self> {
-        let mut shares: Vec<Vec<(String, Places)>> = vec![Vec::new(); names.len().min(MOST_THREADS)];
+    pub fn start(names: BTreeSet<String>, tell: impl Fn(&str, &[IpAddr]) + Clone + Send + 'static) -> io::Result<Self> {
+        let mut shares: Vec<Vec<String>> = vec![Vec::new(); names.len().min(MOST_THREADS)];
         let count = shares.len();
         for (i, name) in names.into_iter().enumerate() {
             shares[i % count].push(name);
@@ -74,11 +62,11 @@ impl Resolver {
     }
 }
 
-fn run(names: Vec<(String, Places)>, stopped: &Receiver<()>, tell: impl Fn(usize, usize, &[IpAddr])) {
+fn run(names: Vec<String>, stopped: &Receiver<()>, tell: impl Fn(&str, &[IpAddr])) {
     let mut known: HashMap<&str, Vec<IpAddr>> = HashMap::new();
     let mut failing: HashMap<&str, bool> = HashMap::new();
     loop {
-        for (name, places) in &names {
+        for name in &names {
             match look_up(name) {
                 Ok(addresses) => {
                     if failing.insert(name, false) == Some(true) {
@@ -86,7 +74,7 @@ fn run(names: Vec<(String, Places)>, stopped: &Receiver<()>, tell: impl Fn(usize
                     }
                     if known.get(name.as_str()) != Some(&addresses) {
                         log::info!("{name} is {addresses:?}");
-                        places.iter().for_each(|(forward, target)| tell(*forward, *target, &addresses));
+                        tell(name, &addresses);
                         known.insert(name, addresses);
                     }
                 }
@@ -125,15 +113,14 @@ mod tests {
     #[test]
     fn localhost_is_told_once_and_the_thread_ends() {
         let (tx, rx) = channel();
-        let names = HashMap::from([("localhost".to_string(), vec![(0, 1), (2, 0)])]);
-        let resolver = Resolver::start(names, move |forward, target, addresses| {
-            let _ = tx.send((forward, target, addresses.to_vec()));
+        let names = BTreeSet::from(["localhost".to_string()]);
+        let resolver = Resolver::start(names, move |name, addresses| {
+            let _ = tx.send((name.to_owned(), addresses.to_vec()));
         })
         .unwrap();
-        let (forward, target, addresses) = rx.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert_eq!((forward, target), (0, 1));
+        let (name, addresses) = rx.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(name, "localhost");
         assert!(addresses.iter().all(IpAddr::is_loopback));
-        assert_eq!(rx.recv_timeout(Duration::from_secs(10)).unwrap().0, 2);
         drop(resolver);
         assert!(rx.recv_timeout(Duration::from_secs(10)).is_err(), "the sender is dropped with the thread");
     }

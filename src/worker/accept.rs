@@ -1,11 +1,12 @@
 //! From a listener's queue to a session that connects.
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mio::unix::SourceFd;
 
-use super::{Accepted, GONE, Life, Message, PAUSE_MS, SLOT_PAUSE_MS, Worker};
+use super::{Accepted, GONE, Life, Message, PAUSE_MS, Peer, SLOT_PAUSE_MS, Worker};
 use crate::limits::{Admission, Told};
 use crate::listener::AcceptError;
 use crate::plan::Refusal;
@@ -47,11 +48,13 @@ impl Worker {
             self.parts.listeners[*index].ready
         });
         self.accepting = accepting;
+        self.drop_closed();
     }
 
     fn accept_one(&mut self, index: usize) {
         let forward = self.parts.listeners[index].forward;
-        let (admission, told) = self.parts.shared.limits.admit(forward, self.parts.id, self.now_us);
+        let limits = &self.parts.routes[forward].edition.limits;
+        let (admission, told) = self.parts.shared.limits.admit(limits, self.parts.id, self.now_us);
         self.tell(told);
         let until_ms = match admission {
             Admission::Enter | Admission::Refuse(_) => return self.take_from(index, admission),
@@ -74,10 +77,11 @@ impl Worker {
                 if let Admission::Refuse(reason) = admission {
                     return self.turn_down(&accepted, reason);
                 }
-                match self.parts.shared.limits.enter(forward, client.ip(), self.now_us) {
+                let limits = &self.parts.routes[forward].edition.limits;
+                match self.parts.shared.limits.enter(limits, client.ip(), self.now_us) {
                     Ok(ticket) => self.hand_on(Accepted { ticket, ..accepted }),
                     Err(reason) => {
-                        let told = self.parts.shared.limits.withdraw(forward);
+                        let told = self.parts.shared.limits.withdraw(limits);
                         self.tell(told);
                         self.turn_down(&accepted, reason);
                     }
@@ -89,7 +93,7 @@ impl Worker {
                     listener.ready = false;
                 }
                 if admission == Admission::Enter {
-                    let told = self.parts.shared.limits.withdraw(forward);
+                    let told = self.parts.shared.limits.withdraw(&self.parts.routes[forward].edition.limits);
                     self.tell(told);
                 }
                 if kind == AcceptError::Exhausted {
@@ -102,53 +106,70 @@ impl Worker {
     /// Passes it on that slots have come free.
     pub(super) fn tell(&mut self, told: Told) {
         for worker in told.into_iter().flatten() {
-            if worker == self.parts.id {
-                self.told = true;
-            } else {
+            match self.parts.peers.get(worker) {
+                _ if worker == self.parts.id => self.told = true,
                 // A worker that is gone waits for nothing.
-                let _ = self.parts.shared.mailboxes[worker].post(Message::SlotFree);
+                Some(peer) => _ = peer.mailbox.post(Message::SlotFree),
+                None => {}
             }
         }
+    }
+
+    /// A slot has come free that this worker waits for, or has waited for: without a listener it passes it on.
+    pub(super) fn slot_free(&mut self) {
+        self.told = true;
+        if self.parts.listeners.is_empty() {
+            for peer in self.serving().filter(|peer| !Arc::ptr_eq(peer, &self.parts.me)) {
+                let _ = peer.mailbox.post(Message::SlotFree);
+            }
+        }
+    }
+
+    /// The workers that serve.
+    pub(super) fn serving(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.parts.peers.iter().take(self.parts.serving)
     }
 
     /// Keeps a new connection, or gives it to the least loaded worker when this one holds clearly more: the kernel
     /// spreads connections by hash, which is uneven for few and heavy sessions. Where sessions are gathered they move
     /// later, once they have shown that they last.
     fn hand_on(&mut self, accepted: Accepted) {
-        let loads = &self.parts.shared.loads;
-        if self.parts.shared.board.gathers() {
-            loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
+        let (me, load) = (&self.parts.me, |peer: &Peer| peer.load.load(Ordering::Relaxed));
+        if self.parts.board.gathers() {
+            me.load.fetch_add(1, Ordering::Relaxed);
             return self.begin(accepted);
         }
-        let mine = loads[self.parts.id].load(Ordering::Relaxed);
-        let least = (0..loads.len()).min_by_key(|i| loads[*i].load(Ordering::Relaxed)).unwrap_or(self.parts.id);
-        let surplus = mine.saturating_sub(loads[least].load(Ordering::Relaxed));
+        let mine = load(me);
+        let least = self.serving().min_by_key(|peer| load(peer)).unwrap_or(me);
+        let surplus = mine.saturating_sub(load(least));
         // Exact while sessions are few; with many, an eighth more is not worth a wake-up each.
-        if surplus > mine / 8 && least != self.parts.id && self.life == Life::Serving {
-            loads[least].fetch_add(1, Ordering::Relaxed);
-            match self.parts.shared.mailboxes[least].post(Message::Accepted(accepted)) {
+        if surplus > mine / 8 && !Arc::ptr_eq(least, me) && self.life == Life::Serving {
+            least.load.fetch_add(1, Ordering::Relaxed);
+            match least.mailbox.post(Message::Accepted(accepted)) {
                 Ok(()) => return self.parts.stats.handed_over.add(1),
                 // That worker is gone; its count stays high, so that it is not asked again.
                 Err(Message::Accepted(back)) => {
-                    loads[least].store(GONE, Ordering::Relaxed);
-                    loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
+                    least.load.store(GONE, Ordering::Relaxed);
+                    me.load.fetch_add(1, Ordering::Relaxed);
                     return self.begin(back);
                 }
                 Err(_) => return,
             }
         }
-        loads[self.parts.id].fetch_add(1, Ordering::Relaxed);
+        me.load.fetch_add(1, Ordering::Relaxed);
         self.begin(accepted);
     }
 
     /// Makes a session of a connection. Its slot and its place in the load table are taken already.
     pub(super) fn begin(&mut self, accepted: Accepted) {
         let Accepted { socket, client, forward, listener, port_offset, hop, ticket } = accepted;
-        let plan = &self.parts.plan.forwards[forward];
-        self.parts.stats.forwards[forward].accepted.add(1);
-        self.parts.stats.forwards[forward].open.add(1);
-        let origin = Origin { client, forward, listener, opened_us: self.now_us };
+        self.parts.routes.open(forward);
         let first = self.parts.routes[forward].upstreams.pick();
+        let route = &self.parts.routes[forward];
+        let plan = route.forward();
+        route.stats.accepted.add(1);
+        route.stats.open.add(1);
+        let origin = Origin { client, forward, listener, opened_us: self.now_us };
         let connecting = Connecting::new(first, port_offset, hop, plan.timeouts.connect, self.now_us);
         let refused = match plan.access.refuses(client.ip()) {
             _ if self.life == Life::Stopping => Some(EndReason::Drain),
@@ -165,7 +186,7 @@ impl Worker {
         self.passes.begin(key, ticket);
         if let Some(arm) = arm {
             self.sessions[key].arm = Some(arm);
-            self.trial.open(key, &self.parts.stats.forwards[forward].arms[arm.get()]);
+            self.trial.open(key, &route.stats.arms[arm.get()]);
         }
         if let Some(reason) = refused {
             return self.end(key, End::of(reason));
@@ -220,7 +241,8 @@ impl Worker {
         for index in &self.accepting {
             let listener = &mut self.parts.listeners[*index];
             if std::mem::take(&mut listener.paused) {
-                self.parts.shared.limits.forget(listener.forward, self.parts.id);
+                let limits = &self.parts.routes[listener.forward].edition.limits;
+                self.parts.shared.limits.forget(limits, self.parts.id);
             }
         }
     }

@@ -12,17 +12,17 @@ impl Worker {
     /// Runs one step of connecting with what it needs; a session that must wait for something is queued for it.
     pub(super) fn connect_with(&mut self, key: usize, step: impl FnOnce(&mut Session, &Connector<'_>) -> Step) -> Step {
         let Some(session) = self.sessions.get_mut(key) else { return Step::Wait };
-        let forward = session.origin().forward;
+        let route = &self.parts.routes[session.origin().forward];
         let waited = session.wants_retry();
         let step = step(
             session,
             &Connector {
                 registry: self.parts.poll.registry(),
                 key,
-                forward: &self.parts.plan.forwards[forward],
-                upstreams: &self.parts.routes[forward].upstreams,
-                sources: &self.parts.routes[forward].sources,
-                stats: &self.parts.stats.forwards[forward],
+                forward: route.forward(),
+                upstreams: &route.upstreams,
+                sources: &route.sources,
+                stats: &route.stats,
                 trace: &self.parts.shared.trace,
                 now_us: self.now_us,
             },

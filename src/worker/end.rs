@@ -1,12 +1,14 @@
 //! The end of a session, and what a worker reports.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use super::{Accepted, GONE, Life, Message, TRIM_MS, Worker};
 use crate::arms::ArmIndex;
 use crate::limits::Ticket;
+use crate::plan::Forward;
 use crate::session::{End, Session};
 use crate::stats::{Bytes, EndReason, SessionRecord};
 use crate::sys;
@@ -25,7 +27,7 @@ impl Worker {
         }
         self.freed = true;
         let forward = session.origin().forward;
-        let stats = &self.parts.stats.forwards[forward];
+        let stats = &self.parts.routes[forward].stats;
         stats.open.sub(1);
         self.stalls.forget(key, stats);
         stats.ends[end.reason as usize].add(1);
@@ -36,34 +38,37 @@ impl Worker {
             stats.arms[arm.get()].session.record(duration);
         }
         self.give_back(key, &session);
-        self.record(|listening| SessionRecord {
+        self.record(forward, session.origin().listener, |forward, listener| SessionRecord {
             at: SystemTime::now(),
             forward,
             arm: session.arm.map(ArmIndex::get),
             client: session.origin().client,
-            listener: listening[session.origin().listener],
+            listener,
             target: session.target(),
             bytes: session.bytes(),
             duration,
             reason: end.reason,
             errno: end.errno,
         });
-        session.close(end.reason, &mut self.parts.pumps, self.parts.routes[forward].pool);
+        session.close(end.reason, &mut self.parts.pumps, self.parts.routes[forward].edition.pool);
+        if self.parts.routes.close(forward) {
+            self.sweep(forward);
+        }
     }
 
     /// Resets a connection that a limit keeps from being a session: it holds no slot.
     pub(super) fn turn_down(&mut self, accepted: &Accepted, reason: EndReason) {
         let _ = accepted.socket.set_linger(Some(Duration::ZERO));
-        let stats = &self.parts.stats.forwards[accepted.forward];
+        let stats = &self.parts.routes[accepted.forward].stats;
         stats.accepted.add(1);
         stats.ends[reason as usize].add(1);
         stats.session_time.record(Duration::ZERO);
-        self.record(|listening| SessionRecord {
+        self.record(accepted.forward, accepted.listener, |forward, listener| SessionRecord {
             at: SystemTime::now(),
-            forward: accepted.forward,
+            forward,
             arm: None,
             client: accepted.client,
-            listener: listening[accepted.listener],
+            listener,
             target: None,
             bytes: Bytes::default(),
             duration: Duration::ZERO,
@@ -72,10 +77,20 @@ impl Worker {
         });
     }
 
-    /// Reports a finished session, where there is a log.
-    fn record(&mut self, session: impl FnOnce(&[SocketAddr]) -> SessionRecord) {
-        if self.parts.log.is_some() {
-            self.finished.push(session(&self.parts.shared.listening));
+    /// Reports a finished session of a forward and one of its addresses, where there is a log.
+    fn record(
+        &mut self,
+        forward: usize,
+        listener: usize,
+        session: impl FnOnce(Arc<Forward>, SocketAddr) -> SessionRecord,
+    ) {
+        if self.parts.log.is_none() {
+            return;
+        }
+        let forward = Arc::clone(&self.parts.routes[forward].edition.forward);
+        let address = forward.addresses().nth(listener);
+        if let Some((address, _)) = address {
+            self.finished.push(session(forward, address));
             if self.finished.len() >= REPORT {
                 self.report_sessions();
             }
@@ -84,11 +99,11 @@ impl Worker {
 
     fn give_back(&mut self, key: usize, session: &Session) {
         let forward = session.origin().forward;
-        let ticket = self.passes.end(key, &self.parts.routes[forward].limits);
-        let shared = &self.parts.shared;
-        shared.loads[self.parts.id].fetch_sub(1, Ordering::Relaxed);
-        shared.trace.forget(session.trace());
-        let told = shared.limits.leave(forward, ticket, self.now_us);
+        let limits = &self.parts.routes[forward].edition.limits;
+        let ticket = self.passes.end(key, limits);
+        self.parts.me.load.fetch_sub(1, Ordering::Relaxed);
+        self.parts.shared.trace.forget(session.trace());
+        let told = self.parts.shared.limits.leave(limits, ticket, self.now_us);
         self.tell(told);
     }
 
@@ -110,7 +125,8 @@ impl Worker {
         stats.pipe_size.set(size as u64);
         if self.now_us >= self.measure_us {
             self.measure_us = self.now_us + 1_000_000;
-            stats.busy_ns.set(u64::try_from(sys::thread_cpu_time().as_nanos()).unwrap_or(0));
+            let busy_ns = u64::try_from(sys::thread_cpu_time().as_nanos()).unwrap_or(0);
+            stats.busy_ns.set(self.busy_before_ns + busy_ns);
         }
         if !self.finished.is_empty() {
             self.report_sessions();
@@ -134,12 +150,14 @@ impl Worker {
             match message {
                 Message::Accepted(accepted) => {
                     let _ = accepted.socket.set_linger(Some(Duration::ZERO));
-                    self.parts.stats.forwards[accepted.forward].accepted.add(1);
+                    if let Some(route) = self.parts.routes.get(accepted.forward) {
+                        route.stats.accepted.add(1);
+                    }
                     self.count_lost(accepted.forward, accepted.ticket, reason);
                 }
                 Message::Moved(session, ticket) => {
                     session.reset();
-                    self.parts.shared.board.arrives();
+                    self.parts.shared.transit.arrives();
                     self.count_lost(session.origin().forward, ticket, reason);
                 }
                 _ => {}
@@ -148,8 +166,10 @@ impl Worker {
     }
 
     fn count_lost(&mut self, forward: usize, ticket: Option<Box<Ticket>>, reason: EndReason) {
-        self.parts.stats.forwards[forward].ends[reason as usize].add(1);
-        let told = self.parts.shared.limits.leave(forward, ticket, self.now_us);
+        // In the way out of a panic nothing may panic again.
+        let Some(route) = self.parts.routes.get(forward) else { return };
+        route.stats.ends[reason as usize].add(1);
+        let told = self.parts.shared.limits.leave(&route.edition.limits, ticket, self.now_us);
         self.tell(told);
     }
 }
@@ -157,7 +177,7 @@ impl Worker {
 impl Drop for Worker {
     /// A worker that fails takes its sessions with it: no stream may look complete, so every one is reset and counted.
     fn drop(&mut self) {
-        self.parts.shared.loads[self.parts.id].store(GONE, Ordering::Relaxed);
+        self.parts.me.load.store(GONE, Ordering::Relaxed);
         let reason = if self.life == Life::Serving { EndReason::WorkerPanic } else { EndReason::Drain };
         self.turn_away(reason);
         if !std::thread::panicking() {
@@ -166,12 +186,13 @@ impl Drop for Worker {
         for (key, session) in std::mem::take(&mut self.sessions) {
             session.reset();
             let forward = session.origin().forward;
-            let stats = &self.parts.stats.forwards[forward];
-            stats.open.sub(1);
+            let Some(route) = self.parts.routes.get(forward) else { continue };
+            route.stats.open.sub(1);
             if let Some(arm) = session.arm {
-                stats.arms[arm.get()].open.sub(1);
+                route.stats.arms[arm.get()].open.sub(1);
             }
-            let ticket = self.passes.end(key, &self.parts.routes[forward].limits);
+            self.parts.shared.trace.forget(session.trace());
+            let ticket = self.passes.end(key, &route.edition.limits);
             self.count_lost(forward, ticket, EndReason::WorkerPanic);
         }
     }

@@ -1,13 +1,20 @@
 //! How the control thread and other workers tell a worker things.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 
 use mio::Waker;
 use socket2::Socket;
 
+use super::Route;
+use crate::gather::Board;
 use crate::limits::Ticket;
+use crate::listener::Listener;
 use crate::session::Session;
+use crate::stats::SessionRecord;
+use crate::sys::pipes::PipeBudget;
 use crate::upstream::Hop;
 
 /// How a worker is told things.
@@ -17,6 +24,15 @@ pub struct Mailbox {
     waker: Waker,
 }
 
+/// A worker as others see it.
+#[derive(Debug)]
+pub struct Peer {
+    /// Sessions it holds, those on their way to its mailbox included.
+    pub load: AtomicUsize,
+    /// Where it is told things.
+    pub mailbox: Mailbox,
+}
+
 /// What a worker may be told.
 #[derive(Debug)]
 pub enum Message {
@@ -24,19 +40,57 @@ pub enum Message {
     Accepted(Accepted),
     /// A session another worker has let go, and what limits per source count it as.
     Moved(Box<Session>, Option<Box<Ticket>>),
-    /// The addresses of a name: forward, target, addresses.
-    Resolved(usize, usize, Vec<IpAddr>),
+    /// The addresses of a name.
+    Resolved(Arc<str>, Arc<[IpAddr]>),
     /// A slot this worker waits for has come free.
     SlotFree,
-    /// Limits have changed: what waits for one looks again.
-    Limits,
+    /// Editions others may soon pass on connections for.
+    Learn(Box<Learn>),
+    /// What it serves from now on.
+    Change(Box<Change>),
+    /// Editions no connection will come for any more.
+    Retire(Arc<[usize]>),
+    /// Its place is taken away: end when the last session has, unless a change says otherwise before.
+    Leave,
     /// Accept no more; end when the last session has.
     Drain,
+    /// The same, and what waits in the queues of the listeners is somebody else's.
+    LetGo,
     /// End every session now.
     Stop,
     /// Fail, to test what the process makes of it.
     #[cfg(test)]
     Panic,
+}
+
+/// Editions a worker does not know yet. Every worker is told of them before any is told to serve them.
+#[derive(Debug)]
+pub struct Learn {
+    /// With what it keeps for each.
+    pub routes: Vec<Route>,
+    /// Its share of pipes, by pool.
+    pub budgets: Vec<PipeBudget>,
+    /// Bytes the largest read may take.
+    pub scratch: usize,
+}
+
+/// What a worker serves from now on: all of it, whatever was before.
+#[derive(Debug)]
+pub struct Change {
+    /// Editions that are not replaced.
+    pub current: Arc<[usize]>,
+    /// Every listener it accepts from.
+    pub listeners: Vec<Listener>,
+    /// All workers by number.
+    pub peers: Arc<[Arc<Peer>]>,
+    /// The first so many serve.
+    pub serving: usize,
+    /// How busy each of them is.
+    pub board: Arc<Board>,
+    /// Where finished sessions are reported.
+    pub log: Option<SyncSender<Vec<SessionRecord>>>,
+    /// Told, or closed, when this is in effect or the worker is gone.
+    pub done: Sender<()>,
 }
 
 /// A connection on its way to the worker that will hold it.
@@ -60,20 +114,28 @@ impl Accepted {
     }
 }
 
-impl Mailbox {
-    /// A mailbox and its other end.
+impl Peer {
+    /// A worker without sessions, and the other end of its mailbox.
     #[must_use]
-    pub fn new(waker: Waker) -> (Self, Receiver<Message>) {
+    pub fn new(waker: Waker) -> (Arc<Self>, Receiver<Message>) {
         let (sender, receiver) = channel();
-        (Self { sender, waker }, receiver)
+        (Arc::new(Self { load: AtomicUsize::new(0), mailbox: Mailbox { sender, waker } }), receiver)
     }
+}
 
+impl Mailbox {
     /// Leaves a message; given back when the worker is gone.
     ///
     /// # Errors
     /// The message, when nobody will read it.
     pub fn post(&self, message: Message) -> Result<(), Message> {
         self.sender.send(message).map_err(|e| e.0)?;
+        self.nudge();
+        Ok(())
+    }
+
+    /// Makes the worker turn, without a message.
+    pub fn nudge(&self) {
         while let Err(e) = self.waker.wake() {
             // An idle worker would not find a new connection before something else wakes it.
             if e.kind() != std::io::ErrorKind::Interrupted {
@@ -81,6 +143,5 @@ impl Mailbox {
                 break;
             }
         }
-        Ok(())
     }
 }

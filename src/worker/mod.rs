@@ -8,37 +8,36 @@
 //! A turn reads the clock once, allocates nothing, and takes no lock.
 
 mod accept;
+mod change;
 mod connect;
 mod end;
 mod gather;
 mod mailbox;
+mod routes;
 mod stall;
 mod trial;
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 use slab::Slab;
 
-pub use self::mailbox::{Accepted, Mailbox, Message};
+pub use self::mailbox::{Accepted, Change, Learn, Mailbox, Message, Peer};
+pub use self::routes::{Edition, Route, Routes};
 use self::stall::Stalls;
 use self::trial::Trial;
 use crate::deadline::Deadlines;
-use crate::gather::{Board, Gatherer};
-use crate::limits::{ForwardLimits, Limits, Passes};
+use crate::gather::{Board, Gatherer, Transit};
+use crate::limits::{Limits, Passes};
 use crate::listener::{Listener, Shortage};
-use crate::plan::Plan;
 use crate::pump::Pumps;
 use crate::session::{End, Session, Step, Turn, key_of};
-
 use crate::stats::{EndReason, SessionRecord, WorkerStats};
-use crate::upstream::{SourcePool, Trace, Upstreams};
+use crate::upstream::Trace;
 
 /// Wakes a worker whose mailbox holds something.
 pub(crate) const MAILBOX: Token = Token(usize::MAX);
@@ -59,33 +58,14 @@ const GONE: usize = usize::MAX / 2;
 /// What workers share. Nothing in it is locked.
 #[derive(Debug)]
 pub struct Shared {
-    /// Sessions held by each worker, those on their way to its mailbox included.
-    pub loads: Box<[AtomicUsize]>,
-    /// How busy each worker is.
-    pub board: Board,
-    /// What limits connections and bytes.
+    /// What limits connections and bytes of the process.
     pub limits: Limits,
     /// Our own connections to backends.
     pub trace: Trace,
     /// Descriptors or memory have run out.
     pub shortage: Shortage,
-    /// The listening addresses by number.
-    pub listening: Box<[std::net::SocketAddr]>,
-    /// One per worker.
-    pub mailboxes: Box<[Mailbox]>,
-}
-
-/// A forward as one worker sees it.
-#[derive(Debug)]
-pub struct Route {
-    /// Its targets.
-    pub upstreams: Upstreams,
-    /// Index of the pool with its pipe size.
-    pub pool: usize,
-    /// Its limits, which all workers share.
-    pub limits: Arc<ForwardLimits>,
-    /// Where its connections to the targets come from.
-    pub sources: SourcePool,
+    /// Sessions on their way from one worker to another.
+    pub transit: Transit,
 }
 
 /// What a worker is made of.
@@ -93,18 +73,24 @@ pub struct Route {
 pub struct Parts {
     /// Its number, from 0.
     pub id: usize,
+    /// What the others see of it.
+    pub me: Arc<Peer>,
+    /// All workers by number.
+    pub peers: Arc<[Arc<Peer>]>,
+    /// The first so many serve.
+    pub serving: usize,
+    /// How busy each of them is.
+    pub board: Arc<Board>,
     /// Its poller, the mailbox's waker registered already.
     pub poll: Poll,
-    /// What runs.
-    pub plan: Arc<Plan>,
     /// What workers share.
     pub shared: Arc<Shared>,
     /// The other end of its mailbox.
     pub inbox: Receiver<Message>,
     /// Its listeners.
-    pub listeners: Vec<Listener>,
-    /// One per forward.
-    pub routes: Vec<Route>,
+    pub listeners: Slab<Listener>,
+    /// Its forwards.
+    pub routes: Routes,
     /// Its scratch buffer and pipes.
     pub pumps: Pumps,
     /// Its counters.
@@ -135,6 +121,8 @@ pub struct Worker {
     now_us: u64,
     /// Listeners that may have connections. Only these are looked at: there may be thousands of others.
     accepting: Vec<usize>,
+    /// Some listener is to be given up once its queue is empty.
+    closing: bool,
     /// Accepting pauses until then, for one listener or, when `halted`, for all; 0 when it does not.
     pause_until_ms: u64,
     halted: bool,
@@ -143,6 +131,12 @@ pub struct Worker {
     /// This worker has been told of a slot that listeners may wait for.
     told: bool,
     life: Life,
+    /// Its place was taken away.
+    leaving: bool,
+    /// Nobody chooses it any more.
+    gone: bool,
+    /// What threads before this one have spent in this worker's place, in nanoseconds.
+    busy_before_ns: u64,
     /// Full batches of events in a row since deadlines were last looked at.
     full_batches: usize,
     /// When pipes that were not needed are closed; 0 while there are none.
@@ -168,16 +162,17 @@ impl Worker {
     /// # Errors
     /// What epoll_ctl(2) reports.
     pub fn new(parts: Parts) -> io::Result<Self> {
-        for (index, listener) in parts.listeners.iter().enumerate() {
-            let token = Token(LISTENER | index);
-            parts.poll.registry().register(&mut SourceFd(&listener.socket.as_raw_fd()), token, Interest::READABLE)?;
+        for (index, listener) in &parts.listeners {
+            change::watch(parts.poll.registry(), index, listener)?;
         }
         let trial = Trial::new();
-        let accepting = (0..parts.listeners.len()).collect();
+        let accepting = parts.listeners.iter().map(|(index, _)| index).collect();
+        let busy_before_ns = parts.stats.busy_ns.get();
         let gatherer = Gatherer::new(parts.id);
         let clock = parts.shared.limits.begun();
         Ok(Self {
             accepting,
+            closing: false,
             parts,
             trial,
             gatherer,
@@ -198,6 +193,9 @@ impl Worker {
             freed: false,
             told: false,
             life: Life::Serving,
+            leaving: false,
+            gone: false,
+            busy_before_ns,
             full_batches: 0,
             trim_ms: 0,
             measure_us: 0,
@@ -246,10 +244,16 @@ impl Worker {
     fn is_over(&mut self) -> bool {
         let idle = |worker: &Self| worker.life != Life::Serving && worker.sessions.is_empty();
         if idle(self) {
-            self.parts.shared.loads[self.parts.id].store(GONE, Ordering::Relaxed);
+            if !std::mem::replace(&mut self.gone, true) {
+                self.parts.me.load.fetch_add(GONE, Ordering::Relaxed);
+            }
             self.read_mailbox();
         }
-        idle(self)
+        let over = idle(self);
+        if !over && std::mem::replace(&mut self.gone, false) {
+            self.parts.me.load.fetch_sub(GONE, Ordering::Relaxed);
+        }
+        over
     }
 
     /// Whether every socket that may have been ready has been looked at. With more events to come, a session that
@@ -316,16 +320,16 @@ impl Worker {
         let step = if session.is_open() { Step::Again } else { self.check_connect(key) };
         let step = match (step, self.sessions.get_mut(key)) {
             (Step::Again, Some(session)) if session.is_open() => {
-                let plan = &self.parts.plan.forwards[forward];
                 let route = &self.parts.routes[forward];
+                let plan = route.forward();
                 let mut turn = Turn {
                     pumps: &mut self.parts.pumps,
-                    stats: &self.parts.stats.forwards[forward],
+                    stats: &route.stats,
                     copy_buffer: plan.copy_buffer,
-                    pool: route.pool,
+                    pool: route.edition.pool,
                     now_us: self.now_us,
                     calls: 0,
-                    pace: self.passes.pace(key, &route.limits, self.now_us),
+                    pace: self.passes.pace(key, &route.edition.limits, self.now_us),
                 };
                 let step = match session.arm {
                     None => session.advance(&mut turn),
@@ -363,7 +367,7 @@ impl Worker {
     /// looked at again when the old one fires.
     fn arm(&mut self, key: usize) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let plan = &self.parts.plan.forwards[session.origin().forward];
+        let plan = self.parts.routes[session.origin().forward].forward();
         let look_ms = match plan.stall_warning {
             Some(limit) if session.holds_bytes() => Some(self.now_us / 1000 + stall::period_ms(limit)),
             _ => None,
@@ -405,7 +409,7 @@ impl Worker {
                 }
                 continue;
             }
-            let timeouts = &self.parts.plan.forwards[session.origin().forward].timeouts;
+            let timeouts = &self.parts.routes[session.origin().forward].forward().timeouts;
             match session.deadline_ms(timeouts) {
                 Some(at_ms) if at_ms <= now_ms => {
                     if session.may_try_next(now_ms) {
@@ -431,13 +435,21 @@ impl Worker {
             match message {
                 Message::Accepted(accepted) => self.begin(accepted),
                 Message::Moved(session, ticket) => self.take_over(*session, ticket),
-                Message::Resolved(forward, target, addresses) => {
-                    self.parts.routes[forward].upstreams.resolved(target, &addresses);
+                Message::Resolved(name, addresses) => {
+                    self.parts.routes.iter_mut().for_each(|route| route.upstreams.resolved(&name, &addresses));
                     self.freed = true;
                 }
-                Message::SlotFree => self.told = true,
-                Message::Limits => self.look_again(),
+                Message::SlotFree => self.slot_free(),
+                Message::Learn(learn) => self.learn(*learn),
+                Message::Change(change) => self.change(*change),
+                Message::Retire(editions) => self.retire(&editions),
+                Message::Leave if self.leaving && self.life == Life::Serving => self.life = Life::Draining,
+                Message::Leave => {}
                 Message::Drain => self.drain(),
+                Message::LetGo => {
+                    self.life = Life::Draining;
+                    self.close_listeners();
+                }
                 Message::Stop => self.stop(),
                 #[cfg(test)]
                 Message::Panic => panic!("asked to"),
@@ -450,7 +462,7 @@ impl Worker {
         self.life = Life::Draining;
         // A listener that closes resets what waits in its queue: take those first, but no more than a queue holds, or
         // a storm of clients would keep the drain from its end.
-        let longest = self.parts.plan.forwards.iter().map(|f| f.tcp.backlog as usize).max().unwrap_or(0);
+        let longest = self.parts.routes.iter_mut().map(|r| r.forward().tcp.backlog as usize).max().unwrap_or(0);
         self.resume();
         for _ in 0..=longest / accept::BATCH {
             self.accept();
@@ -475,11 +487,9 @@ impl Worker {
     }
 
     fn close_listeners(&mut self) {
-        for listener in &self.parts.listeners {
-            self.parts.shared.limits.forget(listener.forward, self.parts.id);
-        }
-        self.parts.listeners.clear();
         self.accepting.clear();
+        let all: Vec<usize> = self.parts.listeners.iter().map(|(index, _)| index).collect();
+        all.into_iter().for_each(|index| self.drop_listener(index));
     }
 
     fn end_all(&mut self, reason: EndReason) {

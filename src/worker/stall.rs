@@ -5,6 +5,7 @@
 //! [`Forward::stall_warning`], and has stalled once that time has passed with bytes held and none delivered.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Worker;
@@ -124,7 +125,7 @@ impl Worker {
         let now_ms = self.now_ms();
         let Some(session) = self.sessions.get_mut(key) else { return };
         let forward = session.origin().forward;
-        let Some(limit) = self.parts.plan.forwards[forward].stall_warning else { return };
+        let Some(limit) = self.parts.routes[forward].forward().stall_warning else { return };
         if self.stalls.watched.get(&key).is_some_and(|watched| now_ms < watched.next_ms) {
             return;
         }
@@ -134,7 +135,7 @@ impl Worker {
             self.drive(key);
         }
         let Some(session) = self.sessions.get(key) else { return };
-        let (held, stats) = (session.held(), &self.parts.stats.forwards[forward]);
+        let (held, stats) = (session.held(), &self.parts.routes[forward].stats);
         if held == [0, 0] {
             return self.stalls.forget(key, stats);
         }
@@ -151,9 +152,9 @@ impl Worker {
                 stats.stalled.add(1);
                 stats.stalls[side as usize].add(1);
                 if self.stalls.may_say(now_ms) {
-                    let plan = &self.parts.plan.forwards[forward];
-                    let listener = self.parts.shared.listening[session.origin().listener];
-                    say(session, plan, listener, (side, held[i]), waited_ms);
+                    let plan = self.parts.routes[forward].forward();
+                    let listener = plan.addresses().nth(session.origin().listener);
+                    say(session, plan, listener.map(|(address, _)| address), (side, held[i]), waited_ms);
                 }
             }
         }
@@ -161,7 +162,8 @@ impl Worker {
     }
 }
 
-fn say(session: &Session, plan: &Forward, listener: std::net::SocketAddr, (side, held): (Side, usize), waited_ms: u64) {
+fn say(session: &Session, plan: &Forward, listener: Option<SocketAddr>, (side, held): (Side, usize), waited_ms: u64) {
+    let listener = listener.map_or("-".to_owned(), |listener| listener.to_string());
     let target = session.target().map_or("-".to_owned(), |target| target.to_string());
     let (direction, address) = match side {
         Side::Backend => ("up", target.clone()),

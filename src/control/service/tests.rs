@@ -11,6 +11,33 @@ fn echo(request: &[u8]) -> Answer {
     if request.ends_with(b"\n") { Answer::Reply(request.to_vec()) } else { Answer::More }
 }
 
+/// A request whose answer comes later.
+fn later(request: &[u8]) -> Answer {
+    if request.ends_with(b"\n") { Answer::Later } else { Answer::More }
+}
+
+#[test]
+fn an_answer_may_come_later_and_all_who_wait_get_it() {
+    let mut bench = Bench { answer: later, ..Bench::new() };
+    let mut clients = [bench.connect(), bench.connect()];
+    clients.iter_mut().for_each(|client| client.write_all(b"x\n").unwrap());
+    let mut third = bench.connect();
+    third.write_all(b"not complete").unwrap();
+    bench.turn();
+    assert_eq!(bench.open(), 3);
+    // Longer than others may take.
+    bench.tick(Instant::now() + TIME_LIMIT + Duration::from_secs(1));
+    assert_eq!(bench.open(), 2);
+    bench.service.resolve(b"done\n", bench.poll.registry());
+    for mut client in clients {
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "done\n");
+    }
+    bench.turn();
+    assert_eq!(bench.open(), 0);
+}
+
 struct Bench {
     poll: Poll,
     service: Service<UnixListener>,
