@@ -88,7 +88,8 @@ fn the_wall_clock_jumps() {
         assign("FAKETIME_DONT_FAKE_MONOTONIC", "1".as_ref()),
     ];
     lives_through(
-        |launcher| launcher.through(words),
+        // The library reads the clock's file from within the process, where it is nobody's business.
+        |launcher| launcher.through(words).option("--sandbox", "off"),
         |spliced| {
             for (offset, year) in [("+3650d", "203"), ("-3650d", "201")] {
                 set(offset);
