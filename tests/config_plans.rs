@@ -10,8 +10,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
-    Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan, Ports,
-    Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
+    Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan,
+    Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
 };
 
 fn plan(text: &str) -> Plan {

@@ -8,7 +8,9 @@ use super::check;
 use super::error::{Fault, Mark};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
-use crate::plan::{Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts};
+use crate::plan::{
+    Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts,
+};
 
 /// Everything one file says.
 #[derive(Debug, Default)]
