@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::hours;
 use crate::load::RoleArgs;
 use crate::peers::Given;
 use crate::topology::links::{self, Links, Loss, Rate};
@@ -51,6 +52,8 @@ pub enum Command {
     Profile(ProfileArgs),
     /// An experiment of your own, from a file
     Run(RunArgs),
+    /// Sessions of every kind for hours, every byte compared, and a watch for growth
+    Soak(SoakArgs),
     /// Write the reports of a directory of results again
     Report(ReportArgs),
     /// One end of a load, as a process of its own.
@@ -244,6 +247,41 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// The forwarder to measure [default: spliced beside this program, built if missing]
+    #[arg(long, value_name = "PATH")]
+    pub spliced: Option<PathBuf>,
+}
+
+/// `lab soak`.
+#[derive(Debug, Clone, Args)]
+pub struct SoakArgs {
+    /// Seconds of load
+    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
+    pub seconds: Duration,
+    /// Hours of load, instead of seconds
+    #[arg(long, value_name = "H", value_parser = hours, conflicts_with = "seconds")]
+    pub hours: Option<Duration>,
+    /// Clients at once, each with one session after the other
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4000))]
+    pub sessions: u32,
+    /// Seconds between two reloads by SIGHUP [default: none]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub reload_every: Option<Duration>,
+    /// Percent of sessions that end with a reset, from either side
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub resets: u32,
+    /// How bytes move: auto, splice, copy
+    #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = ["auto", "splice", "copy"])]
+    pub engine: String,
+    /// Says which sessions are made
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Directory for reports, configuration and the forwarder's log [default: lab-results/TIME]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Write results.json here too; - for standard output
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// The forwarder to watch [default: spliced beside this program, built if missing]
     #[arg(long, value_name = "PATH")]
     pub spliced: Option<PathBuf>,
 }

@@ -33,5 +33,6 @@ pub mod profile;
 pub mod report;
 pub mod results;
 pub mod sample;
+pub mod soak;
 pub mod tools;
 pub mod topology;

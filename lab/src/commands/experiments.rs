@@ -114,7 +114,7 @@ pub(super) fn begin(common: &Common) -> Result<Result<Begun, ExitCode>, Error> {
     Ok(Ok(Begun { prepared, arms, missing }))
 }
 
-fn settle() -> Result<(), Error> {
+pub(super) fn settle() -> Result<(), Error> {
     stop::listen()?;
     sandbox::settle(true)?;
     // Each session is two descriptors of a forwarder; what the lab starts inherits this.

@@ -3,6 +3,7 @@
 mod experiments;
 mod others;
 mod prepare;
+mod soak;
 mod up;
 
 use std::fmt;
@@ -16,6 +17,8 @@ use crate::cli::{Cli, Command};
 use crate::load;
 use crate::plan::runner::Failed;
 use crate::report;
+
+pub use soak::hours;
 
 /// Something failed while running.
 const FAILED: u8 = 1;
@@ -83,6 +86,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Crr(args) => return experiments::crr(args),
         Command::Stream(args) => return experiments::stream(args),
         Command::Run(args) => return experiments::run(args),
+        Command::Soak(args) => return soak::soak(args),
         Command::Report(args) => {
             report::rewrite(&args.dir)?;
             crate::show!("written again: {}", args.dir.display());
