@@ -71,7 +71,8 @@ fn exactly(spliced: &Spliced, clients: &[TcpStream], most: usize) {
     throughout("no more than that", Duration::from_millis(500), || {
         let now = count(&clients.iter().map(answered).collect::<Vec<_>>());
         let open = spliced.stats().open();
-        if now == most && open == most as u64 { Ok(()) } else { Err(format!("{now} served, {open} open")) }
+        // A session on its way from one worker to another is counted by neither.
+        if now == most && open <= most as u64 { Ok(()) } else { Err(format!("{now} served, {open} open")) }
     });
 }
 
