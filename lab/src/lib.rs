@@ -33,5 +33,6 @@ pub mod profile;
 pub mod report;
 pub mod results;
 pub mod sample;
+mod statistics;
 pub mod tools;
 pub mod topology;

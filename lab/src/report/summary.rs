@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::metric::{Better, Metric};
 use crate::results::{Kind, Results, Round};
+use crate::statistics::median;
 
 /// Rounds below which a spread says little.
 pub(super) const ENOUGH_ROUNDS: usize = 5;
@@ -99,10 +100,7 @@ impl Spread {
         let mut sorted: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();
         sorted.sort_by(f64::total_cmp);
         let (&min, &max) = (sorted.first()?, sorted.last()?);
-        let n = sorted.len();
-        // Halves first: the sum of two finite values may not be finite.
-        let median = if n % 2 == 1 { sorted[n / 2] } else { sorted[n / 2 - 1] / 2.0 + sorted[n / 2] / 2.0 };
-        Some(Self { median, min, max, n })
+        Some(Self { median: median(&sorted)?, min, max, n: sorted.len() })
     }
 }
 
