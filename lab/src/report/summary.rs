@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::metric::{Better, Metric};
+use crate::load::SATURATED;
 use crate::results::{Kind, Results, Round};
 use crate::statistics::median;
 
@@ -12,8 +13,6 @@ use crate::statistics::median;
 pub(super) const ENOUGH_ROUNDS: usize = 5;
 /// Rounds that have to agree before a finding counts as settled.
 const AGREEING_ROUNDS: usize = 3;
-/// A generator busy for this share of its time is itself the limit.
-pub(super) const SATURATED: f64 = 0.95;
 /// The setting that names a load.
 const NAME: &str = "name";
 /// The arm engines are compared with.
