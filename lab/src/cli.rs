@@ -14,8 +14,8 @@ const EXAMPLES: &str = "\
 Examples:
   lab ab --rounds 3 --seconds 3 --out DIR      every engine and every forwarder found, side by side
   lab ab --arms splice,haproxy --mtu 1500 --offloads off
-  lab up && ip netns exec ns_client iperf3 -c 10.0.1.1 -p 9000
-  lab run plans/founding.yaml                  an experiment of your own
+  lab up                                       the network to play with, and what to type in it
+  lab run lab/plans/founding.yaml              an experiment of your own
 
 It works as root, and without root in a user namespace of its own. Nothing outside of its namespaces changes.
 Exit status: 0 fine, 1 failed while running, 2 wrong usage or file.";
@@ -46,7 +46,7 @@ pub enum Command {
     Crr(CrrArgs),
     /// Many slow streams of small chunks, as a language-model server sends them
     Stream(StreamArgs),
-    /// Memory, descriptors and pipes as sessions grow
+    /// Memory, descriptors and pipes as sessions grow: once, whatever --rounds and --seconds say
     Capacity(CapacityArgs),
     /// Where one engine spends its time: counters, system calls, flame graph
     Profile(ProfileArgs),

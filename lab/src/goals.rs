@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use crate::results::{Goal, Kind, Results, Round};
+use crate::statistics;
 
 /// Stands for the best of all peers in [`Goal::against`].
 pub const BEST_PEER: &str = "best_peer";
@@ -32,7 +33,7 @@ pub struct Measured {
     pub against: Option<String>,
     /// Whether the number is within the bounds.
     pub met: bool,
-    /// Whether every round alone says the same.
+    /// Whether there is a round that both have, and every one alone says the same.
     pub settled: bool,
 }
 
@@ -72,7 +73,8 @@ fn measured(goal: &Goal, value: f64, rounds: impl Iterator<Item = f64>, against:
     let rounds: Vec<f64> = rounds.collect();
     let met = goal.allows(value);
     let range = rounds.iter().fold((value, value), |(low, high), one| (low.min(*one), high.max(*one)));
-    let settled = rounds.iter().all(|one| goal.allows(*one) == met);
+    // Medians of rounds that were never side by side are no more than a hint.
+    let settled = !rounds.is_empty() && rounds.iter().all(|one| goal.allows(*one) == met);
     Measured { value, range, rounds: rounds.len(), against, met, settled }
 }
 
@@ -103,8 +105,7 @@ fn values(rounds: &[&Round], arm: &str, metric: &str) -> Values {
 fn median(values: &Values) -> f64 {
     let mut sorted: Vec<f64> = values.iter().map(|(_, value)| *value).collect();
     sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
+    statistics::median(&sorted).unwrap_or(f64::NAN)
 }
 
 impl Goal {
@@ -143,6 +144,8 @@ impl Measured {
     #[must_use]
     pub fn verdict(&self) -> &'static str {
         match (self.met, self.settled) {
+            (true, false) if self.rounds == 0 => "met, but in no round side by side",
+            (false, false) if self.rounds == 0 => "not met, but in no round side by side",
             (true, true) => "met",
             (true, false) => "met, not in every round",
             (false, true) => "not met",
@@ -218,6 +221,15 @@ mod tests {
                 judge(&results(goal, load, &ARMS)).remove(0).measured.unwrap_err().contains("nothing was measured")
             );
         }
+    }
+
+    #[test]
+    fn rounds_that_were_never_side_by_side_settle_nothing() {
+        let mut apart = results(goal("auto", &["a"], None, Some(1.0)), "bulk", &ARMS[..2]);
+        apart.rounds.retain(|round| (round.arm == "auto") == (round.round == 1));
+        let judged = judge(&apart).remove(0).measured.unwrap();
+        assert_eq!((judged.rounds, judged.met, judged.settled), (0, true, false));
+        assert_eq!(judged.verdict(), "met, but in no round side by side");
     }
 
     #[test]

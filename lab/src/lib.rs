@@ -34,5 +34,6 @@ pub mod report;
 pub mod results;
 pub mod sample;
 pub mod soak;
+mod statistics;
 pub mod tools;
 pub mod topology;

@@ -30,6 +30,8 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    /// Where in `log` its own output begins: behind that of an earlier start.
+    log_start: u64,
     status: Option<ExitStatus>,
 }
 
@@ -52,10 +54,11 @@ impl Process {
             opened.map_err(|error| failed(&error, &format!("{name}: cannot write its output to {}", path.display())))
         };
         let (stdout, stderr) = (open(out)?, open(log)?);
+        let log_start = stderr.metadata().map_or(0, |metadata| metadata.len());
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).process_group(0);
         let line = line(&command);
         let child = command.spawn().map_err(|error| failed(&error, &format!("cannot start {name} ({line})")))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), status: None })
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), log_start, status: None })
     }
 
     /// Its process id, which is that of its process group too.
@@ -73,7 +76,7 @@ impl Process {
     /// The last lines of its output as the tail of a message, or nothing.
     #[must_use]
     pub fn said(&self) -> String {
-        let tail = tail(&self.log).unwrap_or_default();
+        let tail = tail(&self.log, self.log_start).unwrap_or_default();
         if tail.is_empty() {
             format!("; it said nothing ({})", self.log.display())
         } else {
@@ -237,11 +240,11 @@ pub fn line(command: &Command) -> String {
     Vec::from_iter(words.map(|word| word.to_string_lossy().into_owned())).join(" ")
 }
 
-/// The last lines of a file, joined.
-fn tail(path: &Path) -> io::Result<String> {
+/// The last lines of a file behind `start`, joined.
+fn tail(path: &Path, start: u64) -> io::Result<String> {
     let length = fs::metadata(path)?.len();
     let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(length.saturating_sub(LAST_BYTES)))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_BYTES).max(start)))?;
     let mut bytes = Vec::new();
     file.take(LAST_BYTES).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
@@ -276,6 +279,15 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         assert!(process.stop(Signal::SIGTERM, PATIENCE).is_err(), "it was gone before");
+    }
+
+    #[test]
+    fn what_an_earlier_one_said_is_not_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        for (script, said) in [("echo first; exit 1", "it said: first"), ("exit 1", "it said nothing")] {
+            let error = sh(script, &directory).wait_until("ready", PATIENCE, || false).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]

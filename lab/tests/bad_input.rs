@@ -32,6 +32,7 @@ fn wrong_usage_is_one_line_and_exit_2() {
         (vec!["ab", "--peer", "x=y"], "lab: --peer"),
         (vec!["ab", "--arms", "direct", "--spliced", "/no/spliced"], "lab: --spliced /no/spliced: "),
         (vec!["ab", "--arms", "direct", "--spliced", "/bin/true", "--out", "/proc/x"], "lab: "),
+        (vec!["ab", "--arms", "direct", "--spliced", "/bin/true", "--json", "/run/x"], "lab: found /run/x; allowed: "),
         (vec!["fly"], "lab: unrecognized subcommand"),
     ] {
         let ended = output(lab().args(&arguments).current_dir(directory.path()));
@@ -89,6 +90,31 @@ fn forwarders_that_do_not_start_are_listed_and_the_others_measured() {
         assert!(out.join(file).is_file(), "{file}");
     }
     assert_eq!(processes(&out), Vec::<String>::new());
+}
+
+#[test]
+fn a_server_that_does_not_start_is_not_the_forwarders_fault() {
+    if !can_run() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let bin = directory.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    for program in ["sh", "ip", "cat"] {
+        symlink(lab::tools::on_path(program).unwrap(), bin.join(program)).unwrap();
+    }
+    let plan = directory.path().join("plan.yaml");
+    let loads = "[{kind: bulk, seconds: 1}, {kind: rr, connections: 2, seconds: 0.1}]";
+    fs::write(&plan, format!("rounds: 2\nforwarders: [auto]\nload: {loads}\n")).unwrap();
+    let out = directory.path().join("out");
+    let ended = output(run(&plan, &out).env("PATH", &bin));
+    assert!(ended.status.success(), "{}", errors(&ended));
+    let results = results(&out);
+    assert!(!results.missing.iter().any(|missing| missing.name == "auto"), "{:?}", results.missing);
+    let of = |load: &str| Vec::from_iter(results.rounds.iter().filter(|round| round.load == load));
+    let [bulk] = of("bulk")[..] else { panic!("tried again in every round") };
+    assert!(bulk.error.as_ref().unwrap().contains("(start the server of bulk) failed"), "{bulk:?}");
+    assert_eq!(of("rr").iter().filter(|round| round.error.is_none()).count(), 2, "{:?}", of("rr"));
 }
 
 #[test]

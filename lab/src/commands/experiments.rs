@@ -106,7 +106,8 @@ pub(super) fn begin(common: &Common) -> Result<Result<Begun, ExitCode>, Error> {
     let choose = || arm::choose(&common.arms, &common.peers, &common.peer).map_err(Error::Wrong);
     if !sandbox::is_inside() {
         choose()?;
-        return Prepared::outside(common.out.as_deref(), common.spliced.as_deref())?.run_inside().map(Err);
+        let Common { out, spliced, json, .. } = common;
+        return Prepared::outside(out.as_deref(), spliced.as_deref(), json.as_deref())?.run_inside().map(Err);
     }
     let prepared = Prepared::inside()?;
     settle()?;
@@ -149,7 +150,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Error> {
             print!("{}", steps(&experiment(written, &name)));
             return Ok(ExitCode::SUCCESS);
         }
-        let prepared = Prepared::outside(args.out.as_deref(), args.spliced.as_deref())?;
+        let prepared = Prepared::outside(args.out.as_deref(), args.spliced.as_deref(), args.json.as_deref())?;
         let copy = prepared.out.join(PLAN_FILE);
         fs::write(&copy, text).map_err(about("write", &copy))?;
         return prepared.run_inside();

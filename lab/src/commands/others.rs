@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use serde_json::json;
+
 use super::Error;
 use super::experiments::{Begun, begin, compare_with, settings, show};
 use crate::cli::{CapacityArgs, ProfileArgs};
@@ -22,11 +24,17 @@ pub(super) fn capacity(args: &CapacityArgs) -> Result<ExitCode, Error> {
     let (more, not_installed) = capacity::with_allocators(&arms);
     missing.extend(not_installed);
     let arms: Vec<Arm> = arms.into_iter().chain(more).collect();
+    let mut settings = settings(&args.common, &arms);
+    // Of these the command line's defaults say something else than what is done.
+    settings.remove("seconds");
+    settings.insert("rounds".to_owned(), json!(1));
+    settings.insert("idle".to_owned(), json!(args.streams));
+    settings.insert("stalled".to_owned(), json!(args.stalled));
     let experiment = Experiment {
         name: "capacity".to_owned(),
         title: "What sessions hold as their number grows".to_owned(),
         links: args.common.links.links(),
-        settings: settings(&args.common, &arms),
+        settings,
         arms,
         cases: Vec::new(),
         goals: Vec::new(),

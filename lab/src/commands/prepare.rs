@@ -35,16 +35,20 @@ impl Prepared {
         Ok(Self { out: path(OUT)?, spliced: path(SPLICED)? })
     }
 
-    /// Prepares outside. A directory of results is never written over.
-    pub(super) fn outside(out: Option<&Path>, spliced: Option<&Path>) -> Result<Self, Error> {
+    /// Prepares outside. What an earlier experiment left in the directory is written over file by file.
+    pub(super) fn outside(out: Option<&Path>, spliced: Option<&Path>, json: Option<&Path>) -> Result<Self, Error> {
+        let json = json.filter(|path| *path != Path::new("-")).map(std::path::absolute).transpose()?;
+        if let Some(path) = json.filter(|path| sandbox::hides(path)) {
+            // Written there it would be gone with the lab.
+            return Err(hidden(&path));
+        }
         let out = out.map_or_else(default_out, Path::to_owned);
         let spliced = find_spliced(spliced)?;
         fs::create_dir_all(&out).map_err(about("make the directory", &out))?;
         let out = fs::canonicalize(&out).map_err(about("find the directory", &out))?;
         for path in [&out, &spliced] {
             if sandbox::hides(path) {
-                let message = format!("found {}; allowed: a path outside of /run and /proc", path.display());
-                return Err(Error::Wrong(message));
+                return Err(hidden(path));
             }
         }
         Ok(Self { out, spliced })
@@ -64,6 +68,10 @@ impl Prepared {
             None => Err(Error::Failed(format!("the lab was ended from outside ({status}); nothing of it is left"))),
         }
     }
+}
+
+fn hidden(path: &Path) -> Error {
+    Error::Wrong(format!("found {}; allowed: a path outside of /run and /proc", path.display()))
 }
 
 fn default_out() -> PathBuf {

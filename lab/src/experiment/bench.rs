@@ -166,11 +166,7 @@ impl Bench {
         }
         if self.round.kind == Kind::Limit {
             // Nothing in user space forwards: that its cost is 0 is no measurement.
-            samples.retain(|name, _| {
-                let held = name.ends_with("_per_session") || name == "start_rss_bytes";
-                let forwarder = name.starts_with("forwarder_") || name.starts_with("cpu_") || held;
-                !forwarder && name != "context_switches_per_gb"
-            });
+            samples.retain(|name, _| !is_forwarders(name));
         }
         samples.extend(done.samples);
         self.round.samples.extend(samples);
@@ -183,22 +179,22 @@ impl Bench {
     /// Looks at the forwarder during a load of its own. Where it cannot be done, the round says so: its other numbers
     /// stand.
     pub(super) fn look(&mut self, arm: &Arm, load: &Load, pass: Pass) -> io::Result<String> {
+        self.look_at(arm, load, pass).or_else(|error| {
+            stop::check()?;
+            self.round.notes.push(format!("could not {}: {error}", pass.name()));
+            Ok(error.to_string())
+        })
+    }
+
+    fn look_at(&mut self, arm: &Arm, load: &Load, pass: Pass) -> io::Result<String> {
         // Beside the files of the measurement, not over them.
         let directory = self.directory(arm)?.join("passes");
         std::fs::create_dir_all(&directory).map_err(about("make the directory", &directory))?;
         let tree = self.tree();
         let looking = match pass {
-            Pass::Syscalls => Syscalls::attach(&tree, &directory).map(Looking::Syscalls),
-            Pass::Counters => Counters::attach(&tree, &directory).map(Looking::Counters),
-            Pass::Profile => Recording::start(&tree, &directory).map(Looking::Profile),
-        };
-        let looking = match looking {
-            Ok(looking) => looking,
-            Err(error) => {
-                stop::check()?;
-                self.round.notes.push(format!("could not {}: {error}", pass.name()));
-                return Ok(error.to_string());
-            }
+            Pass::Syscalls => Looking::Syscalls(Syscalls::attach(&tree, &directory)?),
+            Pass::Counters => Looking::Counters(Counters::attach(&tree, &directory)?),
+            Pass::Profile => Looking::Profile(Recording::start(&tree, &directory)?),
         };
         let done = load.prepare(&arm.wiring(&self.wiring), &directory)?.run()?;
         match looking {
@@ -253,9 +249,9 @@ impl Bench {
         ] {
             values.insert(name.to_owned(), now.saturating_sub(before) as f64);
         }
-        if held.failed > 0 {
-            let first = held.first_errors.first().map_or("", String::as_str);
-            self.round.notes.push(format!("{} of {total} sessions failed, the first: {first}", held.failed));
+        if held.open < u64::from(total) {
+            let note = format!("{} of {total} sessions could be held: {}", held.open, held.why());
+            self.round.notes.push(note);
         }
         let said = format!("{} sessions, {values:?}", held.open);
         self.points.push(Point { x: held.open as f64, values });
@@ -282,5 +278,27 @@ impl Bench {
             self.round.samples.insert("pipes_over_budget".to_owned(), over);
         }
         Ok(())
+    }
+}
+
+/// Whether a sample is of the forwarder alone. Memory of the kernel is that of all three sides.
+fn is_forwarders(sample: &str) -> bool {
+    let held = sample.ends_with("_per_session") && !sample.starts_with("kernel_");
+    let spent = sample.starts_with("forwarder_") || sample.starts_with("cpu_");
+    held || spent || ["start_rss_bytes", "context_switches_per_gb"].contains(&sample)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_holds_is_measured_without_a_forwarder_too() {
+        for sample in ["forwarder_cpu_seconds_per_gb", "cpu_us_per_exchange", "pipes_per_session", "start_rss_bytes"] {
+            assert!(is_forwarders(sample), "{sample}");
+        }
+        for sample in ["kernel_bytes_per_session", "machine_cpu_seconds_per_gb", "gbit_per_second"] {
+            assert!(!is_forwarders(sample), "{sample}");
+        }
     }
 }

@@ -9,12 +9,13 @@ use super::action::{Action, hold_name};
 use super::arm::{Arm, What};
 use super::bench::Bench;
 use super::progress::Progress;
-use super::{Experiment, Finished, table};
+use super::{Experiment, Finished, not_taken_back, table, take_back};
 use crate::load::HoldKind;
 use crate::plan::runner::{Failed, Runner};
 use crate::plan::stop;
 use crate::plan::trace::Trace;
 use crate::results::{Kind, Missing, Results, Round, Series};
+use crate::statistics;
 
 /// Allocators that can be put in front of the system's: name, package in Debian, libraries.
 const ALLOCATORS: [(&str, &str, &[&str]); 2] = [
@@ -79,9 +80,7 @@ impl Experiment {
         };
         let failed: Result<(), Failed> = all();
         progress.finish();
-        for failed in runner.back_to(0) {
-            crate::tell!("lab: could not be taken back: {failed}");
-        }
+        take_back(&mut runner);
         Ok(Finished { results, failed: failed.err() })
     }
 }
@@ -103,8 +102,9 @@ fn one(
     let depth = runner.depth();
     let steps = [Action::Start(arm.clone()), Action::Hold(arm.clone(), kind)];
     let grown = runner.take_all(steps.iter().chain(&Vec::from_iter(numbers.iter().map(|total| Action::Grow(*total)))));
-    runner.back_to(depth);
+    let back = runner.back_to(depth);
     let mut round = std::mem::take(&mut runner.bench.round);
+    round.notes.extend(back.iter().map(not_taken_back));
     let points = std::mem::take(&mut runner.bench.points);
     let series = Series { arm: arm.name.clone(), load, x: "sessions".to_owned(), points };
     for (sample, name) in [
@@ -136,17 +136,11 @@ fn one(
     }
 }
 
-/// The straight line through the points, least squares: what one session more costs.
+/// What one session more costs.
 fn slope(series: &Series, sample: &str) -> Option<f64> {
     let points: Vec<(f64, f64)> =
         series.points.iter().filter_map(|point| Some((point.x, *point.values.get(sample)?))).collect();
-    #[expect(clippy::cast_precision_loss, reason = "a handful of points")]
-    let n = points.len() as f64;
-    let (sum_x, sum_y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
-    let (mean_x, mean_y) = (sum_x / n, sum_y / n);
-    let spread: f64 = points.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
-    let together: f64 = points.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
-    (points.len() > 1 && spread > 0.0).then(|| together / spread)
+    statistics::slope(&points)
 }
 
 /// How many sessions this host holds, and which limit comes first.
@@ -247,8 +241,6 @@ mod tests {
         let series = Series { points, ..Series::default() };
         assert_eq!(slope(&series, "kernel_bytes"), Some(500.0));
         assert_eq!(slope(&series, "pipes"), None);
-        let one = Series { points: vec![point(5.0, 1.0)], ..Series::default() };
-        assert_eq!(slope(&one, "kernel_bytes"), None, "one point has no slope");
     }
 
     #[test]

@@ -4,33 +4,25 @@ use std::path::Path;
 use std::time::Duration;
 
 use spliced::config::ConfigError;
-use spliced::config::marked::{self, Fault, Key, Node, Value, size};
+use spliced::config::marked::{self, Fault, Node, Value, size};
 
+mod forwarders;
 mod goals;
 mod loads;
 
 use super::action::Pass;
-use super::arm::{Arm, ENGINES, What};
+use super::arm::Arm;
 use super::case::Case;
-use super::engine::EngineOptions;
 use crate::cli::{SECONDS, seconds};
-use crate::peers::{self, Given};
-use crate::place::User;
-use crate::results::{Goal, Kind, Missing};
+use crate::peers::Given;
+use crate::results::{Goal, Missing};
 use crate::topology::links::{self, Links, Loss, Rate};
 
 const ROOT: &str = "a mapping with forwarders and load, such as `{forwarders: [auto, splice], load: [{kind: bulk}]}`";
-const FORWARDERS: &str = "a list of forwarders, each a name such as splice, or a mapping with a name";
 const LOADS: &str = "a list of loads, each a mapping with kind";
 const TITLE: &str = "1 to 200 visible characters";
-const ENGINE: &str = "auto, splice, copy";
 const SAMPLES: &str = "a list of: syscalls, counters, profile";
 const ROUNDS: &str = "a number from 1 to 1000";
-const COPY_BUFFER: &str = "a size from 1KiB to 16MiB, such as 64KiB";
-const PIPE_SIZE: &str = "a size from 64KiB to 1GiB, such as 256KiB";
-const WORKERS: &str = "a number from 1 to 1024";
-const USER: &str = "a user of this host, such as nobody";
-const COMMAND: &str = "a command with {listen} and {target} in it, or the program of a forwarder the lab knows";
 
 /// An experiment from a file.
 #[derive(Debug, Clone)]
@@ -97,7 +89,7 @@ fn written(root: &Node, given: &[Given]) -> Result<Written, Fault> {
     for node in find("samples").map_or(Ok(&[][..]), |node| node.items(SAMPLES))? {
         written.passes.push(node.text(pass, SAMPLES)?);
     }
-    let names = forwarders(needed("forwarders")?, given, &mut written)?;
+    let names = forwarders::forwarders(needed("forwarders")?, given, &mut written)?;
     for node in needed("load")?.items(LOADS)? {
         let case = loads::case(node, seconds, &names)?;
         if let Some(name) = case.name.as_ref().filter(|_| written.cases.iter().any(|other| other.id() == case.id())) {
@@ -145,129 +137,6 @@ fn topology(node: &Node) -> Result<Links, Fault> {
     Ok(links)
 }
 
-/// Fills in what is compared and what is missing of it; the names of all.
-fn forwarders(list: &Node, given: &[Given], written: &mut Written) -> Result<Vec<String>, Fault> {
-    let mut names: Vec<String> = Vec::new();
-    for node in list.items(FORWARDERS)? {
-        let arm = match &node.value {
-            Value::Text(name) => named(node, name, given)?,
-            Value::Map(_) => forwarder(node, given)?,
-            _ => return Err(node.wrong(FORWARDERS)),
-        };
-        let name = match &arm {
-            Ok(arm) => &arm.name,
-            Err(missing) => &missing.name,
-        };
-        if names.contains(name) {
-            return Err(Fault::new(
-                node.mark,
-                format!("found forwarder {name:?} a second time; allowed: each name once"),
-            ));
-        }
-        names.push(name.clone());
-        match arm {
-            Ok(arm) => written.arms.push(arm),
-            Err(missing) => written.missing.push(missing),
-        }
-    }
-    if names.is_empty() {
-        return Err(list.wrong(FORWARDERS));
-    }
-    Ok(names)
-}
-
-/// An arm the lab knows by name, or what it misses to run it.
-fn named(node: &Node, name: &str, given: &[Given]) -> Result<Result<Arm, Missing>, Fault> {
-    if !given.iter().any(|given| given.name == name) {
-        if let Some(arm) = Arm::engine(name) {
-            return Ok(Ok(arm));
-        }
-        if !peers::names().contains(&name) {
-            let allowed = [&ENGINES[..], &peers::names()].concat().join(", ");
-            let message = found(name, &format!("{allowed}, copy-SIZE, or a mapping with name and engine or command"));
-            return Err(Fault::new(node.mark, message));
-        }
-    }
-    Ok(peers::find(name, given).map(Arm::peer))
-}
-
-fn forwarder(node: &Node, given: &[Given]) -> Result<Result<Arm, Missing>, Fault> {
-    let known = ["name", "engine", "copy_buffer", "pipe_size", "workers", "environment", "command", "peer", "user"];
-    let (mut name, mut command, mut peer, mut user, mut engine) = (None, None, None, None, None::<&Key>);
-    let mut options = EngineOptions { engine: "auto".to_owned(), ..EngineOptions::default() };
-    for (key, node) in node.entries(FORWARDERS, &known)? {
-        match key.text.as_str() {
-            "name" => name = Some(node.text(arm_name, ARM_NAME)?),
-            "command" => command = Some((node, node.text(|text| Ok(text.to_owned()), COMMAND)?)),
-            "peer" => peer = Some((node, node.text(|text| Ok(text.to_owned()), FORWARDERS)?)),
-            "user" => user = Some((node, node.text(User::named, USER)?)),
-            "engine" => options.engine = node.text(|text| word(text, ENGINE), ENGINE)?,
-            "copy_buffer" => {
-                options.copy_buffer = Some(node.parse(|text| bytes(text, 1 << 10, 16 << 20, COPY_BUFFER), COPY_BUFFER)?)
-            }
-            "pipe_size" => {
-                options.pipe_size = Some(node.parse(|text| bytes(text, 64 << 10, 1 << 30, PIPE_SIZE), PIPE_SIZE)?)
-            }
-            "workers" => options.workers = Some(node.parse(|text| number(text, 1, 1024, WORKERS), WORKERS)?.into()),
-            _ => options.environment = environment(node)?,
-        }
-        if !matches!(key.text.as_str(), "name" | "command" | "peer" | "user") {
-            engine = Some(key);
-        }
-    }
-    let Some(name) = name else {
-        return Err(Fault::new(node.mark, format!("found a forwarder without name; allowed: {FORWARDERS}")));
-    };
-    let mut arm = match (command, peer, engine) {
-        (Some(_), _, Some(key)) | (None, Some(_), Some(key)) => {
-            let message = format!("found {} beside command; allowed: one of command, peer and engine", key.text);
-            return Err(Fault::new(key.mark, message));
-        }
-        (Some((node, command)), ..) => {
-            let given = format!("{name}={command}").parse::<Given>().map_err(|message| {
-                Fault::new(node.mark, format!("found {command:?}: {message}; allowed: {COMMAND}"))
-            })?;
-            named(node, &name, &[given])
-        }
-        (None, Some((node, peer)), None) => named(node, &peer, given),
-        (None, None, Some(_)) => {
-            Ok(Ok(Arm { name: name.clone(), kind: Kind::Engine, what: What::Engine(options), user: None }))
-        }
-        (None, None, None) => named(node, &name, given),
-    }?;
-    match &mut arm {
-        Ok(arm) => arm.rename(&name),
-        Err(missing) => missing.name = name,
-    }
-    if let (Ok(arm), Some((node, user))) = (&mut arm, user) {
-        if arm.kind == Kind::Limit {
-            return Err(Fault::new(
-                node.mark,
-                format!("found a user for {}, which is the kernel's; allowed: none", arm.name),
-            ));
-        }
-        arm.user = Some(user);
-    }
-    Ok(arm)
-}
-
-fn environment(node: &Node) -> Result<Vec<(String, String)>, Fault> {
-    let allowed = "a mapping of names to values";
-    let Value::Map(entries) = &node.value else { return Err(node.wrong(allowed)) };
-    let plain = |text: &str| text.chars().all(|c| !c.is_control());
-    entries
-        .iter()
-        .map(|(key, value)| {
-            if key.text.is_empty() || key.text.contains('=') || !plain(&key.text) {
-                return Err(Fault::new(key.mark, found(&key.text, "the name of a variable")));
-            }
-            let text =
-                |text: &str| if plain(text) { Ok(text.to_owned()) } else { Err(found(text, "visible characters")) };
-            Ok((key.text.clone(), value.parse(text, "text")?))
-        })
-        .collect()
-}
-
 const ARM_NAME: &str = "1 to 40 letters, digits, - . and _";
 
 /// Names become names of files.
@@ -306,6 +175,7 @@ fn found(text: &str, allowed: &str) -> String {
 mod tests {
     use super::*;
     use crate::experiment::load;
+    use crate::results::Kind;
 
     const GOOD: &str = "\
 title: small pipes
@@ -364,6 +234,10 @@ samples: [syscalls]
             ("forwarders: [{name: ../x, engine: copy}]\nload: [{kind: bulk}]", "f:1:21: found \"../x\""),
             ("forwarders: [{name: x, engine: turbo}]\nload: [{kind: bulk}]", "f:1:32: found \"turbo\"; allowed: auto"),
             ("forwarders: [{name: x, engine: copy, command: a}]\nload: [{kind: bulk}]", "f:1:24: found engine beside"),
+            (
+                "forwarders: [{name: x, peer: realm, command: 'a {listen} {to}'}]\nload: [{kind: bulk}]",
+                "f:1:30: found peer beside",
+            ),
             ("forwarders: [{name: x, command: a}]\nload: [{kind: bulk}]", "f:1:33: found \"a\""),
             ("forwarders: [splice]\nload: [{kind: bulky}]", "f:2:15: found \"bulky\"; allowed: bulk, rr"),
             ("forwarders: [splice]\nload: [{streams: 3}]", "f:2:8: found a load without kind"),

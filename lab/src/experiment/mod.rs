@@ -67,8 +67,13 @@ pub struct Finished {
 
 fn take_back(runner: &mut Runner<Action>) {
     for failed in runner.back_to(0) {
-        crate::tell!("lab: could not be taken back: {failed}");
+        crate::tell!("lab: {}", not_taken_back(&failed));
     }
+}
+
+/// What a forwarder said that died under a load is often told only by the step back.
+fn not_taken_back(failed: &Failed) -> String {
+    format!("could not be taken back: {failed}")
 }
 
 impl Experiment {
@@ -196,7 +201,7 @@ impl Experiment {
         Ok(())
     }
 
-    /// One measurement, and whether its forwarder could be started. Only the wish to stop is an error: another arm may do
+    /// One measurement, and whether its forwarder could be started, as far as that was tried. Only the wish to stop is an error: another arm may do
     /// better.
     fn one(&self, runner: &mut Runner<Action>, number: u32, arm: &Arm, case: &Case) -> Result<(Round, bool), Failed> {
         let load = &case.load;
@@ -213,22 +218,26 @@ impl Experiment {
             };
             let depth = runner.depth();
             let result = runner.take_all(&self.measurement(number, arm, load));
-            // The server is up, and the forwarder.
-            let started = runner.depth() > depth + 1;
-            let back = runner.back_to(depth);
+            // The server was up, and the forwarder did not follow. Without a server nothing is known of the forwarder.
+            let started = runner.depth() != depth + 1;
+            let back = Vec::from_iter(runner.back_to(depth).iter().map(not_taken_back));
             let mut round = std::mem::take(&mut runner.bench.round);
             match result {
                 Ok(()) => {
-                    round.notes.extend(back.iter().map(|failed| format!("could not be taken back: {failed}")));
+                    round.notes.extend(back);
                     return Ok((round, true));
                 }
                 Err(failed) if failed.stopped() || stop::requested() => return Err(failed),
                 Err(failed) if !started || attempt == ATTEMPTS => {
                     round.error = Some(failed.to_string());
                     round.samples.clear();
+                    round.notes.extend(back);
                     return Ok((round, started));
                 }
-                Err(failed) => notes.push(format!("tried again after: {failed}")),
+                Err(failed) => {
+                    notes.push(format!("tried again after: {failed}"));
+                    notes.extend(back);
+                }
             }
         }
         unreachable!("the last attempt returns")

@@ -7,6 +7,7 @@ use super::load;
 use crate::goals::judge;
 use crate::load::Load;
 use crate::results::{Results, Round};
+use crate::statistics::median;
 
 /// Begins the note of every round on a machine that was not quiet, after the arm.
 const DISTURBED: &str = ": other programs used ";
@@ -110,9 +111,9 @@ fn table(load: &Load, rounds: &[&Round]) -> String {
 
 /// Median, and the range when there is one: `9.12 (8.9–9.3)`.
 fn cell(sorted: &[f64]) -> String {
-    let (Some(first), Some(last)) = (sorted.first(), sorted.last()) else { return "–".to_owned() };
-    let middle = sorted.len() / 2;
-    let median = if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) };
+    let (Some(first), Some(last), Some(median)) = (sorted.first(), sorted.last(), median(sorted)) else {
+        return "–".to_owned();
+    };
     if sorted.len() == 1 {
         number(median)
     } else {

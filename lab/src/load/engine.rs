@@ -129,6 +129,11 @@ impl<W: Work> Engine<W> {
         self.sessions.len() + self.to_open
     }
 
+    /// Connections that are made and have nothing to do.
+    pub(super) fn parked(&self) -> usize {
+        self.parked
+    }
+
     /// Whether every connection is made and has nothing to do.
     pub(super) fn all_parked(&self) -> bool {
         self.parked == self.len()

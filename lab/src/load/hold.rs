@@ -39,7 +39,7 @@ enum Greeting {
 /// What there is after a `grow`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
-    /// Sessions that are open.
+    /// Sessions that are there and at rest: connected, and answered where they are idle.
     pub open: u64,
     /// Sessions that failed, all in all.
     pub failed: u64,
@@ -47,6 +47,15 @@ pub struct Held {
     pub first_errors: Vec<String>,
     /// Bytes the kernel took of stalled sessions, all in all.
     pub written: u64,
+}
+
+impl Held {
+    /// Why there are fewer than were asked for.
+    #[must_use]
+    pub fn why(&self) -> String {
+        let waiting = format!("the others were not answered within {} s", PATIENCE.as_secs());
+        self.first_errors.first().map_or(waiting, |first| format!("{} failed, the first: {first}", self.failed))
+    }
 }
 
 impl Work for Hold {
@@ -126,9 +135,48 @@ fn settle(engine: &mut Engine<Hold>) -> io::Result<Held> {
         let quiet_at = engine.work.last_written + QUIET.as_nanos() as u64;
         let at_rest = engine.all_parked() && (!engine.work.stalled || now() >= quiet_at);
         if at_rest || now() >= limit {
-            let Errors { count: failed, kept: first_errors } = engine.work.errors.clone();
-            return Ok(Held { open: engine.len() as u64, failed, first_errors, written: engine.work.written });
+            return Ok(held(engine));
         }
         engine.turn(Some(if engine.all_parked() { quiet_at.min(limit) } else { limit }))?;
+    }
+}
+
+/// A session that waits in a queue for its answer, or is still being made, is not open.
+fn held(engine: &Engine<Hold>) -> Held {
+    let Errors { count: failed, kept: first_errors } = engine.work.errors.clone();
+    Held { open: engine.parked() as u64, failed, first_errors, written: engine.work.written }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_session_that_nobody_answers_is_not_open() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let work = Hold { stalled: false, block: Vec::new(), written: 0, last_written: 0, errors: Errors::default() };
+        let mut engine = Engine::new(work).unwrap();
+        engine.open(listener.local_addr().unwrap(), 1);
+        engine.turn(Some(now() + 50_000_000)).unwrap();
+        let (mut server, mut byte) = (None, [0]);
+        for open in [0, 1] {
+            assert_eq!((held(&engine).open, engine.len()), (open, 1));
+            let (socket, _) = server.get_or_insert_with(|| listener.accept().unwrap());
+            if open == 0 {
+                // The engine's turns send the question; only then is there something to answer.
+                engine.turn(Some(now() + 50_000_000)).unwrap();
+                socket.read_exact(&mut byte).unwrap();
+                socket.write_all(&byte).unwrap();
+                let limit = now() + 10_000_000_000;
+                while !engine.all_parked() && now() < limit {
+                    engine.turn(Some(limit)).unwrap();
+                }
+            }
+        }
+        let waiting = Held { open: 1, ..Held::default() };
+        assert!(waiting.why().contains("not answered"), "{}", waiting.why());
     }
 }

@@ -9,14 +9,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
+use super::SATURATED;
 use crate::place::Place;
 use crate::process::{Process, failed};
 use crate::tools::IPERF3;
 
 /// How long it may take beyond its time, and to start and stop.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Share of its CPUs from which on an end of it is taken for the limit.
-const SATURATED: f64 = 0.9;
 /// The first version that has a thread for each stream.
 const THREADED: (u32, u32) = (3, 16);
 
@@ -96,12 +95,6 @@ impl Server {
     /// When it had ended before, with its last output.
     pub fn stop(mut self) -> io::Result<()> {
         self.process.stop(Signal::SIGTERM, PATIENCE).map(|_| ())
-    }
-
-    /// Its process.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
     }
 }
 

@@ -35,6 +35,9 @@ use crate::place::{Place, Wiring};
 use crate::plan::stop;
 use crate::process::failed;
 
+/// Share of its time, or of its CPUs, from which on a generator is taken for the limit itself.
+pub(crate) const SATURATED: f64 = 0.9;
+
 /// How long one of our own ends may take to get ready or to answer, beyond the time of its work.
 const PATIENCE: Duration = Duration::from_secs(45);
 
@@ -163,9 +166,8 @@ impl Load {
         if let (Self::Hold(load), Some(client)) = (self, &mut child) {
             let held: Held = client.ask(&format!("grow {}", load.sessions), hold::PATIENCE + PATIENCE)?;
             if held.open < load.sessions as u64 {
-                let first = held.first_errors.first().map_or("", String::as_str);
-                let (open, wanted) = (held.open, load.sessions);
-                return Err(io::Error::other(format!("{open} of {wanted} sessions could be held: {first}")));
+                let (open, wanted, why) = (held.open, load.sessions, held.why());
+                return Err(io::Error::other(format!("{open} of {wanted} sessions could be held: {why}")));
             }
         }
         let (place, out) = (wiring.client.clone(), out.to_owned());

@@ -1,10 +1,7 @@
 //! What a load has measured, by the names of samples.
 
-use super::{BulkReport, ExchangeReport, Stream, StreamReport, Window, cpus, iperf3, netperf};
+use super::{BulkReport, ExchangeReport, SATURATED, Stream, StreamReport, Window, cpus, iperf3, netperf};
 use crate::results::{Latency, Samples};
-
-/// Share of its threads' time from which on a generator is taken for the limit.
-const SATURATED: f64 = 0.95;
 
 /// What a window gave.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -330,9 +330,15 @@ fn bulk(common: &Common, message: usize) -> io::Result<()> {
             bytes: bytes.iter().sum(),
             streams: bytes.len() as u64,
             slowest_bytes: bytes.first().copied().unwrap_or(0),
-            median_bytes: bytes.get(bytes.len() / 2).copied().unwrap_or(0),
+            median_bytes: median(&bytes),
         }
     })
+}
+
+/// The middle of ascending numbers, or half-way between the middle two.
+fn median(sorted: &[u64]) -> u64 {
+    let at = |place: usize| sorted.get(place).copied().unwrap_or(0);
+    at(sorted.len().saturating_sub(1) / 2).midpoint(at(sorted.len() / 2))
 }
 
 fn streams(common: &Common, request: Request) -> io::Result<()> {
@@ -351,4 +357,14 @@ fn streams(common: &Common, request: Request) -> io::Result<()> {
         gap: tally.times.summary(),
         delay: tally.delays.summary(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_stream_of_two_lies_between_them() {
+        assert_eq!((median(&[]), median(&[7]), median(&[2, 10]), median(&[1, 5, 9])), (0, 7, 6, 5));
+    }
 }

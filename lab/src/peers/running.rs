@@ -94,12 +94,6 @@ impl Running {
         Tree::new(self.processes.iter().map(Process::pid))
     }
 
-    /// Where its configuration and output are.
-    #[must_use]
-    pub fn directory(&self) -> &std::path::Path {
-        &self.directory
-    }
-
     /// Whether it is still there.
     ///
     /// # Errors

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::metric::{Better, Metric};
+use crate::load::SATURATED;
 use crate::results::{Kind, Results, Round};
+use crate::statistics::median;
 
 /// Rounds below which a spread says little.
 pub(super) const ENOUGH_ROUNDS: usize = 5;
 /// Rounds that have to agree before a finding counts as settled.
 const AGREEING_ROUNDS: usize = 3;
-/// A generator busy for this share of its time is itself the limit.
-pub(super) const SATURATED: f64 = 0.95;
 /// The setting that names a load.
 const NAME: &str = "name";
 /// The arm engines are compared with.
@@ -99,10 +99,7 @@ impl Spread {
         let mut sorted: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();
         sorted.sort_by(f64::total_cmp);
         let (&min, &max) = (sorted.first()?, sorted.last()?);
-        let n = sorted.len();
-        // Halves first: the sum of two finite values may not be finite.
-        let median = if n % 2 == 1 { sorted[n / 2] } else { sorted[n / 2 - 1] / 2.0 + sorted[n / 2] / 2.0 };
-        Some(Self { median, min, max, n })
+        Some(Self { median: median(&sorted)?, min, max, n: sorted.len() })
     }
 }
 

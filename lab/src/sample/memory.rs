@@ -72,7 +72,7 @@ impl KernelMemory {
             slab: bytes("Slab"),
             stacks: bytes("KernelStack"),
             page_tables: bytes("PageTables"),
-            tcp: Sockets::parse(sockstat).memory_pages * page,
+            tcp: tcp_pages(sockstat) * page,
         }
     }
 
@@ -81,53 +81,13 @@ impl KernelMemory {
     pub fn total(&self) -> u64 {
         self.slab + self.stacks + self.page_tables + self.tcp
     }
-
-    /// Adds `kernel_bytes`, the total, and `kernel_slab_bytes`, `kernel_tcp_bytes`, its two parts of interest.
-    pub fn samples(&self, samples: &mut Samples) {
-        for (name, bytes) in
-            [("kernel_bytes", self.total()), ("kernel_slab_bytes", self.slab), ("kernel_tcp_bytes", self.tcp)]
-        {
-            samples.insert(name.to_owned(), bytes as f64);
-        }
-    }
 }
 
-/// TCP sockets of one network namespace.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sockets {
-    /// In use, IPv4.
-    pub in_use: u64,
-    /// No longer held by a process.
-    pub orphaned: u64,
-    /// In TIME_WAIT.
-    pub time_wait: u64,
-    /// Pages of data; of all namespaces together.
-    pub memory_pages: u64,
-}
-
-impl Sockets {
-    /// In the namespace of a process.
-    #[must_use]
-    pub fn near(pid: u32) -> Option<Self> {
-        Some(Self::parse(&fs::read_to_string(format!("/proc/{pid}/net/sockstat")).ok()?))
-    }
-
-    /// `TCP: inuse 5 orphan 0 tw 2 alloc 9 mem 3`: names and numbers in turn.
-    fn parse(sockstat: &str) -> Self {
-        let line = sockstat.lines().find_map(|line| line.strip_prefix("TCP:")).unwrap_or_default();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let number = |name| {
-            let at = words.iter().step_by(2).position(|word| *word == name)?;
-            words.get(2 * at + 1)?.parse().ok()
-        };
-        let number = |name| number(name).unwrap_or(0);
-        Self {
-            in_use: number("inuse"),
-            orphaned: number("orphan"),
-            time_wait: number("tw"),
-            memory_pages: number("mem"),
-        }
-    }
+/// Pages of data of all TCP sockets, from `TCP: inuse 5 orphan 0 tw 2 alloc 9 mem 3`: names and numbers in turn.
+fn tcp_pages(sockstat: &str) -> u64 {
+    let line = sockstat.lines().find_map(|line| line.strip_prefix("TCP:")).unwrap_or_default();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    words.chunks_exact(2).find(|pair| pair[0] == "mem").and_then(|pair| pair[1].parse().ok()).unwrap_or(0)
 }
 
 /// The value of a line `Name:   123 kB`, in bytes.
@@ -166,9 +126,7 @@ Private_Dirty:       128 kB
         let memory = KernelMemory::parse(meminfo, sockstat, 4096);
         assert_eq!((memory.slab, memory.tcp), (81_232 << 10, 3 * 4096));
         assert_eq!(memory.total(), ((81_232 + 2304 + 4040) << 10) + 3 * 4096);
-        let sockets = Sockets::parse(sockstat);
-        assert_eq!((sockets.in_use, sockets.orphaned, sockets.time_wait), (5, 1, 2));
-        assert_eq!(Sockets::parse("TCP: inuse"), Sockets::default());
+        assert_eq!(tcp_pages("TCP: inuse"), 0);
     }
 
     #[test]
@@ -176,6 +134,5 @@ Private_Dirty:       128 kB
         let memory = UserMemory::of(&Tree::new([std::process::id()]));
         assert!(memory.rss > 100_000 && memory.private_dirty > 0 && memory.rss >= memory.private_dirty, "{memory:?}");
         assert!(KernelMemory::now().slab > 1 << 20);
-        assert!(Sockets::near(std::process::id()).is_some());
     }
 }

@@ -1,7 +1,6 @@
 //! TCP counters of network namespaces.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 
 use crate::place::Place;
@@ -33,16 +32,6 @@ impl TcpCounters {
             sum.add(&read(place)?);
         }
         Ok(sum)
-    }
-
-    /// In the namespace of a process; nothing when it has gone.
-    #[must_use]
-    pub fn near(pid: u32) -> Self {
-        let mut sum = Self::default();
-        for file in ["snmp", "netstat"] {
-            sum.add(&fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default());
-        }
-        sum
     }
 
     /// One counter; 0 where the kernel has none of that name.
@@ -140,7 +129,6 @@ TcpExt: 0 3 3 0
         for name in ["Tcp.RetransSegs", "Tcp.AttemptFails", "TcpExt.TCPTimeouts", "TcpExt.ListenDrops"] {
             assert!(here.0.contains_key(name), "{name}");
         }
-        assert!(TcpCounters::near(std::process::id()).0.len() > 50);
         let nowhere = Place { name: "nowhere".into(), prefix: vec!["/no/such/ip".into()] };
         assert!(TcpCounters::of([&nowhere]).unwrap_err().to_string().contains("nowhere"));
     }

@@ -9,6 +9,7 @@ use crate::report::metric::{Better, find, number, unit_of, with_unit};
 use crate::report::summary::Spread;
 use crate::report::text::{name, plain};
 use crate::results::{Results, Series};
+use crate::statistics::slope;
 
 /// Places of the axis a table shows.
 const COLUMNS: usize = 7;
@@ -130,30 +131,9 @@ fn places(arms: &[(String, Points)]) -> Vec<f64> {
     (0..COLUMNS).map(|n| all[n * (all.len() - 1) / (COLUMNS - 1)]).collect()
 }
 
-/// Least squares: how much the value grows for one more of x. `None` with fewer than three points or no span.
-fn slope(points: &[(f64, f64)]) -> Option<f64> {
-    if points.len() < 3 {
-        return None;
-    }
-    let n = points.len() as f64;
-    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(|p| of(p) / n).sum::<f64>();
-    let (mean_x, mean_y) = (mean(|p| p.0), mean(|p| p.1));
-    let above: f64 = points.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
-    let below: f64 = points.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
-    Some(above / below).filter(|slope| slope.is_finite())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_slope_is_what_one_more_costs() {
-        let points: Points = [0.0, 1000.0, 2000.0, 8000.0].map(|x| (x, 5e6 + 252.0 * x)).into();
-        assert!((slope(&points).unwrap() - 252.0).abs() < 1e-6);
-        assert_eq!(slope(&[(0.0, 1.0), (1.0, 2.0)]), None);
-        assert_eq!(slope(&[(1.0, 1.0), (1.0, 2.0), (1.0, 3.0)]), None, "no span");
-    }
 
     #[test]
     fn tables_keep_both_ends_of_the_axis() {
