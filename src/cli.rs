@@ -76,6 +76,39 @@ Examples:
   spliced stats --control /run/spliced/control.sock
   spliced stats --json | jq .total.bytes";
 
+const TOP_EXAMPLES: &str = "\
+The instance must run with --control PATH. It may be restarted meanwhile. In the view h shows the keys.
+
+Examples:
+  spliced top --control /run/spliced/control.sock
+  spliced top --once";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  spliced completions bash > /usr/share/bash-completion/completions/spliced
+  spliced completions zsh > /usr/share/zsh/vendor-completions/_spliced
+  spliced completions fish > /usr/share/fish/vendor_completions.d/spliced.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  spliced man | man -l -
+  spliced man > /usr/local/share/man/man1/spliced.1";
+
+const PROBE_EXAMPLES: &str = "\
+Moves bytes through a pipe and compares them, then reads the system's settings. Nothing is changed. Run it as the user
+who runs the forwards: limits on pipes depend on capabilities. Exit status 1 when a check fails; a warning is none.
+
+Examples:
+  spliced probe
+  spliced probe --json | jq -r '.checks[] | select(.mend) | .mend'";
+const UPGRADE_EXAMPLES: &str = "\
+Starts the program again where the instance was started from, with the same arguments, hands the listeners over and waits
+until the new process is ready; the old one then finishes its sessions. When the new one does not become ready, the old one
+goes on and this says why, with exit status 1. The instance must run with --control PATH; SIGUSR2 does the same without.
+
+Example:
+  spliced upgrade --control /run/spliced/control.sock";
+
 /// Forwards TCP: bytes go socket to pipe to socket inside the kernel, on every core.
 #[derive(Debug, Parser)]
 #[command(name = "spliced", version, about, after_help = EXAMPLES, max_term_width = 120)]
@@ -108,12 +141,27 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Measure splice, copy and auto against each other on this host
     Ab(Box<crate::ab::AbArgs>),
+    /// Say whether this host is ready to forward, and what would make it so
+    #[command(after_help = PROBE_EXAMPLES)]
+    Probe(crate::probe::ProbeArgs),
     /// Have a running instance read its configuration again
     #[command(after_help = RELOAD_EXAMPLES)]
     Reload(ReloadArgs),
     /// Print the counters of a running instance
     #[command(after_help = STATS_EXAMPLES)]
     Stats(StatsArgs),
+    /// Watch a running instance live in the terminal
+    #[command(after_help = TOP_EXAMPLES)]
+    Top(crate::top::TopArgs),
+    /// Print the script that completes this command line in a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(crate::manual::CompletionsArgs),
+    /// Print the manual page
+    #[command(after_help = MAN_EXAMPLES)]
+    Man,
+    /// Replace a running instance by the program that is installed now, without losing a connection
+    #[command(after_help = UPGRADE_EXAMPLES)]
+    Upgrade(UpgradeArgs),
     /// A child process of `ab`.
     #[command(hide = true)]
     AbRole(Box<crate::ab::RoleArgs>),
@@ -183,6 +231,14 @@ pub struct StatsArgs {
     /// Print JSON for programs
     #[arg(long)]
     pub json: bool,
+    /// The control socket of the instance
+    #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
+    pub control: String,
+}
+
+/// `spliced upgrade`.
+#[derive(Debug, Args)]
+pub struct UpgradeArgs {
     /// The control socket of the instance
     #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
     pub control: String,

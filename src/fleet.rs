@@ -17,7 +17,6 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,14 +27,14 @@ use mio::Waker;
 
 pub use self::change::Ready;
 use self::change::{Entry, Settling};
-pub use self::doors::Doors;
+pub use self::doors::{Doors, Inherited};
 pub use self::ledger::ForwardView;
 use self::ledger::Ledger;
 use self::names::Names;
 use self::pools::Pools;
 use self::seat::Seat;
 pub use self::seat::{WorkerEnd, WorkerView};
-use crate::gather::Board;
+use crate::gather::{Board, Transit};
 use crate::limits;
 use crate::listener::Shortage;
 use crate::plan::Plan;
@@ -87,23 +86,21 @@ pub struct Fleet {
     ending: bool,
     descriptors: (u64, u64),
     pinning: String,
+    /// The listeners belong to another process now, but for those that close.
+    letting_go: bool,
+    /// The process has given up what it does not need.
+    confined: bool,
 }
 
 impl Fleet {
-    /// Takes the listeners of the plan from `doors` where they are open already, binds the others, then starts the
-    /// workers. Sockets no forward of the plan asks for are closed. `on_end` is woken whenever a worker thread ends.
-    ///
-    /// # Errors
-    /// With nothing started: an address that cannot be bound (named in the message), or a thread that cannot start.
-    pub fn start(
-        plan: &Arc<Plan>,
-        doors: Doors,
-        log: Option<SyncSender<Vec<SessionRecord>>>,
-        on_end: Arc<Waker>,
-    ) -> io::Result<Self> {
+    /// A fleet without workers. What is prepared for it takes the listeners of the plan from `doors` where they are open
+    /// already and binds the others; sockets no forward of the plan asks for are closed. `on_end` is woken whenever a
+    /// worker thread ends.
+    #[must_use]
+    pub fn new(plan: &Arc<Plan>, doors: Doors, on_end: Arc<Waker>) -> Self {
         let descriptors = sys::raise_descriptor_limit();
         let (say_ended, ended) = mpsc::channel();
-        let mut fleet = Self {
+        Self {
             plan: Arc::clone(plan),
             doors,
             ledger: Ledger::default(),
@@ -116,6 +113,7 @@ impl Fleet {
                 limits: limits::Limits::new(plan),
                 trace: Trace::default(),
                 shortage: Shortage::default(),
+                transit: Transit::default(),
             }),
             board: Arc::new(Board::new(0, false)),
             limits: Limits::read(),
@@ -133,10 +131,9 @@ impl Fleet {
             ending: false,
             descriptors,
             pinning: String::new(),
-        };
-        let ready = fleet.prepare(plan)?;
-        fleet.commit(ready, log);
-        Ok(fleet)
+            letting_go: false,
+            confined: false,
+        }
     }
 
     /// What runs.
@@ -198,12 +195,6 @@ impl Fleet {
         &self.doors
     }
 
-    /// Leaves the listening sockets to whoever they were passed on to: nothing is accepted any more and nothing in
-    /// their queues is lost. Sessions go on, each worker ends when its last one has.
-    pub fn let_go(&mut self) {
-        self.end_with(|| Message::LetGo);
-    }
-
     /// Stops accepting (listeners are closed); sessions go on, each worker ends when its last one has.
     pub fn drain(&mut self) {
         self.end_with(|| Message::Drain);
@@ -217,6 +208,8 @@ impl Fleet {
     fn end_with(&mut self, message: impl Fn() -> Message) {
         self.ending = true;
         self.doors = Doors::default();
+        // The log ends with the last one who may write to it, and no worker begins any more.
+        self.log = None;
         self.tell(message);
     }
 
@@ -227,10 +220,27 @@ impl Fleet {
         }
     }
 
+    /// Reads counters while no session is on its way from one worker to another, so that each is counted once.
+    pub fn while_nothing_moves<T>(&self, read: impl FnMut() -> T) -> T {
+        self.shared.transit.while_nothing_moves(read)
+    }
+
+    /// How often each worker that has not ended has turned, by its number.
+    #[must_use]
+    pub fn turns(&self) -> Vec<(usize, u64)> {
+        let running = self.seats.iter().enumerate().filter(|(_, seat)| seat.thread.is_some());
+        running.map(|(id, seat)| (id, seat.stats.turns.get())).collect()
+    }
+
+    /// Makes every worker turn once, also one that has nothing to do.
+    pub fn nudge(&self) {
+        self.seats.iter().filter(|seat| seat.thread.is_some()).for_each(|seat| seat.peer.mailbox.nudge());
+    }
+
     /// Sessions open in all workers.
     #[must_use]
     pub fn open_sessions(&self) -> u64 {
-        self.ledger.open_sessions(None)
+        self.while_nothing_moves(|| self.ledger.open_sessions(None))
     }
 
     /// Ends of workers that have finished since the last call, with their number. One that was not told to end is

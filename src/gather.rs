@@ -44,7 +44,8 @@ impl Board {
     pub fn new(workers: usize, gather: bool) -> Self {
         let shares = (0..workers).map(|_| AtomicU64::new(0)).collect();
         let gather = gather && workers > 1;
-        Self { shares, active: AtomicUsize::new(if gather { 1 } else { workers }), gather }
+        let active = AtomicUsize::new(if gather { 1 } else { workers });
+        Self { shares, active, gather }
     }
 
     /// Whether sessions move at all.
@@ -82,6 +83,39 @@ impl Board {
     /// Changes the number of workers in use, unless somebody else has just done so.
     fn set_active(&self, from: usize, to: usize) -> bool {
         self.active.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// Sessions on their way between workers, whom no worker counts meanwhile.
+#[derive(Debug, Default)]
+pub struct Transit {
+    left: AtomicU64,
+    arrived: AtomicU64,
+}
+
+impl Transit {
+    /// A session is about to leave a worker's counters.
+    pub fn leaves(&self) {
+        self.left.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A session that left one worker is in the counters of another, or has ended.
+    pub fn arrives(&self) {
+        self.arrived.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Reads counters of several workers while no session is on its way between them. Where sessions move all the time,
+    /// the last reading stands.
+    pub fn while_nothing_moves<T>(&self, mut read: impl FnMut() -> T) -> T {
+        for _ in 0..1000 {
+            let arrived = self.arrived.load(Ordering::Acquire);
+            let reading = read();
+            if self.left.load(Ordering::Acquire) == arrived {
+                return reading;
+            }
+            std::thread::yield_now();
+        }
+        read()
     }
 }
 
@@ -319,6 +353,20 @@ mod tests {
         let mut gatherer = Gatherer::new(2);
         gatherer.look(&board, WINDOW_US, 0);
         assert!(!board.gathers() && !gatherer.gives());
+    }
+
+    #[test]
+    fn a_reading_waits_for_sessions_on_their_way() {
+        let transit = Transit::default();
+        let mut readings = 0;
+        transit.leaves();
+        transit.while_nothing_moves(|| {
+            readings += 1;
+            if readings == 3 {
+                transit.arrives();
+            }
+        });
+        assert_eq!(readings, 4, "the reading in which it arrived may have missed it");
     }
 
     #[test]

@@ -105,6 +105,8 @@ impl AcceptError {
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
             _ if error.kind() == io::ErrorKind::WouldBlock => Self::Empty,
+            // It does not listen.
+            Some(libc::EINVAL) => Self::Empty,
             Some(
                 libc::EINTR
                 | libc::ECONNABORTED
@@ -168,6 +170,7 @@ mod tests {
     fn exhaustion_is_told_from_a_lost_connection() {
         for (errno, expected) in [
             (libc::EAGAIN, AcceptError::Empty),
+            (libc::EINVAL, AcceptError::Empty),
             (libc::EMFILE, AcceptError::Exhausted),
             (libc::ENFILE, AcceptError::Exhausted),
             (libc::ENOBUFS, AcceptError::Exhausted),

@@ -1,6 +1,7 @@
 //! The program: a command line becomes one command.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -11,7 +12,8 @@ use spliced::config::{self, ConfigError};
 use spliced::control::Source;
 use spliced::plan::Plan;
 use spliced::session_log::Stderr;
-use spliced::{ab, control};
+use spliced::upgrade::Predecessor;
+use spliced::{ab, control, manual, probe, top};
 
 /// Something failed while running.
 const FAILED: u8 = 1;
@@ -25,18 +27,23 @@ fn main() -> ExitCode {
     };
     start_log(&cli);
     match cli.command {
-        Command::Forward(args) => run(config::from_args(&args.listen, &args.target, &args.options), None),
+        Command::Forward(args) => run(None, || config::from_args(&args.listen, &args.target, &args.options)),
         Command::Run(args) => {
-            let plan = config::load(&args.config, &args.options);
-            run(plan, Some(Source { path: args.config, overrides: args.options }))
+            let source = Source { path: args.config, overrides: args.options };
+            run(Some(source.clone()), || config::load(&source.path, &source.overrides))
         }
         Command::Check(args) => check(&args),
+        Command::Completions(args) => ended(write(&manual::completions(args.shell))),
         Command::Convert(args) => print(config::convert(&args.file)),
+        Command::Man => ended(manual::page().and_then(|page| write(page.as_bytes()))),
+        Command::Probe(args) => probed(probe::run(&args)),
         Command::Reload(args) => match control::reload_command(args.control.as_ref()) {
             Ok(Err(why)) => fail(&format!("nothing has changed: {why}"), WRONG),
             result => ended(result.map(|_| ())),
         },
         Command::Stats(args) => ended(control::stats_command(args.control.as_ref(), args.json)),
+        Command::Top(args) => ended(top::run(&args)),
+        Command::Upgrade(args) => ended(control::upgrade_command(args.control.as_ref())),
         Command::Ab(args) => ended(ab::run(&args)),
         Command::AbRole(args) => ended(ab::run_role(&args)),
     }
@@ -90,10 +97,19 @@ fn check(args: &CheckArgs) -> ExitCode {
     }
 }
 
-fn run(plan: Result<Plan, ConfigError>, source: Option<Source>) -> ExitCode {
-    match plan {
+/// Runs the plan that `load` makes of the source, or of the command line alone.
+fn run(source: Option<Source>, load: impl FnOnce() -> Result<Plan, ConfigError>) -> ExitCode {
+    // Before anything is read: in a process that takes over, standard input is where it takes over from.
+    let predecessor = match Predecessor::connect() {
+        Ok(predecessor) => predecessor,
+        Err(error) => return fail(&error, FAILED),
+    };
+    if predecessor.is_some() && source.as_ref().is_some_and(|source| source.path == Path::new("-")) {
+        return fail("the configuration was read from standard input and cannot be read again; use a file", WRONG);
+    }
+    match load() {
         Err(error) => wrong(&error),
-        Ok(plan) => match control::run(plan, source) {
+        Ok(plan) => match control::run(plan, source, predecessor) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error.to_string(), FAILED),
         },
@@ -103,11 +119,13 @@ fn run(plan: Result<Plan, ConfigError>, source: Option<Source>) -> ExitCode {
 fn print(text: Result<String, ConfigError>) -> ExitCode {
     match text {
         Err(error) => wrong(&error),
-        Ok(text) => {
-            let mut stdout = io::stdout().lock();
-            ended(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
-        }
+        Ok(text) => ended(write(text.as_bytes())),
     }
+}
+
+fn write(text: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text).and_then(|()| stdout.flush())
 }
 
 /// A configuration error stands alone where it names its file, so that editors can jump to it.
@@ -125,6 +143,15 @@ fn ended(result: io::Result<()>) -> ExitCode {
         // The reader of our output has had enough of it.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string(), FAILED),
+    }
+}
+
+/// A host that is not ready is a failure, and what is missing has been printed.
+fn probed(ready: io::Result<bool>) -> ExitCode {
+    match ready {
+        Ok(false) => FAILED.into(),
+        Ok(true) => ExitCode::SUCCESS,
+        Err(error) => ended(Err(error)),
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Plan {
     pub max_connections_per_source: Option<u64>,
     /// How long sessions may finish after SIGTERM or SIGINT; `None` waits for ever.
     pub drain: Option<Duration>,
+    /// How long sessions of a process that another has taken over from may go on; `None` until the last one ends.
+    pub upgrade_drain: Option<Duration>,
     /// Unix socket that answers `spliced stats`.
     pub control: Option<PathBuf>,
     /// Address of the metrics endpoint.
@@ -36,6 +38,8 @@ pub struct Plan {
     pub log: LogPlan,
     /// File that holds the process id while the process runs.
     pub pid_file: Option<PathBuf>,
+    /// What the process keeps of its rights once its listeners are bound.
+    pub privileges: Privileges,
     /// The forwards, in the order they were written. Never empty.
     pub forwards: Vec<Forward>,
 }
@@ -63,6 +67,8 @@ pub struct Forward {
     pub limits: Limits,
     /// When a session ends by itself.
     pub timeouts: Timeouts,
+    /// A session is named in the log once its bytes have waited for so long and none was taken; `None` never.
+    pub stall_warning: Option<Duration>,
     /// Options of both sockets.
     pub tcp: TcpOptions,
     /// Local addresses of connections to the targets, used in turn; empty leaves the choice to the kernel.
@@ -194,6 +200,47 @@ impl Default for TcpOptions {
     }
 }
 
+/// What a process keeps of its rights once its listeners are bound.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Privileges {
+    /// Who the process becomes; `None` stays who started it.
+    pub user: Option<RunAs>,
+    /// Capabilities that stay.
+    pub keep: Keep,
+    /// How far the process confines itself.
+    pub sandbox: Confinement,
+}
+
+/// A user and a group as written: names, or numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RunAs {
+    /// Name or number of the user.
+    pub user: String,
+    /// Name or number of the group; `None` is the user's own.
+    pub group: Option<String>,
+}
+
+/// Capabilities that stay, as far as the process has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Keep {
+    /// `CAP_NET_BIND_SERVICE`, so that a reload can add low ports; `None` keeps it where a port of the plan is low.
+    pub bind: Option<bool>,
+    /// `CAP_SYS_RESOURCE`, so that `fs.pipe-user-pages-soft` and `fs.pipe-max-size` do not bound the pipes.
+    pub pipes: bool,
+}
+
+/// How far a process confines itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Confinement {
+    /// As far as the kernel can; what it cannot is logged.
+    #[default]
+    Auto,
+    /// All parts or no start, and only the TCP ports of the plan.
+    Strict,
+    /// Not at all.
+    Off,
+}
+
 /// The session log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogPlan {
@@ -261,6 +308,9 @@ impl Ports {
 }
 
 impl Forward {
+    /// `stall_warning` where nobody says otherwise.
+    pub const STALL_WARNING: Duration = Duration::from_secs(60);
+
     /// The engine as it is written in a configuration: `splice`, or `ab:splice=50,copy-64KiB=50`.
     #[must_use]
     pub fn engine_text(&self) -> String {
@@ -383,6 +433,36 @@ impl fmt::Display for Target {
             Host::Ip(ip) => write!(f, "{ip}:{}", self.ports),
             Host::Name(name) => write!(f, "{name}:{}", self.ports),
         }
+    }
+}
+
+impl fmt::Display for RunAs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.user)?;
+        self.group.iter().try_for_each(|group| write!(f, ":{group}"))
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.bind, self.pipes) {
+            (None, false) => "auto",
+            (None, true) => "auto,sys_resource",
+            (Some(false), false) => "none",
+            (Some(false), true) => "sys_resource",
+            (Some(true), false) => "net_bind_service",
+            (Some(true), true) => "net_bind_service,sys_resource",
+        })
+    }
+}
+
+impl fmt::Display for Confinement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Strict => "strict",
+            Self::Off => "off",
+        })
     }
 }
 

@@ -154,6 +154,16 @@ named! {
     }
 }
 
+named! {
+    /// A side of a session.
+    Side {
+        /// Who connected to us.
+        Client = "client",
+        /// Whom we connected to.
+        Backend = "backend",
+    }
+}
+
 /// Times in powers of two: bucket `i` counts times below 2^i µs, the last one everything else.
 #[derive(Debug, Default)]
 pub struct Histogram {
@@ -203,6 +213,10 @@ pub struct ForwardStats {
     pub fallbacks: [Counter; Fallback::ALL.len()],
     /// By [`EndReason`].
     pub ends: [Counter; EndReason::ALL.len()],
+    /// Times bytes waited for `stall_warning` and none was taken, by [`Side`] that took none.
+    pub stalls: [Counter; Side::ALL.len()],
+    /// Directions stalled now (gauge).
+    pub stalled: Counter,
     /// From the first connect call to the connected backend.
     pub connect_time: Histogram,
     /// From accept to the backend's first byte.
@@ -316,6 +330,10 @@ pub struct ForwardSnapshot {
     pub fallbacks: ByName,
     /// By name of [`EndReason`].
     pub ends: ByName,
+    /// Stalls by name of the [`Side`] that took no bytes.
+    pub stalls: ByName,
+    /// Directions stalled now.
+    pub stalled: u64,
     /// From the first connect call to the connected backend.
     pub connect_time: HistogramSnapshot,
     /// From accept to the backend's first byte.
@@ -340,6 +358,10 @@ impl ForwardSnapshot {
         for (reason, counter) in EndReason::ALL.iter().zip(&stats.ends) {
             *self.ends.entry(reason.name()).or_default() += counter.get();
         }
+        for (side, counter) in Side::ALL.iter().zip(&stats.stalls) {
+            *self.stalls.entry(side.name()).or_default() += counter.get();
+        }
+        self.stalled += stats.stalled.get();
         stats.connect_time.add_to(&mut self.connect_time);
         stats.first_byte_time.add_to(&mut self.first_byte_time);
         stats.session_time.add_to(&mut self.session_time);

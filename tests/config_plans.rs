@@ -1,17 +1,14 @@
 //! What a good configuration of each format becomes.
 
-#[path = "../fuzz/fuzz_targets/check.rs"]
-mod fuzzed;
-
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
-    Access, Arm, Engine, Forward, Host, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan, Ports, Rate, Target,
-    TcpOptions, Timeouts, WhenFull,
+    Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan,
+    Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
 };
 
 fn plan(text: &str) -> Plan {
@@ -48,6 +45,7 @@ fn yaml_defaults() {
         max_connections: None,
         limits: Limits::default(),
         timeouts: Timeouts::default(),
+        stall_warning: Some(Forward::STALL_WARNING),
         tcp: TcpOptions::default(),
         sources: Vec::new(),
         access: Access::default(),
@@ -59,10 +57,12 @@ fn yaml_defaults() {
         max_connections: None,
         max_connections_per_source: None,
         drain: Some(Duration::from_secs(30)),
+        upgrade_drain: None,
         control: None,
         metrics: None,
         log: LogPlan::default(),
         pid_file: None,
+        privileges: Default::default(),
         forwards: vec![forward],
     };
     assert_eq!(plan, expected);
@@ -71,12 +71,13 @@ fn yaml_defaults() {
 #[test]
 fn a_forward_goes_before_the_top_level() {
     let plan = plan(
-        "engine: copy\nmax_connections: 10\ntimeouts: {connect: 1s, idle: 2s, drain: none}\nallow: 10.*\n\
+        "engine: copy\nmax_connections: 10\ntimeouts: {connect: 1s, idle: 2s, drain: none, upgrade_drain: 1h}\nallow: 10.*\n\
          forwards:\n- listen: [127.0.0.1:1, \"[::1]:1\"]\n  to: [a:1, {address: b:2, weight: 7}]\n  engine: splice\n\
          \x20 max_connections: 5\n  idle_timeout: none\n  deny: [10.0.0.1, fd00::/8]\n- {listen: \"127.0.0.1:2\", to: \"c:1\"}\n",
     );
     let [first, second] = plan.forwards.as_slice() else { panic!("two forwards") };
     assert_eq!((plan.max_connections, plan.drain), (Some(10), None));
+    assert_eq!(plan.upgrade_drain, Some(Duration::from_secs(3600)));
     assert_eq!((first.engine, second.engine), (Engine::Splice, Engine::Copy));
     assert_eq!((first.max_connections, second.max_connections), (Some(5), None));
     assert_eq!((first.timeouts.connect, first.timeouts.idle), (Some(Duration::from_secs(1)), None));
@@ -183,23 +184,6 @@ fn oi_toml() {
     assert_eq!(&*second.access.global_allow, [text("10.0.*.*")]);
 }
 
-/// What a fuzzer starts from holds here as well.
-#[test]
-fn the_seeds_of_the_fuzzers() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    for (name, format) in [("yaml", Format::Yaml), ("lines", Format::Lines), ("toml", Format::Toml)] {
-        let mut seeds = 0;
-        for entry in std::fs::read_dir(corpus.join(name)).expect("the seeds") {
-            let bytes = std::fs::read(entry.expect("an entry").path()).expect("a seed");
-            if let Ok(text) = std::str::from_utf8(&bytes) {
-                fuzzed::check(format, text);
-            }
-            seeds += 1;
-        }
-        assert!(seeds >= 3, "{seeds} for {name}");
-    }
-}
-
 /// Any plan a file can describe, as far as one forward's values do not depend on another's.
 fn plans() -> impl Strategy<Value = Plan> {
     let process = (
@@ -213,7 +197,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             proptest::option::of(1u64..=1_000_000_000),
             proptest::option::of(0u64..1_000_000_000),
         ),
-        (path(), path(), path(), proptest::option::of(1u16..)),
+        (path(), path(), path(), proptest::option::of(1u16..), privileges()),
         prop_oneof![Just(LogFormat::Text), Just(LogFormat::Json), Just(LogFormat::Rinetd), Just(LogFormat::Common)],
         (patterns(), patterns(), proptest::collection::vec(forward(), 1..4)),
     );
@@ -221,7 +205,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         |(
             (workers, pin, gather),
             (most, most_per_source, drain),
-            (control, file, pid_file, metrics),
+            (control, file, pid_file, metrics, privileges),
             format,
             (allow, deny, mut all),
         )| {
@@ -238,14 +222,28 @@ fn plans() -> impl Strategy<Value = Plan> {
                 max_connections: most,
                 max_connections_per_source: most_per_source,
                 drain: drain.map(Duration::from_millis),
+                upgrade_drain: drain.map(|ms| Duration::from_millis(ms / 2)),
                 control,
                 metrics: metrics.map(|port| ([127, 0, 0, 1], port).into()),
                 log: LogPlan { format, file },
                 pid_file,
+                privileges,
                 forwards: all,
             }
         },
     )
+}
+
+fn privileges() -> impl Strategy<Value = Privileges> {
+    let name = || "[a-z0-9_.][a-z0-9_.-]{0,20}";
+    let user = proptest::option::of((name(), proptest::option::of(name())));
+    let keep = (proptest::option::of(any::<bool>()), any::<bool>());
+    let sandbox = prop_oneof![Just(Confinement::Auto), Just(Confinement::Strict), Just(Confinement::Off)];
+    (user, keep, sandbox).prop_map(|(user, (bind, pipes), sandbox)| Privileges {
+        user: user.map(|(user, group)| RunAs { user, group }),
+        keep: Keep { bind, pipes },
+        sandbox,
+    })
 }
 
 fn path() -> impl Strategy<Value = Option<PathBuf>> {
@@ -362,6 +360,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                         send_buffer: tcp.3,
                         backlog: tcp.4,
                     },
+                    stall_warning: times.1,
                     sources: limits.1,
                     access: Access { allow, deny, ..Access::default() },
                 }

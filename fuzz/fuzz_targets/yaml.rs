@@ -1,9 +1,7 @@
-//! Any text to the parser of this format.
+#![doc = "Any input to `check::yaml`."]
 #![no_main]
+#![allow(dead_code, reason = "one target of several")]
 
 mod check;
 
-use libfuzzer_sys::fuzz_target;
-use spliced::config::Format;
-
-fuzz_target!(|text: &str| check::check(Format::Yaml, text));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| check::yaml(input));

@@ -4,6 +4,22 @@
 //! [`place`]s it runs a [`plan`] in, most often an [`experiment`]: forwarders ([`peers`]) under [`load`], watched by
 //! [`sample`]. What is found are [`results`], and the [`report`] shows them.
 
+/// A line on standard error. That nobody reads it any more (`lab … 2>&1 | head`) is no reason to break off.
+#[macro_export]
+macro_rules! tell {
+    ($($words:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($words)*)));
+    }};
+}
+
+/// A line on standard output, as [`tell!`].
+#[macro_export]
+macro_rules! show {
+    ($($words:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($words)*)));
+    }};
+}
+
 pub mod cli;
 pub mod commands;
 pub mod experiment;

@@ -5,11 +5,13 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, can_run, errors, lab, network, output, plan, processes, run, trace, wait_until_gone};
+use lab::plan::runner::WAITING;
 use lab::plan::trace::{Phase, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -79,6 +81,40 @@ fn an_experiment_is_taken_back_from_every_step() {
         }
     }
     assert_eq!(network(), before, "the host is as it was");
+}
+
+#[test]
+fn a_signal_at_any_step_leaves_nothing() {
+    if !can_run() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let plan = plan(directory.path(), "[auto]");
+    let before = network();
+    let whole = directory.path().join("whole");
+    assert!(output(&mut run(&plan, &whole)).status.success());
+    let steps = trace(&whole).iter().filter(|entry| entry.phase == Phase::Do).count();
+    for step in 1..=steps {
+        let asked = if step % 2 == 0 { Signal::SIGTERM } else { Signal::SIGINT };
+        for signal in [Signal::SIGKILL, asked] {
+            let out = directory.path().join(format!("{step}-{signal}"));
+            let mut command = run(&plan, &out);
+            command.env("SPLICED_LAB_FAULT", format!("{step}:wait")).stdout(Stdio::null()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+            let waits = said.into_iter().any(|line| line == WAITING);
+            assert!(waits, "step {step} was not reached");
+            kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+            let status = child.wait().unwrap();
+            wait_until_gone(&out);
+            if signal != Signal::SIGKILL {
+                assert_eq!(status.code(), Some(1), "{signal} at step {step}: {status:?}");
+                all_taken_back(&out).unwrap_or_else(|error| panic!("{signal} at step {step}: {error}"));
+            }
+            assert_eq!(network(), before, "{signal} at step {step}");
+        }
+    }
+    assert!(output(&mut run(&plan, &directory.path().join("again"))).status.success(), "the next one starts clean");
 }
 
 /// Starts a long experiment and waits until its load runs.

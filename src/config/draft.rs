@@ -8,7 +8,9 @@ use super::check;
 use super::error::{Fault, Mark};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
-use crate::plan::{Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Target, TcpOptions, Timeouts};
+use crate::plan::{
+    Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts,
+};
 
 /// Everything one file says.
 #[derive(Debug, Default)]
@@ -70,10 +72,16 @@ impl Draft {
             max_connections: process.max_connections.and_then(|n| n.0),
             max_connections_per_source: process.max_connections_per_source.and_then(|n| n.0),
             drain: process.drain_timeout.map_or(Some(Duration::from_secs(30)), |time| time.0),
+            upgrade_drain: process.upgrade_drain_timeout.and_then(|time| time.0),
             control: process.control,
             metrics: process.metrics,
             log: LogPlan { format: process.log_format.unwrap_or_default(), file: process.log_file },
             pid_file: process.pid_file,
+            privileges: Privileges {
+                user: process.user,
+                keep: process.keep_capabilities.unwrap_or_default(),
+                sandbox: process.sandbox.unwrap_or_default(),
+            },
             forwards,
         };
         check::check(&plan, &marks, lookup)?;
@@ -120,6 +128,7 @@ impl DraftForward {
                 idle: options.idle_timeout.map_or(default.idle, |time| time.0),
                 half_closed: options.half_closed_timeout.map_or(default.half_closed, |time| time.0),
             },
+            stall_warning: options.stall_warning.map_or(Some(Forward::STALL_WARNING), |time| time.0),
             tcp: TcpOptions {
                 keepalive: options.keepalive.map_or(tcp.keepalive, |time| time.0),
                 user_timeout: options.user_timeout.map_or(tcp.user_timeout, |time| time.0),

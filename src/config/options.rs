@@ -12,7 +12,7 @@ use super::limit::Sources;
 use super::node::{Key, Node};
 use super::value::{self, Maybe};
 use super::{address, node};
-use crate::plan::{LogFormat, Pattern, Pin, Rate, WhenFull};
+use crate::plan::{Confinement, Keep, LogFormat, Pattern, Pin, Rate, RunAs, WhenFull};
 
 /// Makes a struct of options that is a part of the command line, and lets YAML set the same fields by name.
 macro_rules! options {
@@ -68,6 +68,10 @@ options! {
         /// After SIGTERM or SIGINT, let sessions finish for so long: a time such as 30s, or none to wait for ever [default: 30s]
         #[arg(value_name = "TIME", help_heading = "Limits and time")]
         drain_timeout: Maybe<Duration> = drain, DRAIN;
+        /// After a new process has taken over (SIGUSR2), let the old one's sessions go on for so long: a time such as 1h, or
+        /// none until the last one ends [default: none]
+        #[arg(value_name = "TIME", help_heading = "Limits and time")]
+        upgrade_drain_timeout: Maybe<Duration> = drain, DRAIN;
         /// Serve metrics and health over HTTP here, such as 127.0.0.1:9464 [default: off]
         #[arg(value_name = "ADDRESS:PORT", help_heading = "Watching")]
         metrics: SocketAddr = metrics, METRICS;
@@ -83,6 +87,19 @@ options! {
         /// Write the process id to this file while running [default: off]
         #[arg(value_name = "PATH", help_heading = "Watching")]
         pid_file: PathBuf = path, PATH;
+        /// Started by root, become this user once the listeners are bound: a name or number, with the group after a colon
+        /// where it is not the user's own [default: stay]
+        #[arg(value_name = "NAME[:GROUP]", help_heading = "Least privilege")]
+        user: RunAs = user, USER;
+        /// Capabilities that stay: none, or net_bind_service (a reload may add low ports), sys_resource (pipes past the
+        /// limits of an ordinary user), or both with a comma; auto is net_bind_service where a listener has a low port
+        /// [default: auto]
+        #[arg(value_name = "LIST", help_heading = "Least privilege")]
+        keep_capabilities: Keep = keep_capabilities, KEEP_CAPABILITIES;
+        /// Confine the process (no_new_privs, system-call filters, Landlock): auto as far as the kernel can; strict all of
+        /// it or no start, and only the TCP ports known at start; off [default: auto]
+        #[arg(value_name = "HOW", help_heading = "Least privilege")]
+        sandbox: Confinement = sandbox, SANDBOX;
     }
 }
 
@@ -127,6 +144,10 @@ options! {
         /// The same once one side has closed its half: a time such as 10m, or none [default: 10m]
         #[arg(value_name = "TIME", help_heading = "Limits and time")]
         half_closed_timeout: Maybe<Duration> = timeout, TIMEOUT;
+        /// Name a session in the log once its bytes have waited so long for a side that takes none: a time such as 30s, or
+        /// none [default: 1m]
+        #[arg(value_name = "TIME", help_heading = "Watching")]
+        stall_warning: Maybe<Duration> = timeout, TIMEOUT;
         /// Probe a silent peer after so long: whole seconds such as 30s, or none [default: 2m]
         #[arg(value_name = "TIME", help_heading = "Sockets")]
         keepalive: Maybe<Duration> = keepalive, KEEPALIVE;

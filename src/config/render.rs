@@ -50,6 +50,7 @@ pub(super) fn process(plan: &Plan) -> Vec<(&'static str, String)> {
     line("max_connections", plan.max_connections.map_or("none".into(), |n| n.to_string()));
     line("max_connections_per_source", plan.max_connections_per_source.map_or("none".into(), |n| n.to_string()));
     line("drain_timeout", time(plan.drain));
+    line("upgrade_drain_timeout", time(plan.upgrade_drain));
     if let Some(metrics) = plan.metrics {
         line("metrics", quote(&metrics.to_string()));
     }
@@ -65,6 +66,11 @@ pub(super) fn process(plan: &Plan) -> Vec<(&'static str, String)> {
             line(key, quote(&path.to_string_lossy()));
         }
     }
+    if let Some(user) = &plan.privileges.user {
+        line("user", quote(&user.to_string()));
+    }
+    line("keep_capabilities", plan.privileges.keep.to_string());
+    line("sandbox", plan.privileges.sandbox.to_string());
     let access = plan.forwards.first().map(|forward| &forward.access);
     for (key, list) in [("allow", access.map(|a| &*a.global_allow)), ("deny", access.map(|a| &*a.global_deny))] {
         if let Some(list) = list.filter(|list| !list.is_empty()) {
@@ -101,7 +107,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 17] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 18] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -115,6 +121,7 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 17] {
         ("connect_timeout", time(forward.timeouts.connect)),
         ("idle_timeout", time(forward.timeouts.idle)),
         ("half_closed_timeout", time(forward.timeouts.half_closed)),
+        ("stall_warning", time(forward.stall_warning)),
         ("keepalive", time(forward.tcp.keepalive)),
         ("user_timeout", time(forward.tcp.user_timeout)),
         ("receive_buffer", size(forward.tcp.receive_buffer)),

@@ -13,7 +13,7 @@ use super::error::{found, quoted};
 pub(super) use super::limit::{
     BYTE_RATE, CONNECTION_RATE, SOURCES, WHEN_FULL, byte_rate, connection_rate, sources, when_full,
 };
-use crate::plan::{LogFormat, Pin};
+use crate::plan::{Confinement, Keep, LogFormat, Pin, RunAs};
 
 /// A value, or the word for "no limit" or "leave it to the system" (`none`, `auto`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +40,9 @@ pub(super) const KEEPALIVE: &str = "none, or whole seconds from 1s to 32767s, su
 pub(super) const USER_TIMEOUT: &str = "none, or a time from 1ms to 24d, such as 30s or 2m";
 pub(super) const METRICS: &str = "ADDRESS:PORT with a port from 1 to 65535, such as 127.0.0.1:9464";
 pub(super) const PATH: &str = "a path";
+pub(super) const USER: &str = "a user such as nobody or 65534, or with a group such as spliced:adm";
+pub(super) const KEEP_CAPABILITIES: &str = "auto, none, net_bind_service, sys_resource, or several with commas";
+pub(super) const SANDBOX: &str = "auto, strict, off";
 pub(super) const NAME: &str = "1 to 128 visible characters";
 
 type Parsed<T> = Result<T, String>;
@@ -190,6 +193,40 @@ pub(super) fn path(text: &str) -> Parsed<PathBuf> {
     Ok(PathBuf::from(text))
 }
 
+/// NAME or NAME:GROUP. Whether the host knows them is seen where the process starts.
+pub(super) fn user(text: &str) -> Parsed<RunAs> {
+    let fits = |name: &str| {
+        let visible = name.chars().all(|c| !c.is_control() && !c.is_whitespace() && c != ':');
+        (1..=64).contains(&name.len()) && visible && !name.starts_with('-')
+    };
+    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    if !fits(user) || !group.is_none_or(fits) {
+        return Err(found(text, USER));
+    }
+    Ok(RunAs { user: user.to_owned(), group: group.map(str::to_owned) })
+}
+
+pub(super) fn keep_capabilities(text: &str) -> Parsed<Keep> {
+    let mut keep = Keep { bind: Some(false), pipes: false };
+    if text == "none" {
+        return Ok(keep);
+    }
+    for name in text.split(',').map(str::trim) {
+        match name {
+            "auto" => keep.bind = if keep.bind == Some(true) { keep.bind } else { None },
+            "net_bind_service" => keep.bind = Some(true),
+            "sys_resource" => keep.pipes = true,
+            _ => return Err(found(text, KEEP_CAPABILITIES)),
+        }
+    }
+    Ok(keep)
+}
+
+pub(super) fn sandbox(text: &str) -> Parsed<Confinement> {
+    use Confinement::{Auto, Off, Strict};
+    word(text, &[("auto", Auto), ("strict", Strict), ("off", Off)], SANDBOX)
+}
+
 pub(super) fn name(text: &str) -> Parsed<String> {
     let fits = (1..=128).contains(&text.chars().count());
     let visible = !text.chars().any(char::is_control) && text.trim() == text;
@@ -281,6 +318,26 @@ mod tests {
         assert!(metrics("9464").is_err());
         assert!(source("0.0.0.0").is_err());
         assert!(name("").is_err() && name("a\tb").is_err());
+    }
+
+    #[test]
+    fn users_and_capabilities() {
+        for text in ["nobody", "65534", "spliced:adm", "0:0"] {
+            assert_eq!(user(text).unwrap().to_string(), text);
+        }
+        for bad in ["", ":", "a:", ":b", "a:b:c", "a b", "-a", "a\n"] {
+            assert!(user(bad).is_err(), "{bad:?}");
+        }
+        for text in
+            ["auto", "none", "net_bind_service", "sys_resource", "net_bind_service,sys_resource", "auto,sys_resource"]
+        {
+            assert_eq!(keep_capabilities(text).unwrap().to_string(), text);
+        }
+        for bad in ["", "all", "none,sys_resource", "net_bind_service,", "CAP_NET_BIND_SERVICE"] {
+            assert!(keep_capabilities(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(sandbox("off"), Ok(Confinement::Off));
+        assert!(sandbox("on").unwrap_err().contains("auto, strict, off"));
     }
 
     proptest! {

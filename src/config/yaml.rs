@@ -11,7 +11,7 @@ use crate::plan::{Pattern, Target};
 const ROOT: &str = "a mapping with forwards, such as `forwards: [{listen: \"0.0.0.0:9000\", to: \"10.0.0.2:9001\"}]`";
 const FORWARDS: &str = "a list of forwards, each with listen and to";
 const FORWARD: &str = "a mapping with listen and to";
-const TIMEOUTS: &str = "a mapping of connect, idle, half_closed and drain to times";
+const TIMEOUTS: &str = "a mapping of connect, idle, half_closed, drain and upgrade_drain to times";
 const PATTERNS: &str = "a list of patterns such as [10.0.0.0/8, \"192.168.*\"]";
 const TARGET: &str = "HOST:PORT, or a mapping of address and weight";
 
@@ -130,10 +130,10 @@ fn target(node: &Node) -> Result<(Mark, Target), Fault> {
     Ok((mark, Target { host, ports, weight: weight.unwrap_or(1) }))
 }
 
-/// The short form of the `…_timeout` options; `drain` only where there is a process to drain.
+/// The short form of the `…_timeout` options; those of draining only where there is a process to drain.
 fn timeouts(node: &Node, options: &mut ForwardOptions, mut process: Option<&mut ProcessOptions>) -> Result<(), Fault> {
     let known: &[&str] = if process.is_some() {
-        &["connect", "idle", "half_closed", "drain"]
+        &["connect", "idle", "half_closed", "drain", "upgrade_drain"]
     } else {
         &["connect", "idle", "half_closed"]
     };

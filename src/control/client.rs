@@ -1,4 +1,4 @@
-//! The other end of the control socket: `spliced stats` and `spliced reload`.
+//! The other end of the control socket: `spliced stats`, `spliced reload` and `spliced upgrade`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,6 +19,8 @@ pub const DEFAULT_CONTROL: &str = "/run/spliced/control.sock";
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 /// How long a reload may take: its file has half of it.
 const RELOAD_LIMIT: Duration = Duration::from_secs(65);
+/// The same for an upgrade, whose new process may need a while to become ready.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(20);
 /// Bytes of the answer that are read: more is no answer of ours.
 const MAX_ANSWER: u64 = 256 * 1024 * 1024;
 
@@ -51,6 +53,17 @@ pub fn reload_command(control: &Path) -> io::Result<Result<(), String>> {
     Ok(Ok(()))
 }
 
+/// Has the instance behind `control` replaced by a new process, and says which one took over.
+///
+/// # Errors
+/// When nobody answers on the socket, or the new process did not take over: why, in words.
+pub fn upgrade_command(control: &Path) -> io::Result<()> {
+    let answer = ask(control, "upgrade")?;
+    let value = answered(control, &answer)?;
+    let version = value["version"].as_str().unwrap_or("unknown");
+    print(&format!("upgraded: process {}, version {version}\n", value["pid"]))
+}
+
 fn unknown(control: &Path, what: &dyn std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{}: answer not understood: {what}", control.display()))
 }
@@ -73,7 +86,7 @@ fn print(text: &str) -> io::Result<()> {
 }
 
 /// Sends one line and returns the answer's line.
-pub(super) fn ask(control: &Path, command: &str) -> io::Result<String> {
+pub(crate) fn ask(control: &Path, command: &str) -> io::Result<String> {
     let explain = |error: io::Error| {
         let hint = match error.kind() {
             io::ErrorKind::NotFound => "; is spliced running, and with this --control path?",
@@ -85,7 +98,11 @@ pub(super) fn ask(control: &Path, command: &str) -> io::Result<String> {
         io::Error::new(error.kind(), format!("control socket {}: {error}{hint}", control.display()))
     };
     let mut stream = UnixStream::connect(control).map_err(explain)?;
-    let limit = if command == "reload" { RELOAD_LIMIT } else { TIME_LIMIT };
+    let limit = match command {
+        "reload" => RELOAD_LIMIT,
+        "upgrade" => UPGRADE_LIMIT,
+        _ => TIME_LIMIT,
+    };
     stream.set_read_timeout(Some(limit)).map_err(explain)?;
     stream.set_write_timeout(Some(TIME_LIMIT)).map_err(explain)?;
     stream.write_all(format!("{command}\n").as_bytes()).map_err(explain)?;
@@ -284,7 +301,7 @@ pub(super) fn line(out: &mut String, indent: usize, label: &str, text: &str) {
 }
 
 /// Bytes with a binary unit and three digits: `640 B`, `1.50 KiB`, `23.4 GiB`.
-pub(super) fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");

@@ -1,5 +1,7 @@
 //! The loop of the control thread: signals, ended workers, small clients and the drain's clock.
 
+mod handover;
+
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
@@ -12,15 +14,19 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
 
+use self::handover::Handover;
+use super::opened::Opened;
+use super::pid_file::PidFile;
 use super::reload::{Reloader, Source};
 use super::service::{Service, TOKENS};
 use super::snapshot::{Reloads, Snapshot, Sources};
 use super::socket::{self, SocketFile};
 use super::{RunError, metrics, prometheus};
 use crate::config;
-use crate::fleet::{Doors, Fleet, WorkerEnd};
+use crate::fleet::{Fleet, Ready, WorkerEnd};
 use crate::plan::Plan;
 use crate::session_log::SessionLog;
+use crate::systemd::{Facts, Notifier};
 
 const SIGNALS: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -51,7 +57,13 @@ pub(super) enum Phase {
     /// Takes new sessions.
     Serving,
     /// Lets open sessions finish.
-    Draining { until: Option<Instant>, next_line: Instant },
+    Draining {
+        until: Option<Instant>,
+        next_line: Instant,
+        every: Duration,
+        /// Another process has taken over, and nobody has told this one to stop yet.
+        replaced: bool,
+    },
     /// Told the workers to end every session.
     Stopping { until: Instant },
     /// Leaves without waiting for anything.
@@ -67,11 +79,16 @@ pub(super) struct EventLoop {
     pub(super) process: Process,
     pub(super) reloader: Reloader,
     pub(super) phase: Phase,
+    handover: Handover,
+    pub(super) notifier: Notifier,
+    /// What is to run, until it begins.
+    ready: Option<Ready>,
     /// Woken by other threads: a worker has ended, a file has been read. Kept open: a waker that closes takes the wake
     /// with it that nobody has seen yet.
     pub(super) waker: Arc<Waker>,
     // Dropped after the sockets above, so that the file goes last.
-    _control_file: Option<SocketFile>,
+    control_file: Option<SocketFile>,
+    pid_file: Option<PidFile>,
 }
 
 /// The running process, as the control socket and the metrics endpoint see it.
@@ -82,6 +99,11 @@ pub(super) struct Process {
     reloads: Reloads,
     /// The control socket was asked for a reload.
     wants_reload: Cell<bool>,
+    /// The same for an upgrade.
+    wants_upgrade: Cell<bool>,
+    /// Why there can be no upgrade now, and no reload.
+    cannot_upgrade: Option<String>,
+    cannot_reload: Option<String>,
     started: Instant,
     draining: bool,
 }
@@ -101,17 +123,12 @@ fn cannot_start(error: io::Error) -> RunError {
 }
 
 impl EventLoop {
-    /// Binds the rest, the workers' listeners included, and starts the workers.
+    /// Binds the rest, the workers' listeners included, and starts the workers, which serve nothing before [`Self::begin`].
     ///
     /// # Errors
     /// An address that cannot be bound, or the system has no descriptors or threads for us.
-    pub(super) fn start(
-        plan: &Arc<Plan>,
-        source: Option<Source>,
-        log: SessionLog,
-        control: Option<(UnixListener, SocketFile)>,
-        mut signals: Signals,
-    ) -> Result<Self, RunError> {
+    pub(super) fn start(plan: &Arc<Plan>, source: Option<Source>, opened: Opened) -> Result<Self, RunError> {
+        let Opened { mut signals, pid_file, control, metrics, mut log, doors } = opened;
         let failed = cannot_start;
         let poll = Poll::new().map_err(failed)?;
         let registry = poll.registry();
@@ -122,18 +139,21 @@ impl EventLoop {
             }
             None => (None, None),
         };
-        let metrics = match plan.metrics {
-            Some(address) => Some(Service::new("metrics", bind_metrics(address)?, registry, METRICS).map_err(failed)?),
-            None => None,
-        };
+        let metrics = metrics.map(|listener| Service::new("metrics", listener, registry, METRICS));
+        let metrics = metrics.transpose().map_err(failed)?;
         let waker = Arc::new(Waker::new(registry, WAKER).map_err(failed)?);
-        let fleet = Fleet::start(plan, Doors::default(), log.sender(), Arc::clone(&waker))
-            .map_err(|error| RunError::new(error.to_string()))?;
+        let mut fleet = Fleet::new(plan, doors, Arc::clone(&waker));
+        let ready = fleet.prepare(plan).map_err(|error| RunError::new(error.to_string()))?;
+        // Threads start once the fleet has bound its listeners and the process has given up what it does not need.
+        log.spawn().map_err(failed)?;
         let process = Process {
             fleet,
             log,
             reloads: Reloads::default(),
             wants_reload: Cell::new(false),
+            wants_upgrade: Cell::new(false),
+            cannot_upgrade: None,
+            cannot_reload: None,
             started: Instant::now(),
             draining: false,
         };
@@ -145,9 +165,28 @@ impl EventLoop {
             process,
             reloader: Reloader::new(source),
             phase: Phase::Serving,
+            handover: Handover::new(),
+            notifier: Notifier::from_env(),
+            ready: Some(ready),
             waker,
-            _control_file: control_file,
+            control_file,
+            pid_file,
         })
+    }
+
+    /// Lets the workers accept. Nothing fails from here on.
+    pub(super) fn begin(&mut self) {
+        if let Some(ready) = self.ready.take() {
+            self.process.fleet.commit(ready, self.process.log.sender());
+        }
+        self.notifier.ready();
+    }
+
+    /// Writes our process id into the pid file of the process before.
+    pub(super) fn take_pid_file_over(&mut self) {
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.take_over();
+        }
     }
 
     /// What serves, for the line that says the process is ready.
@@ -183,11 +222,13 @@ impl EventLoop {
     }
 
     fn dispatch(&mut self, token: Token, now: Instant) {
+        self.note_what_cannot_be();
         let registry = self.poll.registry();
         let process = &self.process;
         match (&mut self.control, &mut self.metrics) {
             _ if token == SIGNALS => self.take_signals(now),
             _ if token == WAKER => {} // The next tick looks what there is.
+            _ if Handover::owns(token) => self.advance_upgrade(now),
             (Some(control), _) if control.owns(token) => {
                 control.ready(token, registry, now, &mut |request| process.answer_control(request));
             }
@@ -210,10 +251,7 @@ impl EventLoop {
             Command::Quit => self.quit(now),
             Command::ReopenLogs => self.process.log.reopen(),
             Command::Reload => self.hang_up(now),
-            Command::Upgrade => warn!(
-                "SIGUSR2: this version does not hand over to a new binary and goes on serving. To change it, install \
-                 the new one, then restart: SIGTERM lets the open sessions finish"
-            ),
+            Command::Upgrade => self.upgrade(now),
         }
     }
 
@@ -224,9 +262,18 @@ impl EventLoop {
                 let open = self.process.fleet.open_sessions();
                 let limit = limit(until, now);
                 info!("draining: {} open, {limit}; a second signal cuts it short", sessions(open));
+                self.notifier.stopping();
+                self.abandon_upgrade();
                 self.process.draining = true;
                 self.process.fleet.drain();
-                self.phase = Phase::Draining { until, next_line: now + PROGRESS };
+                self.phase = Phase::Draining { until, next_line: now + PROGRESS, every: PROGRESS, replaced: false };
+            }
+            Phase::Draining { until, replaced: true, .. } => {
+                let own = self.process.fleet.plan().drain.and_then(|time| now.checked_add(time));
+                let until = [until, own].into_iter().flatten().min();
+                let (open, limit) = (self.process.fleet.open_sessions(), limit(until, now));
+                info!("draining: {} open, {limit}; a second signal cuts it short", sessions(open));
+                self.phase = Phase::Draining { until, next_line: now + PROGRESS, every: PROGRESS, replaced: false };
             }
             Phase::Draining { .. } => {
                 let open = self.process.fleet.open_sessions();
@@ -248,6 +295,8 @@ impl EventLoop {
         self.process.fleet.tick(now);
         self.continue_reload(now);
         self.process.reloads = self.reloader.counts;
+        self.advance_upgrade(now);
+        self.note_what_cannot_be();
         let registry = self.poll.registry();
         let process = &self.process;
         if let Some(control) = &mut self.control {
@@ -258,6 +307,13 @@ impl EventLoop {
         }
         if self.process.wants_reload.take() {
             self.reload(now);
+        }
+        if self.process.wants_upgrade.take() {
+            self.upgrade(now);
+        }
+        let process = &self.process;
+        if self.notifier.tick(now, || process.facts(), || process.fleet.turns()) {
+            process.fleet.nudge();
         }
         if self.process.fleet.has_given_up() {
             let message = "workers panicked again and again, so starting others is no answer; the errors above say why. \
@@ -271,8 +327,8 @@ impl EventLoop {
             ))),
             Phase::Serving => None,
             _ if nobody_left => Some(Ok(())),
-            Phase::Draining { until, next_line } => {
-                self.drain_on(until, next_line, now);
+            Phase::Draining { .. } => {
+                self.drain_on(now);
                 None
             }
             Phase::Stopping { until } if until <= now => {
@@ -284,26 +340,29 @@ impl EventLoop {
         }
     }
 
-    fn drain_on(&mut self, until: Option<Instant>, next_line: Instant, now: Instant) {
+    fn drain_on(&mut self, now: Instant) {
+        let Phase::Draining { until, next_line, every, .. } = &mut self.phase else { return };
+        let until = *until;
         let open = self.process.fleet.open_sessions();
         if until.is_some_and(|at| at <= now) {
             warn!("drain time is over: ending {} now", sessions(open));
             self.stop(now);
-        } else if next_line <= now {
+        } else if *next_line <= now {
             let limit = limit(until, now);
             info!("draining: {} open, {limit}", sessions(open));
-            self.phase = Phase::Draining { until, next_line: now + PROGRESS };
+            *next_line = now + *every;
         }
     }
 
     fn next_tick(&self, now: Instant) -> Option<Instant> {
         let phase = match self.phase {
             Phase::Serving => None,
-            Phase::Draining { until, next_line } => Some(until.map_or(next_line, |at| at.min(next_line))),
+            Phase::Draining { until, next_line, .. } => Some(until.map_or(next_line, |at| at.min(next_line))),
             Phase::Stopping { until } => Some(until),
             Phase::Leaving => Some(now),
         };
-        let others = [self.reloader.next_tick(), self.process.fleet.next_tick(now)];
+        let upgrade = self.handover.next_look(now);
+        let others = [self.reloader.next_tick(), self.process.fleet.next_tick(now), upgrade, self.notifier.next_tick()];
         let control = self.control.as_ref().and_then(Service::next_tick);
         let metrics = self.metrics.as_ref().and_then(Service::next_tick);
         [phase, control, metrics].into_iter().chain(others).flatten().min()
@@ -342,7 +401,7 @@ impl Command {
 
 impl Process {
     fn snapshot(&self) -> Snapshot {
-        Snapshot::take(&Sources {
+        let sources = Sources {
             workers: self.fleet.workers().collect(),
             forwards: self.fleet.forwards().collect(),
             past: self.fleet.past(),
@@ -353,7 +412,15 @@ impl Process {
             splices: self.fleet.splices(),
             log_lost: self.log.lost(),
             sources: self.fleet.sources_known(),
-        })
+        };
+        self.fleet.while_nothing_moves(|| Snapshot::take(&sources))
+    }
+
+    /// What a service manager shows of us.
+    fn facts(&self) -> Facts {
+        let counted = self.fleet.forwards().flat_map(|forward| forward.stats);
+        let bytes = counted.map(|f| f.up_splice.get() + f.up_copy.get() + f.down_splice.get() + f.down_copy.get());
+        Facts { sessions: self.fleet.open_sessions(), bytes: bytes.sum(), draining: self.draining }
     }
 
     fn answer_control(&self, request: &[u8]) -> super::service::Answer {
@@ -384,8 +451,27 @@ impl socket::Instance for Process {
         config::render(self.fleet.plan())
     }
 
-    fn reload(&self) {
-        self.wants_reload.set(true);
+    fn reload(&self) -> Result<(), String> {
+        if self.wants_upgrade.get() {
+            return Err(handover::UNDER_WAY.to_owned());
+        }
+        self.cannot_reload.clone().map_or_else(
+            || {
+                self.wants_reload.set(true);
+                Ok(())
+            },
+            Err,
+        )
+    }
+
+    fn upgrade(&self) -> Result<(), String> {
+        if let Some(why) = &self.cannot_upgrade {
+            return Err(why.clone());
+        }
+        if self.wants_reload.get() || self.wants_upgrade.replace(true) {
+            return Err("a reload or another upgrade was asked for at the same moment; try again".to_owned());
+        }
+        Ok(())
     }
 }
 

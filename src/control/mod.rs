@@ -9,6 +9,7 @@ mod arms_table;
 mod client;
 mod event_loop;
 mod metrics;
+mod opened;
 mod pid_file;
 pub mod prometheus;
 mod reload;
@@ -22,13 +23,15 @@ use std::sync::Arc;
 use log::info;
 
 pub use against::against_command;
-pub use client::{DEFAULT_CONTROL, reload_command, stats_command};
+pub use client::{DEFAULT_CONTROL, reload_command, stats_command, upgrade_command};
+pub(crate) use client::{ask, human};
 pub use reload::Source;
 
 use crate::plan::{Forward, Plan};
-use crate::session_log::SessionLog;
+use crate::sandbox;
+use crate::upgrade::Predecessor;
 use event_loop::EventLoop;
-use pid_file::PidFile;
+use opened::Opened;
 
 /// Why the process cannot run, in words for the user.
 #[derive(Debug)]
@@ -54,21 +57,19 @@ impl std::error::Error for RunError {}
 ///
 /// Everything that can fail is opened before the first session is taken; on an error nothing is left behind.
 /// SIGTERM and SIGINT drain and return `Ok`, the second one ends at once, SIGUSR1 reopens the session log, SIGHUP reads
-/// the configuration again where it has a `source`.
+/// the configuration again where it has a `source`, SIGUSR2 starts the program again to take over. With a `predecessor`
+/// this process takes over from that one.
+///
+/// Once the listeners are bound the process gives up what it does not need: see [`crate::sandbox`].
 ///
 /// # Errors
 /// An address, file or socket that cannot be opened, named in the message; or workers panicked again and again.
-pub fn run(plan: Plan, source: Option<Source>) -> Result<(), RunError> {
+pub fn run(plan: Plan, source: Option<Source>, mut predecessor: Option<Predecessor>) -> Result<(), RunError> {
     let plan = Arc::new(plan);
-    // In this order: what tells a second instance of the same configuration apart comes first, so that it stops
-    // before it touches anything of the first.
-    let signals = event_loop::catch_signals()?;
-    let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
-    let control = plan.control.as_deref().map(socket::bind).transpose()?;
-    let log = SessionLog::start(&plan)
-        .map_err(|error| RunError::new(format!("session log: {error}; choose a file this user may write")))?;
-
-    let mut event_loop = EventLoop::start(&plan, source, log, control, signals)?;
+    let config = source.as_ref().map(|source| source.path.as_path());
+    sandbox::prepare(&plan, config).map_err(|error| RunError::new(error.to_string()))?;
+    let opened = Opened::of(&plan, predecessor.as_mut())?;
+    let mut event_loop = EventLoop::start(&plan, source, opened)?;
     for forward in &plan.forwards {
         announce(forward);
     }
@@ -78,12 +79,16 @@ pub fn run(plan: Plan, source: Option<Source>) -> Result<(), RunError> {
     if let Some(address) = plan.metrics {
         info!("metrics on http://{address}/metrics");
     }
+    if let Some(predecessor) = predecessor {
+        predecessor.take_over().map_err(RunError::new)?;
+        event_loop.take_pid_file_over();
+    }
+    event_loop.begin();
     info!("ready: {}", event_loop.describe());
 
     let result = event_loop.run();
     // Sockets and files go before the last words, so that a successor started on seeing them finds the place free.
     drop(event_loop);
-    drop(pid_file);
     if result.is_ok() {
         info!("stopped");
     }

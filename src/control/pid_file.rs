@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::RunError;
+use crate::sandbox;
 
 /// How often a file that vanished between opening and locking it is opened again.
 const ATTEMPTS: usize = 8;
@@ -62,6 +63,44 @@ impl PidFile {
         Err(RunError::new(format!("pid file {}: it keeps disappearing while it is being locked", path.display())))
     }
 
+    /// The file another process has passed on. Its lock belongs to the open file, so it is ours too; the process id in
+    /// it stays as it is until [`Self::take_over`].
+    ///
+    /// # Errors
+    /// The file is not locked by whoever passed it on, but by somebody else.
+    pub(super) fn inherit(path: &Path, file: File) -> Result<Self, RunError> {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Self { path: path.to_owned(), file }),
+            Err((mut file, Errno::EAGAIN)) => Err(held(path, &mut file)),
+            Err((_, errno)) => Err(RunError::new(format!("pid file {}: cannot be locked: {errno}", path.display()))),
+        }
+    }
+
+    /// Writes our process id into an inherited file.
+    pub(super) fn take_over(&mut self) {
+        if let Err(error) = self.write() {
+            warn!("pid file {} still names the process before: {error}", self.path.display());
+        }
+    }
+
+    /// The locked file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Closes the file without removing or unlocking it: another process holds it too, and keeps it.
+    pub(super) fn leave(mut self) {
+        self.path = PathBuf::new();
+        // Dropping the lock would unlock the open file, which is the other process's as well.
+        match File::open("/dev/null") {
+            Ok(null) => *self.file = null,
+            Err(error) => {
+                warn!("the pid file stays open until the end: {error}");
+                std::mem::forget(self);
+            }
+        }
+    }
+
     /// Refuses a file that is not a pid file: it would be overwritten now and removed at the end.
     fn write(&mut self) -> io::Result<()> {
         let mut text = String::new();
@@ -72,13 +111,14 @@ impl PidFile {
         }
         self.file.set_len(0)?;
         self.file.rewind()?;
+        sandbox::give(&self.file)?;
         writeln!(self.file, "{}", process::id())
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if !is_same_file(&self.path, &self.file) {
+        if self.path.as_os_str().is_empty() || !is_same_file(&self.path, &self.file) {
             return; // Someone replaced it: theirs to remove.
         }
         if let Err(error) = std::fs::remove_file(&self.path) {
@@ -142,6 +182,24 @@ mod tests {
         std::fs::write(&path, "999999999999999999999\n").unwrap();
         let _file = PidFile::create(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", process::id()));
+    }
+
+    #[test]
+    fn a_lock_passed_on_outlives_who_left_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        let first = PidFile::create(&path).unwrap();
+        let mut second = PidFile::inherit(&path, first.file().try_clone().unwrap()).unwrap();
+        first.leave();
+        let error = PidFile::create(&path).unwrap_err().to_string();
+        assert!(error.contains("a running instance"), "{error}");
+        std::fs::write(&path, "1\n").unwrap();
+        second.take_over();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", process::id()));
+        let stranger = File::open(&path).unwrap();
+        assert!(PidFile::inherit(&path, stranger).is_err(), "another open file has no lock");
+        drop(second);
+        assert!(!path.exists());
     }
 
     #[test]

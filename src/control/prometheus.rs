@@ -236,6 +236,16 @@ fn forwards(page: &mut Page, forwards: &[NamedForward]) {
     for f in forwards {
         page.sample(&[("forward", &f.name)], f.counters.rate_waits);
     }
+    page.family("spliced_stalls_total", "counter", "Times bytes waited too long, by the side that took none.");
+    for f in forwards {
+        for (side, stalls) in &f.counters.stalls {
+            page.sample(&[("forward", &f.name), ("side", side)], stalls);
+        }
+    }
+    page.family("spliced_stalled", "gauge", "Directions of sessions whose bytes wait too long now.");
+    for f in forwards {
+        page.sample(&[("forward", &f.name)], f.counters.stalled);
+    }
     page.family("spliced_connect_seconds", "histogram", "From the first connect call to the connected backend.");
     for f in forwards {
         page.histogram(&[("forward", &f.name)], &f.counters.connect_time);

@@ -108,6 +108,11 @@ impl Reloader {
         Some(result)
     }
 
+    /// Whether a file is being read.
+    pub(super) fn is_loading(&self) -> bool {
+        self.loading.is_some()
+    }
+
     /// When a file that is being read has had its time.
     pub(super) fn next_tick(&self) -> Option<Instant> {
         self.loading.as_ref().map(|loading| loading.until)
@@ -126,6 +131,13 @@ impl Reloader {
 impl EventLoop {
     /// Asks for a reload: its result goes to the log and to everybody who waits at the control socket.
     pub(super) fn reload(&mut self, now: Instant) {
+        self.notifier.reloading();
+        if let Some(why) = self.cannot_reload() {
+            // Not for those who wait at the control socket: they wait for the upgrade.
+            self.reloader.count(false);
+            error!("reload failed, nothing has changed: {why}");
+            return self.notifier.ready();
+        }
         let begun = match self.phase {
             Phase::Serving => self.reloader.begin(now, &self.waker),
             _ => Err("it is on its way to its end".to_owned()),
@@ -138,6 +150,8 @@ impl EventLoop {
     /// SIGHUP. Without a file it asks for nothing.
     pub(super) fn hang_up(&mut self, now: Instant) {
         if self.reloader.source.is_none() {
+            self.notifier.reloading();
+            self.notifier.ready();
             info!("SIGHUP: it was started without a file, so there is nothing to reload; ignored");
             return;
         }
@@ -214,6 +228,7 @@ impl EventLoop {
     }
 
     fn answer_reload(&mut self, answer: &Value) {
+        self.notifier.ready();
         if let Some(control) = &mut self.control {
             control.resolve(&socket::line(answer), self.poll.registry());
         }

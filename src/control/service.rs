@@ -90,7 +90,8 @@ impl Channel for TcpStream {
 #[derive(Debug)]
 pub(super) struct Service<A: Acceptor> {
     name: &'static str,
-    listener: A,
+    /// `None` once another process answers in its place.
+    listener: Option<A>,
     first_token: usize,
     connections: Slab<Connection<A::Stream>>,
     accept_again: Option<Instant>,
@@ -130,7 +131,22 @@ impl<A: Acceptor> Service<A> {
     ) -> io::Result<Self> {
         registry.register(&mut listener, Token(first_token), Interest::READABLE)?;
         let connections = Slab::with_capacity(MAX_CONNECTIONS);
+        let listener = Some(listener);
         Ok(Self { name, listener, first_token, connections, accept_again: None, accept_failing: false })
+    }
+
+    /// The listening socket, while it is ours.
+    pub(super) fn listener(&self) -> Option<&A> {
+        self.listener.as_ref()
+    }
+
+    /// Takes no more connections; those there are get their answers.
+    pub(super) fn stop_listening(&mut self, registry: &Registry) {
+        self.accept_again = None;
+        if let Some(mut listener) = self.listener.take() {
+            // Another process may hold the socket, and then closing ours does not take it out of the poller.
+            let _ = registry.deregister(&mut listener);
+        }
     }
 
     /// Whether an event with this token is for this service.
@@ -190,7 +206,8 @@ impl<A: Acceptor> Service<A> {
     fn accept(&mut self, registry: &Registry, now: Instant, answer: &mut dyn FnMut(&[u8]) -> Answer) {
         self.accept_again = None;
         for _ in 0..ACCEPT_BATCH {
-            match self.listener.accept_one() {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept_one() {
                 Ok(stream) => {
                     self.accept_failing = false;
                     self.add(stream, registry, now, answer);

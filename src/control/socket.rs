@@ -17,6 +17,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::RunError;
 use super::service::{Answer, MAX_REQUEST};
 use super::snapshot::Snapshot;
+use crate::sandbox;
+use crate::upgrade::Control;
 
 /// Connections the kernel queues before the control thread takes them.
 const BACKLOG: i32 = 64;
@@ -46,6 +48,7 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), RunError> 
         let parent = parent.display();
         return Err(failed(path, &format!("the directory {parent} does not exist; create it or choose another path")));
     }
+    refuse_open_directory(path, parent)?;
     // Two instances that start together must not each find the other's socket dead and replace it.
     let lock = lock_directory(parent);
     clear_place(path)?;
@@ -58,8 +61,33 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), RunError> 
     Ok((UnixListener::from_std(listener), file))
 }
 
+/// A socket another process has passed on, whose file is at `path`.
+///
+/// # Errors
+/// What fcntl(2) reports.
+pub(super) fn inherit(path: &Path, control: Control) -> Result<(UnixListener, SocketFile), RunError> {
+    let Control { listener, device, inode } = control;
+    listener.set_nonblocking(true).map_err(|error| failed(path, &error.to_string()))?;
+    Ok((UnixListener::from_std(listener), SocketFile { path: path.to_owned(), device, inode }))
+}
+
 fn failed(path: &Path, why: &str) -> RunError {
     RunError::new(format!("control socket {}: {why}", path.display()))
+}
+
+/// Whoever may write a directory may put a socket of their own in the place of ours, and answer in our name.
+fn refuse_open_directory(path: &Path, parent: &Path) -> Result<(), RunError> {
+    let mode = fs::metadata(parent).map_or(0, |found| found.permissions().mode());
+    let (everybody_writes, sticky) = (mode & 0o002 != 0, mode & 0o1000 != 0);
+    if everybody_writes && !sticky {
+        let parent = parent.display();
+        let why = format!(
+            "everybody may write {parent} (mode {:04o}) and put another socket in its place;              chmod o-w {parent}, or choose another path",
+            mode & 0o7777
+        );
+        return Err(failed(path, &why));
+    }
+    Ok(())
 }
 
 /// Holds off other instances that start in the same directory. Without the lock (a file system that has none, a
@@ -79,13 +107,17 @@ fn lock_directory(parent: &Path) -> Option<Flock<File>> {
 
 /// Removes a dead socket at `path`; anything else there is an error.
 fn clear_place(path: &Path) -> Result<(), RunError> {
-    let kind = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata.file_type(),
+    let found = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(path, &error.to_string())),
     };
-    if !kind.is_socket() {
+    if !found.file_type().is_socket() {
         return Err(failed(path, "something that is no socket is in its place; remove it or choose another path"));
+    }
+    if !sandbox::may_own(found.uid()) {
+        let why = format!("a socket of user {} is in its place; choose another path, or remove it", found.uid());
+        return Err(failed(path, &why));
     }
     match probe(path) {
         Ok(()) => {
@@ -124,9 +156,22 @@ fn listen(path: &Path) -> io::Result<(StdListener, SocketFile)> {
     if metadata.permissions().mode() & 0o777 != 0o600 {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     }
+    sandbox::give_path(path)?;
     socket.set_nonblocking(true)?;
     socket.listen(BACKLOG)?;
     Ok((socket.into(), file))
+}
+
+impl SocketFile {
+    /// Device and inode of the file.
+    pub(super) fn place(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// Leaves the file where it is: another process answers on the socket.
+    pub(super) fn leave(mut self) {
+        self.path = PathBuf::new();
+    }
 }
 
 impl Drop for SocketFile {
@@ -148,11 +193,13 @@ pub(super) trait Instance {
     fn stats(&self) -> Snapshot;
     /// The plan that runs, as YAML.
     fn plan(&self) -> String;
-    /// Asks for a reload; its result is the answer to all who asked.
-    fn reload(&self);
+    /// Asks for a reload; its result is the answer to all who asked. Otherwise why there is none now.
+    fn reload(&self) -> Result<(), String>;
+    /// Asks for an upgrade; its result is the answer to who asked. Otherwise why there is none now.
+    fn upgrade(&self) -> Result<(), String>;
 }
 
-/// Answers one request: `stats`, `plan`, `reload`, or an error object.
+/// Answers one request: `stats`, `plan`, `reload`, `upgrade`, or an error object.
 pub(super) fn answer(request: &[u8], instance: &dyn Instance) -> Answer {
     let Some(end) = request.iter().position(|byte| *byte == b'\n') else {
         if request.len() < MAX_REQUEST {
@@ -163,15 +210,17 @@ pub(super) fn answer(request: &[u8], instance: &dyn Instance) -> Answer {
     match request[..end].trim_ascii() {
         b"stats" => reply(&instance.stats()),
         b"plan" => reply(&json!({ "plan": instance.plan() })),
-        b"reload" => {
-            instance.reload();
-            Answer::Later
-        }
+        b"reload" => later(instance.reload()),
+        b"upgrade" => later(instance.upgrade()),
         other => {
             let shown: String = String::from_utf8_lossy(other).chars().take(40).collect();
-            reply(&json!({ "error": format!("unknown command {shown:?}; known: plan, reload, stats") }))
+            reply(&json!({ "error": format!("unknown command {shown:?}; known: plan, reload, stats, upgrade") }))
         }
     }
+}
+
+fn later(asked: Result<(), String>) -> Answer {
+    asked.map_or_else(|why| reply(&json!({ "error": why })), |()| Answer::Later)
 }
 
 fn reply(value: &impl serde::Serialize) -> Answer {
@@ -200,7 +249,13 @@ mod tests {
         fn plan(&self) -> String {
             "workers: 2\n".to_owned()
         }
-        fn reload(&self) {}
+        fn reload(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn upgrade(&self) -> Result<(), String> {
+            Err("not now".to_owned())
+        }
     }
 
     fn ask(request: &[u8]) -> Answer {
@@ -268,6 +323,14 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(bind(&path).unwrap_err().to_string().contains("no socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        assert!(bind(&dir.path().join("file/control.sock")).is_err());
+        let open = dir.path().join("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        let error = bind(&open.join("control.sock")).unwrap_err().to_string();
+        assert!(error.contains("everybody may write") && error.contains("0777"), "{error}");
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
+        assert!(bind(&open.join("control.sock")).is_ok(), "as in /tmp, nobody removes what is another's");
         let path = dir.path().join("x".repeat(200));
         let error = bind(&path).unwrap_err().to_string();
         assert!(error.contains("too long"), "{error}");

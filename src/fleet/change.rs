@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
@@ -18,7 +19,9 @@ use super::seat::{Seat, choose_cpus, worker_count};
 use crate::gather::Board;
 use crate::limits;
 use crate::plan::{Forward, Plan};
+use crate::sandbox;
 use crate::stats::{SessionRecord, WorkerState};
+use crate::sys::pipes::Limits;
 use crate::worker::{Change, Edition, Learn, Message, Peer, Route};
 
 /// How long a change waits for workers; one that takes longer learns of it all the same.
@@ -76,6 +79,12 @@ impl Fleet {
         let doors = self.doors.prepare(plan, workers)?;
         if let Some(shortfall) = limits::shortfall(plan, self.descriptors.0, workers, doors.sockets()) {
             log::warn!("{shortfall}");
+        }
+        if !self.confined {
+            // Before any thread, which inherits what is left, and before the budget, which depends on it.
+            doors.give()?;
+            sandbox::confine()?;
+            (self.confined, self.limits) = (true, Limits::read());
         }
         let fail = |what: &str, e: &io::Error| explain(what, workers, e);
         let names = self.names.prepare(plan).map_err(|e| fail("start the threads that look up names", &e))?;
@@ -282,6 +291,7 @@ impl Fleet {
             self.retire();
         }
         self.reclaim();
+        self.end_when_closed();
     }
 
     /// When [`Self::tick`] has something to do.
@@ -289,6 +299,25 @@ impl Fleet {
     pub fn next_tick(&self, now: Instant) -> Option<Instant> {
         let settling = self.settling.as_ref().map(|_| now + Duration::from_millis(20));
         [settling, self.doors.next_tick(now)].into_iter().flatten().min()
+    }
+
+    /// Leaves the listening sockets to whoever they were passed on to: nothing is accepted from them any more and nothing
+    /// in their queues is lost. Those on the addresses in `given_up` nobody else serves: they close as after a reload,
+    /// once their queues are empty. Sessions go on, each worker ends when its last one has.
+    pub fn let_go(&mut self, given_up: &[SocketAddr], now: Instant) {
+        self.letting_go = true;
+        self.doors.leave(given_up, now);
+        if !self.doors.is_empty() {
+            self.post(&[], &[]);
+        }
+        self.end_when_closed();
+    }
+
+    /// Lets the workers end once no listener is left that closes.
+    fn end_when_closed(&mut self) {
+        if self.letting_go && !self.ending && self.doors.is_empty() {
+            self.end_with(|| Message::LetGo);
+        }
     }
 
     /// Starts another thread in the place of one that has ended; where that cannot be, the others take its listeners.

@@ -18,6 +18,7 @@ use socket2::Socket;
 
 use crate::listener::{self, Listener};
 use crate::plan::{Forward, Plan, TcpOptions};
+use crate::sandbox;
 use crate::sys;
 
 /// From this many ports in a range on, a port has one listener, dealt to the workers in turn, instead of one in each.
@@ -33,6 +34,15 @@ pub struct Doors {
     closing: Vec<Closing>,
 }
 
+/// A listener that was open before this process was.
+#[derive(Debug)]
+pub struct Inherited {
+    /// It listens.
+    pub socket: Socket,
+    /// A service manager keeps it when this process ends, so no other is put beside it, whose queue would end with us.
+    pub lent: bool,
+}
+
 /// The sockets that listen on one address.
 #[derive(Debug, Clone)]
 struct Door {
@@ -40,6 +50,8 @@ struct Door {
     sockets: Vec<Arc<Socket>>,
     /// The worker the first of the sockets goes to; the others go to those that follow.
     turn: usize,
+    /// They were lent: no other is put beside them.
+    lent: bool,
     /// What the sockets are set to.
     set: Option<(TcpOptions, i32)>,
     /// What its connections belong to; `None` while no plan has asked for it.
@@ -74,14 +86,25 @@ pub struct Prepared {
     bound: Vec<Arc<Socket>>,
 }
 
+impl Prepared {
+    /// Gives every socket to the user this process will become.
+    ///
+    /// # Errors
+    /// What fchown(2) reports.
+    pub(super) fn give(&self) -> io::Result<()> {
+        let sockets = self.doors.iter().flat_map(|door| &door.sockets).chain(&self.bound);
+        sockets.map(AsRef::as_ref).try_for_each(sandbox::give_socket)
+    }
+}
+
 impl Doors {
     /// Sockets that listen already: passed on by a service manager or by the process this one replaces.
     ///
     /// # Errors
     /// A socket that does not listen, or not on an IP address.
-    pub fn inherit(sockets: Vec<Socket>) -> io::Result<Self> {
+    pub fn inherit(sockets: Vec<Inherited>) -> io::Result<Self> {
         let mut doors = Self::default();
-        for socket in sockets {
+        for Inherited { socket, lent } in sockets {
             let address = socket.local_addr()?.as_socket();
             let refuse = |why| io::Error::new(io::ErrorKind::InvalidInput, format!("an inherited socket {why}"));
             let address = address.ok_or_else(|| refuse("has no IP address"))?;
@@ -92,20 +115,23 @@ impl Doors {
             socket.set_nonblocking(true)?;
             socket.set_cloexec(true)?;
             match doors.open.iter_mut().find(|door| door.address == address) {
-                Some(door) => door.sockets.push(Arc::new(socket)),
+                Some(door) => {
+                    door.sockets.push(Arc::new(socket));
+                    door.lent |= lent;
+                }
                 None => {
                     let sockets = vec![Arc::new(socket)];
-                    doors.open.push(Door { address, sockets, turn: 0, set: None, place: None });
+                    doors.open.push(Door { address, sockets, turn: 0, lent, set: None, place: None });
                 }
             }
         }
         Ok(doors)
     }
 
-    /// Every socket with its address, to pass on to another process. Passing a socket on does not stop this process
+    /// Every socket, and whether it is lent, to pass on to another process. Passing a socket on does not stop this process
     /// from accepting: that takes [`Fleet::let_go`](super::Fleet::let_go).
-    pub fn sockets(&self) -> impl Iterator<Item = (SocketAddr, &Arc<Socket>)> {
-        self.open.iter().flat_map(|door| door.sockets.iter().map(|socket| (door.address, socket)))
+    pub fn sockets(&self) -> impl Iterator<Item = (&Arc<Socket>, bool)> {
+        self.open.iter().flat_map(|door| door.sockets.iter().map(|socket| (socket, door.lent)))
     }
 
     /// Every listening address.
@@ -163,12 +189,26 @@ impl Doors {
         again.iter().flat_map(|closing| &closing.door.sockets).for_each(|socket| take_syns(socket));
         self.closing = closing;
         let old = std::mem::replace(&mut self.open, doors);
-        for door in old.into_iter().filter(|door| !taken.contains(&door.address)) {
-            door.sockets.iter().for_each(|socket| refuse_syns(socket));
-            // Without a place no worker has it, and nobody would serve its queue.
-            if door.place.is_some() {
-                self.closing.push(Closing { door, until: now + GRACE, told: false });
-            }
+        old.into_iter().filter(|door| !taken.contains(&door.address)).for_each(|door| self.give_up(door, now));
+    }
+
+    /// Leaves every open door to another process, but for addresses that one does not serve: those are given up.
+    pub(super) fn leave(&mut self, given_up: &[SocketAddr], now: Instant) {
+        let given_up: HashSet<&SocketAddr> = given_up.iter().collect();
+        let open = std::mem::take(&mut self.open).into_iter();
+        open.filter(|door| given_up.contains(&door.address)).for_each(|door| self.give_up(door, now));
+    }
+
+    /// Whether no socket is open or about to close.
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.closing.is_empty()
+    }
+
+    fn give_up(&mut self, door: Door, now: Instant) {
+        door.sockets.iter().for_each(|socket| refuse_syns(socket));
+        // Without a place no worker has it, and nobody would serve its queue.
+        if door.place.is_some() {
+            self.closing.push(Closing { door, until: now + GRACE, told: false });
         }
     }
 
@@ -264,11 +304,12 @@ impl Prepared {
                 address,
                 sockets: vec![Arc::new(listener::claim(address, forward)?)],
                 turn: if wanted > 1 { 0 } else { self.doors.len() },
+                lent: false,
                 set: Some((forward.tcp, listener::backlog(forward))),
                 place: Some(place),
             },
         };
-        while door.sockets.len() < wanted {
+        while door.sockets.len() < wanted && !door.lent {
             // An inherited socket may be alone; so that others can stand beside it, it must allow that.
             let bound = door.sockets[0].set_reuse_port(true).and_then(|()| listener::bind(address, forward, true));
             match bound {

@@ -11,6 +11,7 @@ use slab::Slab;
 use super::Fleet;
 use crate::plan::{Pin, Plan};
 use crate::pump::Pumps;
+use crate::sandbox::{self, Role};
 use crate::stats::{WorkerState, WorkerStats};
 use crate::sys;
 use crate::worker::{MAILBOX, Parts, Peer, Routes, Worker};
@@ -100,6 +101,7 @@ impl Fleet {
 }
 
 fn run(id: usize, mut worker: Worker, cpu: Option<usize>) -> WorkerEnd {
+    sandbox::enter(Role::Worker);
     if let Some(Err(e)) = cpu.map(sys::pin_to) {
         log::warn!("cannot pin worker {id}: {e}; it runs where the scheduler puts it");
     }

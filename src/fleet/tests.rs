@@ -1,4 +1,4 @@
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         max_connections: None,
         limits: Limits::default(),
         timeouts: Timeouts::default(),
+        stall_warning: None,
         tcp: TcpOptions::default(),
         sources: Vec::new(),
         access: Access::default(),
@@ -36,10 +37,12 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         max_connections: None,
         max_connections_per_source: None,
         drain: None,
+        upgrade_drain: None,
         control: None,
         metrics: None,
         log: LogPlan::default(),
         pid_file: None,
+        privileges: Default::default(),
         forwards: vec![forward],
     }
 }
@@ -58,7 +61,10 @@ fn reserve() -> (socket2::Socket, SocketAddr) {
 fn fleet(plan: &Arc<Plan>) -> (Fleet, Poll) {
     let poll = Poll::new().unwrap();
     let waker = Arc::new(Waker::new(poll.registry(), mio::Token(0)).unwrap());
-    (Fleet::start(plan, Doors::default(), None, waker).unwrap(), poll)
+    let mut fleet = Fleet::new(plan, Doors::default(), waker);
+    let ready = fleet.prepare(plan).unwrap();
+    fleet.commit(ready, None);
+    (fleet, poll)
 }
 
 fn peer(fleet: &Fleet, seat: usize) -> &Arc<Peer> {
@@ -215,7 +221,12 @@ impl Lone {
         let mut plan = plan(target, target);
         plan.max_connections = Some(1);
         let limits = limits::Limits::new(&plan);
-        let shared = Arc::new(Shared { limits, trace: Trace::default(), shortage: Shortage::default() });
+        let shared = Arc::new(Shared {
+            limits,
+            trace: Trace::default(),
+            shortage: Shortage::default(),
+            transit: Transit::default(),
+        });
         let forward = Arc::new(plan.forwards.remove(0));
         let limits = Arc::new(ForwardLimits::new(None, &forward.limits));
         let stats = Arc::new(ForwardStats::new(0));

@@ -189,6 +189,16 @@ impl Pump {
     pub fn is_idle(&self) -> bool {
         matches!(self.held, Held::Nothing)
     }
+
+    /// Bytes held between turns.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        match &self.held {
+            Held::Nothing | Held::Scratch => 0,
+            Held::Rest(rest) => rest.len(),
+            Held::Pipe(pipe) => pipe.pending(),
+        }
+    }
 }
 
 impl Lane<'_> {

@@ -148,7 +148,9 @@ impl Session {
                 }
                 return Step::End(connecting.last.unwrap_or(End::of(EndReason::ConnectFailed)));
             };
-            self.backend = None;
+            if let Some(late) = self.backend.take() {
+                give_up(&late);
+            }
             match begin(address, by, connecting.attempts) {
                 Ok((socket, local)) => {
                     self.attempt = connecting.attempts;
@@ -240,14 +242,29 @@ fn begin_from(
             io::Error::new(e.kind(), e)
         })?;
     }
-    match socket.connect(&address.into()) {
-        Ok(()) => {}
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {}
-        Err(e) => return Err(e),
-    }
+    start_handshake(&socket, address)?;
     let local = socket.local_addr().ok().and_then(|l| l.as_socket());
-    by.registry.register(&mut SourceFd(&socket.as_raw_fd()), super::backend_token(by.key, attempt), sys::interest())?;
+    by.registry
+        .register(&mut SourceFd(&socket.as_raw_fd()), super::backend_token(by.key, attempt), sys::interest())
+        .inspect_err(|_| give_up(&socket))?;
     Ok((socket, local))
+}
+
+/// Asks again when it was interrupted: nothing else tells whether the handshake has begun (EALREADY, EISCONN) or not.
+fn start_handshake(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    loop {
+        match socket.connect(&address.into()).map_err(|e| (e.raw_os_error(), e)) {
+            Ok(()) | Err((Some(libc::EINPROGRESS | libc::EALREADY | libc::EISCONN), _)) => return Ok(()),
+            Err((Some(libc::EINTR), _)) => {}
+            Err((_, e)) => return Err(e),
+        }
+    }
+}
+
+/// Makes closing an attempt send a reset: the backend may have taken the connection already, and an empty stream that
+/// ends with a FIN would look like a client that had nothing to say.
+fn give_up(socket: &Socket) {
+    let _ = socket.set_linger(Some(Duration::ZERO));
 }
 
 fn is_exhausted(error: &io::Error) -> bool {

@@ -21,19 +21,11 @@ use crate::flow::{Flow, Progress};
 use crate::limits::Pace;
 use crate::plan::Timeouts;
 use crate::pump::{Choice, Direction, Lane, Pump, Pumps, Ready};
+pub use crate::stats::Side;
 use crate::stats::{Bytes, EndReason, ForwardStats};
 
 /// Bytes one direction may move in a turn before others have theirs.
 const BUDGET: usize = 1 << 20;
-
-/// One of a session's two sockets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// The socket that was accepted.
-    Client,
-    /// The socket that was connected.
-    Backend,
-}
 
 /// The token of the client's socket of the session with that slab key.
 #[must_use]
@@ -89,6 +81,8 @@ pub struct Session {
     pub armed_ms: u64,
     /// Already in the queue of this or the next turn.
     pub queued: bool,
+    /// Turns in which it was driven, as far as it matters.
+    turns: u8,
     /// The worker's note of when it last thought of moving it.
     pub seen: u8,
     /// The arm it was dealt to, in a live A/B.
@@ -178,6 +172,7 @@ impl Session {
             active_us: origin.opened_us,
             armed_ms: 0,
             queued: false,
+            turns: 0,
             seen: 0,
             arm: None,
             trace: 0,
@@ -206,6 +201,26 @@ impl Session {
     #[must_use]
     pub fn bytes(&self) -> Bytes {
         self.bytes
+    }
+
+    /// Whether a direction holds bytes its target has not taken.
+    #[must_use]
+    pub fn holds_bytes(&self) -> bool {
+        !(self.up.pump.is_idle() && self.down.pump.is_idle())
+    }
+
+    /// Takes the targets of held bytes for writable, so that the next turn tries; whether there are any.
+    pub fn try_held(&mut self) -> bool {
+        let [up, down] = self.held();
+        self.backend_ready.writable |= up > 0;
+        self.client_ready.writable |= down > 0;
+        self.holds_bytes()
+    }
+
+    /// Bytes held between turns, towards the backend and towards the client.
+    #[must_use]
+    pub fn held(&self) -> [usize; 2] {
+        [self.up.pump.held(), self.down.pump.held()]
     }
 
     /// The entry to remove from the trace of our own connections.
@@ -247,6 +262,7 @@ impl Session {
     /// Moves bytes both ways as far as they go.
     pub fn advance(&mut self, turn: &mut Turn<'_>) -> Step {
         debug_assert!(matches!(self.phase, Phase::Open), "only a connected session moves bytes");
+        self.turns = self.turns.saturating_add(1);
         let before = (self.moved(), self.is_half_closed());
         let up = self.advance_way(Direction::Up, turn);
         let down = self.advance_way(Direction::Down, turn);

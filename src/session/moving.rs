@@ -10,18 +10,19 @@ use super::{Phase, Session, backend_token, client_token};
 use crate::pump::Pumps;
 use crate::sys;
 
-/// A session this young is not moved: it may be over before that has paid.
-const SETTLED_US: u64 = 100_000;
-/// Unless it has moved so many bytes.
+/// A session is moved only after so many turns: what wakes its worker seldom may stay where it is, and what is over
+/// soon would not repay the move.
+const LIVELY: u8 = 100;
+/// Or so many bytes.
 const HEAVY: u64 = 1 << 20;
 
 impl Session {
-    /// Whether another worker may take it over: it is connected, has shown that it lasts, and is measured by nobody. What
+    /// Whether another worker may take it over: it is connected, has shown that it is busy, and is measured by nobody. What
     /// it holds moves with it.
     #[must_use]
-    pub fn is_movable(&self, now_us: u64) -> bool {
-        let lasts = self.moved() >= HEAVY || now_us.saturating_sub(self.origin.opened_us) >= SETTLED_US;
-        lasts && self.arm.is_none() && matches!(self.phase, Phase::Open)
+    pub fn is_movable(&self, anyway: bool) -> bool {
+        let is_busy = self.turns >= LIVELY || self.moved() >= HEAVY;
+        (anyway || is_busy) && self.arm.is_none() && matches!(self.phase, Phase::Open)
     }
 
     /// Leaves a worker: its poller, and its pools' accounts.

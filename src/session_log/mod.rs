@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use log::{error, info, warn};
 
 use crate::plan::{LogFormat, Plan};
+use crate::sandbox::{self, Role};
 use crate::stats::SessionRecord;
 use format::Formatter;
 use sink::Sink;
@@ -40,6 +41,8 @@ pub struct SessionLog {
     finished: Option<Receiver<()>>,
     file: Option<PathBuf>,
     shared: Arc<Shared>,
+    /// What the log thread will run.
+    unstarted: Option<Unstarted>,
 }
 
 /// What the log thread and its owner both touch.
@@ -58,6 +61,16 @@ impl SessionLog {
     /// # Errors
     /// When the file cannot be opened (it is named in the message) or the thread cannot start.
     pub fn start(plan: &Plan) -> io::Result<Self> {
+        let mut log = Self::open(plan)?;
+        log.spawn()?;
+        Ok(log)
+    }
+
+    /// The same without the thread: [`Self::spawn`] starts it once the process has given up what it does not need.
+    ///
+    /// # Errors
+    /// When the file cannot be opened; it is named in the message.
+    pub fn open(plan: &Plan) -> io::Result<Self> {
         Self::begin(plan, Arc::default())
     }
 
@@ -66,7 +79,9 @@ impl SessionLog {
     /// # Errors
     /// As [`Self::start`]; this one goes on then.
     pub fn successor(&self, plan: &Plan) -> io::Result<Self> {
-        Self::begin(plan, Arc::clone(&self.shared.lost))
+        let mut log = Self::begin(plan, Arc::clone(&self.shared.lost))?;
+        log.spawn()?;
+        Ok(log)
     }
 
     fn begin(plan: &Plan, lost: Arc<AtomicU64>) -> io::Result<Self> {
@@ -75,26 +90,37 @@ impl SessionLog {
         let sink = match &file {
             Some(path) => Sink::file(path.clone(), sink::open(path)?),
             None if !log::log_enabled!(target: sink::TARGET, log::Level::Info) => {
-                return Ok(Self { sender: None, finished: None, file, shared });
+                return Ok(Self { sender: None, finished: None, file, shared, unstarted: None });
             }
             None if plan.log.format == LogFormat::Text => Sink::logger(),
             None => Sink::standard_error(),
         };
         let (sender, records) = mpsc::sync_channel(QUEUE);
         let (done, finished) = mpsc::sync_channel(1);
-        let mut writer = Writer {
+        let writer = Writer {
             formatter: Formatter::new(plan.log.format, file.is_some()),
             throttle: Throttle::new(plan.log.format == LogFormat::Text),
             sink,
             lines: String::new(),
             shared: Arc::clone(&shared),
         };
-        thread::Builder::new().name("session-log".to_owned()).spawn(move || {
+        let unstarted = Some(Unstarted { writer, records, done });
+        Ok(Self { sender: Some(sender), finished: Some(finished), file, shared, unstarted })
+    }
+
+    /// Starts the log thread of [`Self::open`], once.
+    ///
+    /// # Errors
+    /// When the thread cannot start.
+    pub fn spawn(&mut self) -> io::Result<()> {
+        let Some(Unstarted { mut writer, records, done }) = self.unstarted.take() else { return Ok(()) };
+        let thread = thread::Builder::new().name("session-log".to_owned()).spawn(move || {
+            sandbox::enter(Role::Log);
             writer.run(&records);
             // Nobody waits any more when the process did not care to.
             let _ = done.send(());
-        })?;
-        Ok(Self { sender: Some(sender), finished: Some(finished), file, shared })
+        });
+        thread.map(|_| ())
     }
 
     /// Where workers send finished sessions; `None` when nothing is logged.
@@ -133,6 +159,7 @@ impl SessionLog {
     /// Writes what is queued and ends the log thread, once every other sender is gone. Waits at most two seconds.
     pub fn finish(&mut self) {
         self.sender = None;
+        self.unstarted = None;
         if let Some(finished) = self.finished.take()
             && finished.recv_timeout(FINISH_LIMIT) == Err(RecvTimeoutError::Timeout)
         {
@@ -147,7 +174,16 @@ impl Drop for SessionLog {
     }
 }
 
+/// A log thread that has not begun.
+#[derive(Debug)]
+struct Unstarted {
+    writer: Writer,
+    records: Receiver<Vec<SessionRecord>>,
+    done: SyncSender<()>,
+}
+
 /// The log thread.
+#[derive(Debug)]
 struct Writer {
     formatter: Formatter,
     throttle: Throttle,
@@ -223,10 +259,12 @@ mod tests {
             max_connections: None,
             max_connections_per_source: None,
             drain: None,
+            upgrade_drain: None,
             control: None,
             metrics: None,
             log: LogPlan::default(),
             pid_file: None,
+            privileges: Default::default(),
             forwards: vec![Forward {
                 name: name.to_owned(),
                 listen: vec![Listen { ip: [0, 0, 0, 0].into(), ports: Ports { first: 9000, last: 9010 } }],
@@ -238,6 +276,7 @@ mod tests {
                 max_connections: None,
                 limits: Limits::default(),
                 timeouts: Timeouts::default(),
+                stall_warning: None,
                 tcp: TcpOptions::default(),
                 sources: Vec::new(),
                 access: Access::default(),

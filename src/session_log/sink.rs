@@ -29,6 +29,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
         .open(path)
         .map_err(named)?;
     fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND)).map_err(|errno| named(errno.into()))?;
+    crate::sandbox::give(&file).map_err(named)?;
     Ok(file)
 }
 

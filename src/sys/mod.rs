@@ -6,6 +6,11 @@ pub use ::pipes;
 #[path = "no_pipes.rs"]
 pub mod pipes;
 
+#[cfg(target_os = "linux")]
+pub mod channel;
+#[cfg(not(target_os = "linux"))]
+#[path = "no_channel.rs"]
+pub mod channel;
 mod limits;
 mod socket;
 mod thread;

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use crate::plan::{Host, Plan};
+use crate::sandbox::{self, Role};
 
 /// How often a name that has an address is looked up again.
 const REFRESH: Duration = Duration::from_secs(30);
@@ -50,7 +51,12 @@ impl Resolver {
             let (stop, stopped) = channel();
             let tell = tell.clone();
             let thread = std::thread::Builder::new().name("resolver".into()).stack_size(STACK);
-            thread.spawn(move || run(names, &stopped, tell)).map(|_| stop)
+            thread
+                .spawn(move || {
+                    sandbox::enter(Role::Resolver);
+                    run(names, &stopped, tell);
+                })
+                .map(|_| stop)
         };
         Ok(Self { _stop: shares.into_iter().map(start).collect::<io::Result<_>>()? })
     }

@@ -29,6 +29,7 @@ impl Worker {
         let forward = session.origin().forward;
         let stats = &self.parts.routes[forward].stats;
         stats.open.sub(1);
+        self.stalls.forget(key, stats);
         stats.ends[end.reason as usize].add(1);
         let duration = Duration::from_micros(self.now_us.saturating_sub(session.origin().opened_us));
         stats.session_time.record(duration);
@@ -156,6 +157,7 @@ impl Worker {
                 }
                 Message::Moved(session, ticket) => {
                     session.reset();
+                    self.parts.shared.transit.arrives();
                     self.count_lost(session.origin().forward, ticket, reason);
                 }
                 _ => {}

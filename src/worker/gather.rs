@@ -25,7 +25,7 @@ impl Worker {
             return false;
         }
         let leaves = self.leaves();
-        let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_movable(self.now_us)) else {
+        let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_movable(leaves)) else {
             return false;
         };
         if !self.parts.routes[session.origin().forward].current {
@@ -52,6 +52,7 @@ impl Worker {
     }
 
     fn send(&mut self, key: usize, to: &Peer) {
+        self.parts.shared.transit.leaves();
         let mut session = self.sessions.remove(key);
         self.deadlines.clear(key);
         let forward = session.origin().forward;
@@ -59,6 +60,7 @@ impl Worker {
         let ticket = self.passes.end(key, &route.edition.limits);
         let left = session.leave(self.parts.poll.registry(), &mut self.parts.pumps, route.edition.pool);
         route.stats.open.sub(1);
+        self.stalls.forget(key, &route.stats);
         self.parts.me.load.fetch_sub(1, Ordering::Relaxed);
         if self.parts.routes.close(forward) {
             self.sweep(forward);
@@ -84,6 +86,7 @@ impl Worker {
         self.parts.routes.open(forward);
         let route = &self.parts.routes[forward];
         route.stats.open.add(1);
+        self.parts.shared.transit.arrives();
         let pool = route.edition.pool;
         let key = self.sessions.insert(session);
         self.passes.begin(key, ticket);

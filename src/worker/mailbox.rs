@@ -130,10 +130,18 @@ impl Mailbox {
     /// The message, when nobody will read it.
     pub fn post(&self, message: Message) -> Result<(), Message> {
         self.sender.send(message).map_err(|e| e.0)?;
-        if let Err(e) = self.waker.wake() {
-            // The message is read at the worker's next turn all the same.
-            log::debug!("cannot wake a worker: {e}");
-        }
+        self.nudge();
         Ok(())
+    }
+
+    /// Makes the worker turn, without a message.
+    pub fn nudge(&self) {
+        while let Err(e) = self.waker.wake() {
+            // An idle worker would not find a new connection before something else wakes it.
+            if e.kind() != std::io::ErrorKind::Interrupted {
+                log::debug!("cannot wake a worker: {e}");
+                break;
+            }
+        }
     }
 }

@@ -14,6 +14,7 @@ mod end;
 mod gather;
 mod mailbox;
 mod routes;
+mod stall;
 mod trial;
 
 use std::io;
@@ -27,9 +28,10 @@ use slab::Slab;
 
 pub use self::mailbox::{Accepted, Change, Learn, Mailbox, Message, Peer};
 pub use self::routes::{Edition, Route, Routes};
+use self::stall::Stalls;
 use self::trial::Trial;
 use crate::deadline::Deadlines;
-use crate::gather::{Board, Gatherer};
+use crate::gather::{Board, Gatherer, Transit};
 use crate::limits::{Limits, Passes};
 use crate::listener::{Listener, Shortage};
 use crate::pump::Pumps;
@@ -62,6 +64,8 @@ pub struct Shared {
     pub trace: Trace,
     /// Descriptors or memory have run out.
     pub shortage: Shortage,
+    /// Sessions on their way from one worker to another.
+    pub transit: Transit,
 }
 
 /// What a worker is made of.
@@ -112,6 +116,7 @@ pub struct Worker {
     gatherer: Gatherer,
     /// What sessions hold of limits.
     passes: Passes,
+    stalls: Stalls,
     clock: Instant,
     now_us: u64,
     /// Listeners that may have connections. Only these are looked at: there may be thousands of others.
@@ -171,6 +176,7 @@ impl Worker {
             parts,
             trial,
             gatherer,
+            stalls: Stalls::default(),
             // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
             sessions: Slab::with_capacity(4096),
             deadlines: Deadlines::default(),
@@ -205,7 +211,9 @@ impl Worker {
         while !self.is_over() {
             if let Err(e) = self.parts.poll.poll(&mut events, self.timeout()) {
                 if e.kind() == io::ErrorKind::Interrupted {
-                    // No event was looked at: a deadline that passed while the process was stopped is no reason yet.
+                    // No event was looked at: a deadline that passed while the process was stopped is no reason yet. But
+                    // the time has gone on, and the poller must not sleep as long as before once more.
+                    self.now_us = self.clock.elapsed().as_micros() as u64;
                     continue;
                 }
                 self.end_all(EndReason::WorkerPanic);
@@ -269,7 +277,8 @@ impl Worker {
             return Some(Duration::ZERO);
         }
         let set = |ms: u64| Some(ms).filter(|ms| *ms > 0);
-        let times = [self.deadlines.next_ms(), set(self.pause_until_ms), set(self.trim_ms)];
+        let times =
+            [self.deadlines.next_ms(), set(self.pause_until_ms), set(self.trim_ms), set(self.stalls.summary_ms())];
         let at_ms = times.into_iter().flatten().min()?;
         Some(Duration::from_millis(at_ms.saturating_sub(self.now_ms())))
     }
@@ -358,14 +367,21 @@ impl Worker {
     /// looked at again when the old one fires.
     fn arm(&mut self, key: usize) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let timeouts = &self.parts.routes[session.origin().forward].forward().timeouts;
+        let plan = self.parts.routes[session.origin().forward].forward();
+        let look_ms = match plan.stall_warning {
+            Some(limit) if session.holds_bytes() => Some(self.now_us / 1000 + stall::period_ms(limit)),
+            _ => None,
+        };
         // A session that waits for bytes of its rate is not idle by its own choice: no other time runs meanwhile.
-        match self.passes.wake_ms(key).or_else(|| session.deadline_ms(timeouts)) {
+        let at_ms = self.passes.wake_ms(key).or_else(|| session.deadline_ms(&plan.timeouts));
+        match at_ms.into_iter().chain(look_ms).min() {
             Some(at_ms) if session.armed_ms == 0 || at_ms < session.armed_ms => {
                 session.armed_ms = at_ms.max(1);
                 self.deadlines.set(key, at_ms);
             }
-            None if session.armed_ms != 0 => {
+            // A session that holds bytes every now and then keeps the timer of its last look: setting it anew each time
+            // would cost more than one that fires for nothing.
+            None if session.armed_ms != 0 && plan.stall_warning.is_none() => {
                 session.armed_ms = 0;
                 self.deadlines.clear(key);
             }
@@ -387,6 +403,10 @@ impl Worker {
                     false if wake_ms <= now_ms => self.drive(key),
                     false => self.arm(key),
                 }
+                // One direction may wait for its rate while the other stalls.
+                if self.sessions.get(key).is_some_and(|session| session.holds_bytes() && !session.queued) {
+                    self.look_for_stall(key);
+                }
                 continue;
             }
             let timeouts = &self.parts.routes[session.origin().forward].forward().timeouts;
@@ -400,9 +420,13 @@ impl Worker {
                         self.end(key, End::of(reason));
                     }
                 }
-                _ => self.arm(key),
+                _ => {
+                    self.look_for_stall(key);
+                    self.arm(key);
+                }
             }
         }
+        self.stalls.summarise(now_ms);
         self.due = due;
     }
 

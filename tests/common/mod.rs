@@ -15,6 +15,8 @@ pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod spliced;
 pub(crate) mod stats;
+pub(crate) mod strace;
+pub(crate) mod upgraded;
 
 use std::io::Write;
 

@@ -22,7 +22,43 @@ pub(crate) struct Descriptors {
     pub(crate) sockets: HashSet<u64>,
 }
 
+/// What the kernel says of one thread in its `status` file.
+#[derive(Debug, Clone)]
+pub(crate) struct Thread {
+    /// Its name, such as `worker-0`; `main` for the one the process began with.
+    pub(crate) name: String,
+    fields: BTreeMap<String, String>,
+}
+
+impl Thread {
+    /// A field, such as `Uid`; several values have one blank between them.
+    pub(crate) fn field(&self, name: &str) -> &str {
+        self.fields.get(name).unwrap_or_else(|| panic!("no {name} in the status of {}", self.name))
+    }
+
+    /// The capabilities of a set, such as `CapEff`, as bits.
+    pub(crate) fn capabilities(&self, set: &str) -> u64 {
+        u64::from_str_radix(self.field(set), 16).expect("a set in hexadecimal")
+    }
+}
+
 impl Process {
+    /// Its threads now.
+    pub(crate) fn threads(self) -> Vec<Thread> {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.0)) else { return Vec::new() };
+        let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).ok();
+        let fields = |text: String| -> BTreeMap<String, String> {
+            let pair =
+                |(name, value): (&str, &str)| (name.to_owned(), value.split_whitespace().collect::<Vec<_>>().join(" "));
+            text.lines().filter_map(|line| line.split_once(':')).map(pair).collect()
+        };
+        let thread = |fields: BTreeMap<String, String>| {
+            let name = if fields["Pid"] == fields["Tgid"] { "main".to_owned() } else { fields["Name"].clone() };
+            Thread { name, fields }
+        };
+        tasks.flatten().filter_map(status).map(fields).map(thread).collect()
+    }
+
     /// Its open descriptors now.
     pub(crate) fn descriptors(self) -> Descriptors {
         let mut found = Descriptors::default();

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -67,6 +70,9 @@ pub(crate) struct Launcher<'a> {
     directory: TempDir,
     user: Option<u32>,
     namespace: Option<&'a Netns>,
+    variables: Vec<(OsString, OsString)>,
+    stdin: Option<OwnedFd>,
+    group: bool,
 }
 
 /// A run that ended by itself.
@@ -87,6 +93,7 @@ pub(crate) struct Spliced {
     lines: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
     start: Option<Rest>,
+    group: bool,
 }
 
 /// What a process holds when it has nothing to do.
@@ -121,6 +128,9 @@ impl<'a> Launcher<'a> {
             directory: TempDir::with_prefix("spliced-test-").expect("a temporary directory"),
             user: None,
             namespace: None,
+            variables: Vec::new(),
+            stdin: None,
+            group: false,
         }
     }
 
@@ -128,6 +138,30 @@ impl<'a> Launcher<'a> {
     pub(crate) fn option(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.arguments.push(name.into());
         self.arguments.push(value.as_ref().to_owned());
+        self
+    }
+
+    /// Runs the program at another path.
+    pub(crate) fn program(mut self, path: &Path) -> Self {
+        self.binary = path.to_owned();
+        self
+    }
+
+    /// Adds a variable to its environment.
+    pub(crate) fn variable(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.variables.push((name.into(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Gives it that as standard input.
+    pub(crate) fn standard_input(mut self, descriptor: OwnedFd) -> Self {
+        self.stdin = Some(descriptor);
+        self
+    }
+
+    /// In a process group of its own, which ends with the test, whoever has taken over from whom.
+    pub(crate) fn group(mut self) -> Self {
+        self.group = true;
         self
     }
 
@@ -164,6 +198,17 @@ impl<'a> Launcher<'a> {
         self
     }
 
+    /// With its files in a place of another user, whom it is to become.
+    pub(crate) fn place_of(self, uid: u32) -> Self {
+        std::os::unix::fs::chown(self.directory.path(), Some(uid), Some(uid)).expect("root gives its directory away");
+        self
+    }
+
+    /// The directory of its configuration and its control socket.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Inside a network namespace.
     pub(crate) fn inside(mut self, namespace: &'a Netns) -> Self {
         self.namespace = Some(namespace);
@@ -183,7 +228,18 @@ impl<'a> Launcher<'a> {
             (None, Some(control)) => _ = command.arg("--control").arg(control),
             (None, None) => {}
         }
-        command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let copy = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
+        command.envs(self.variables.iter().cloned());
+        if self.group {
+            // Whoever loses its parent becomes ours: so it can be waited for, and a zombie shows.
+            set_child_subreaper(true).expect("Linux");
+            command.process_group(0);
+        }
+        command
+            .env_remove("RUST_LOG")
+            .stdin(self.stdin.as_ref().map_or_else(Stdio::null, copy))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         if let Some(uid) = self.user {
             command.uid(uid).gid(uid);
         }
@@ -196,7 +252,13 @@ impl<'a> Launcher<'a> {
 
     /// Starts it, waits until it says that it is ready and notes what it holds then.
     pub(crate) fn start(self) -> Spliced {
-        let mut spliced = self.start_without_control();
+        let control = self.directory.path().join("control.sock");
+        self.start_at(&control)
+    }
+
+    /// As [`Self::start`], with the control socket at a place of the test's own.
+    pub(crate) fn start_at(self, control: &Path) -> Spliced {
+        let mut spliced = self.start_and_wait(control);
         let start = eventually("the control socket answers", LONG, || spliced.rest());
         spliced.start = Some(start);
         spliced
@@ -205,10 +267,22 @@ impl<'a> Launcher<'a> {
     /// As [`Self::start`], where faults keep the control socket from answering.
     pub(crate) fn start_without_control(self) -> Spliced {
         let control = self.directory.path().join("control.sock");
+        self.start_and_wait(&control)
+    }
+
+    fn start_and_wait(self, control: &Path) -> Spliced {
+        let control = control.to_owned();
         let mut child = self.spawn(Some(&control));
         let (lines, reader) = collect(&mut child);
-        let mut spliced =
-            Spliced { child, control, directory: self.directory, lines, reader: Some(reader), start: None };
+        let mut spliced = Spliced {
+            child,
+            control,
+            directory: self.directory,
+            lines,
+            reader: Some(reader),
+            start: None,
+            group: self.group,
+        };
         eventually("spliced becomes ready", LONG, || {
             let gone = spliced.child.try_wait().expect("our own child");
             assert!(gone.is_none(), "it ended at the start: {gone:?}");
@@ -230,7 +304,7 @@ impl<'a> Launcher<'a> {
 impl Spliced {
     fn bare(mut child: Child, control: PathBuf, directory: TempDir) -> Self {
         let (lines, reader) = collect(&mut child);
-        Self { child, control, directory, lines, reader: Some(reader), start: None }
+        Self { child, control, directory, lines, reader: Some(reader), start: None, group: false }
     }
 
     /// The process.
@@ -288,12 +362,17 @@ impl Spliced {
         self.child.try_wait().expect("our own child").is_none()
     }
 
+    /// Waits for its end, though another process may still write to its standard error.
+    pub(crate) fn wait_for_exit(&mut self, within: Duration) -> ExitStatus {
+        let child = &mut self.child;
+        eventually("spliced ends", within, || {
+            child.try_wait().expect("our own child").ok_or_else(|| "it runs".to_owned())
+        })
+    }
+
     /// Waits for its end.
     pub(crate) fn wait(&mut self, within: Duration) -> ExitStatus {
-        let child = &mut self.child;
-        let status = eventually("spliced ends", within, || {
-            child.try_wait().expect("our own child").ok_or_else(|| "it runs".to_owned())
-        });
+        let status = self.wait_for_exit(within);
         if let Some(reader) = self.reader.take() {
             reader.join().expect("the reader of standard error does not panic");
         }
@@ -348,11 +427,26 @@ impl Spliced {
         self.process().descriptors().pipe_ends - start.pipe_ends_without_pool
     }
 
+    /// Whether the process behind the control socket holds what the first one held at its start.
+    pub(crate) fn holds_what_the_first_did(&self) -> Result<(), String> {
+        let start = self.start.as_ref().expect("it was started");
+        let rest = self.rest()?;
+        if rest == *start { Ok(()) } else { Err(format!("{rest:?} is held, at the start it was {start:?}")) }
+    }
+
+    /// Rewrites the file of [`Launcher::config`].
+    pub(crate) fn reconfigure(&self, text: &str) {
+        let text = format!("{text}\ncontrol: {}\n", self.control.display());
+        fs::write(self.directory.path().join("spliced.yaml"), text).expect("the temporary directory takes a file");
+    }
+
     /// What it holds beside pooled pipes, and that its own counts agree with the kernel's.
     fn rest(&self) -> Result<Rest, String> {
         let stats = Stats::ask(&self.control).map_err(|e| e.to_string())?;
-        let Descriptors { all, pipe_ends, sockets } = self.process().descriptors();
-        let states = self.process().tcp_states();
+        // Not the process we started, once another has taken over.
+        let process = Process(u32::try_from(stats.number("/pid")).expect("a process number"));
+        let Descriptors { all, pipe_ends, sockets } = process.descriptors();
+        let states = process.tcp_states();
         let counted = usize::try_from(2 * (stats.pipes_pooled() + stats.pipes_in_use())).expect("a small number");
         let ended: u64 = stats.0["total"]["ends"]
             .as_object()
@@ -380,11 +474,7 @@ impl Spliced {
 
     /// Waits until descriptors, pipes, sessions and sockets are back at what they were at the start.
     pub(crate) fn back_at_start(&self) {
-        let start = self.start.as_ref().expect("it was started");
-        eventually("everything is given back", LONG, || {
-            let rest = self.rest()?;
-            if rest == *start { Ok(()) } else { Err(format!("{rest:?} is held, at the start it was {start:?}")) }
-        });
+        eventually("everything is given back", LONG, || self.holds_what_the_first_did());
     }
 
     /// The end of every test: everything given back, and a clean exit when asked.
@@ -401,6 +491,9 @@ impl Drop for Spliced {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if self.group {
+            end_group(Pid::from_raw(i32::try_from(self.child.id()).expect("a process number")));
+        }
         if thread::panicking() {
             let lines = self.lines.lock().map_or_else(|held| held.into_inner().clone(), |lines| lines.clone());
             // The start says how it was set up, the end what went wrong; a thousand sessions in between do not help.
@@ -408,6 +501,14 @@ impl Drop for Spliced {
             let shown: Vec<_> = shown.map(|(_, line)| line.as_str()).collect();
             eprintln!("--- standard error of spliced ({}) ---\n{}\n---", self.child.id(), shown.join("\n"));
         }
+    }
+}
+
+/// Ends every process of a group that is left and waits for those that are our children by now.
+fn end_group(group: Pid) {
+    let all = Pid::from_raw(-group.as_raw());
+    if killpg(group, Signal::SIGKILL).is_ok() {
+        while waitpid(all, None).is_ok() {}
     }
 }
 

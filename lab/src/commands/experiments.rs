@@ -236,12 +236,12 @@ pub(super) fn show(
         report::write(&prepared.out, &results)?;
         let told = format!("{}\nresults: {}", text(&results), prepared.out.display());
         // JSON on standard output stands alone there.
-        if json == Some(Path::new("-")) { eprintln!("{told}") } else { println!("{told}") }
+        if json == Some(Path::new("-")) { crate::tell!("{told}") } else { crate::show!("{told}") }
     }
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&results).map_err(std::io::Error::other)?;
         if path == Path::new("-") {
-            println!("{text}");
+            crate::show!("{text}");
         } else {
             fs::write(path, text).map_err(about("write", path))?;
         }

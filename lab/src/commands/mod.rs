@@ -67,7 +67,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // A file's error stands alone, so that editors can jump to it.
             let place = matches!(&error, Error::Wrong(what) if what.split(':').nth(1).is_some_and(|n| n.parse::<u32>().is_ok()));
-            eprintln!("{}{error}", if place { "" } else { "lab: " });
+            crate::tell!("{}{error}", if place { "" } else { "lab: " });
             ExitCode::from(if matches!(error, Error::Wrong(_)) { WRONG } else { FAILED })
         }
     }
@@ -85,7 +85,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Run(args) => return experiments::run(args),
         Command::Report(args) => {
             report::rewrite(&args.dir)?;
-            println!("written again: {}", args.dir.display());
+            crate::show!("written again: {}", args.dir.display());
         }
         Command::Role(args) => load::run_role(args)?,
         Command::Capacity(args) => return others::capacity(args),
@@ -107,7 +107,7 @@ fn usage(error: &clap::Error) -> ExitCode {
             ExitCode::from(WRONG)
         }
         _ => {
-            eprintln!("lab: {}", spliced::cli::one_line(error).replace("spliced --help", "lab --help"));
+            crate::tell!("lab: {}", spliced::cli::one_line(error).replace("spliced --help", "lab --help"));
             ExitCode::from(WRONG)
         }
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use super::Error;
+use crate::experiment::capacity;
 use crate::plan::about;
 use crate::topology::sandbox;
 
@@ -51,7 +52,12 @@ impl Prepared {
 
     /// Runs this program again inside.
     pub(super) fn run_inside(&self) -> Result<ExitCode, Error> {
-        let environment: [(&str, &OsStr); 2] = [(OUT, self.out.as_os_str()), (SPLICED, self.spliced.as_os_str())];
+        let tcp_memory = capacity::tcp_memory_of_host();
+        let environment: [(&str, &OsStr); 3] = [
+            (OUT, self.out.as_os_str()),
+            (SPLICED, self.spliced.as_os_str()),
+            (capacity::TCP_MEMORY, OsStr::new(&tcp_memory)),
+        ];
         let status = sandbox::run_inside(&environment)?;
         match status.code() {
             Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(super::FAILED))),
@@ -91,7 +97,7 @@ fn find_spliced(named: Option<&Path>) -> Result<PathBuf, Error> {
 /// A measurement of yesterday's build helps nobody; when nothing changed this takes a moment.
 fn build(manifest: &Path, target: &Path) -> Result<(), Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    eprintln!("lab: cargo build --release -p spliced");
+    crate::tell!("lab: cargo build --release -p spliced");
     let status = Command::new(&cargo)
         .args(["build", "--quiet", "--release", "-p", "spliced", "--manifest-path"])
         .arg(manifest)

@@ -39,7 +39,7 @@ pub(super) fn up(args: &UpArgs) -> Result<(), Error> {
     }
     stop::listen()?;
     let state = if geteuid().is_root() { up_named(args)? } else { up_held(args)? };
-    println!("the lab is up");
+    crate::show!("the lab is up");
     explain(&state);
     Ok(())
 }
@@ -126,7 +126,7 @@ pub(super) fn down() -> Result<(), Error> {
     };
     take_down(&state)?;
     State::forget()?;
-    println!("the lab is down");
+    crate::show!("the lab is down");
     Ok(())
 }
 
@@ -143,7 +143,7 @@ fn delete_named(namespaces: &[String]) -> Result<(), Error> {
         let inside = CommandLine::of(&Place::here(), ["ip", "netns", "pids", name]).run_through();
         let inside = inside.map(|outcome| outcome.output.replace('\n', " ")).unwrap_or_default();
         if !inside.is_empty() {
-            eprintln!("lab: {name} lives on without its name until these processes in it end: {inside}");
+            crate::tell!("lab: {name} lives on without its name until these processes in it end: {inside}");
         }
         if let Err(error) = CommandLine::of(&Place::here(), ["ip", "netns", "delete", name]).run_through() {
             failed.push(format!("ip netns delete {name}: {}", error.error));
@@ -176,12 +176,12 @@ fn is_up(state: &State) -> bool {
 /// Says what is up.
 pub(super) fn status() -> Result<(), Error> {
     match State::load()? {
-        None => println!("no lab is up"),
+        None => crate::show!("no lab is up"),
         Some(state) if !is_up(&state) => {
-            println!("a lab was up since {}, and its namespaces are gone; `lab down` forgets it", state.since);
+            crate::show!("a lab was up since {}, and its namespaces are gone; `lab down` forgets it", state.since);
         }
         Some(state) => {
-            println!("the lab is up since {}", state.since);
+            crate::show!("the lab is up since {}", state.since);
             explain(&state);
         }
     }
@@ -196,23 +196,27 @@ fn explain(state: &State) {
     let wiring = topology::wiring();
     let links = &state.links;
     let or = |value: Option<String>| value.unwrap_or_else(|| "default".to_owned());
-    println!(
+    crate::show!(
         "  {} 10.0.1.2 -- 10.0.1.1 {} 10.0.0.1 -- 10.0.0.2 {}",
-        wiring.client.name, wiring.forwarder.name, wiring.server.name
+        wiring.client.name,
+        wiring.forwarder.name,
+        wiring.server.name
     );
-    println!(
+    crate::show!(
         "  links: mtu {}, offloads {}, rate {}, loss {}",
         or(links.mtu.map(|mtu| mtu.to_string())),
         if links.offloads { "on" } else { "off" },
         links.rate.map_or_else(|| "any".to_owned(), |rate| rate.to_string()),
         links.loss.map_or_else(|| "none".to_owned(), |loss| loss.to_string()),
     );
-    println!("  server:    {enter}ip netns exec {} iperf3 -s -p {}", wiring.server.name, wiring.server_addr.port());
-    println!(
+    crate::show!("  server:    {enter}ip netns exec {} iperf3 -s -p {}", wiring.server.name, wiring.server_addr.port());
+    crate::show!(
         "  forwarder: {enter}ip netns exec {} spliced forward {} {}",
-        wiring.forwarder.name, wiring.listen, wiring.server_addr
+        wiring.forwarder.name,
+        wiring.listen,
+        wiring.server_addr
     );
-    println!(
+    crate::show!(
         "  client:    {enter}ip netns exec {} iperf3 -c {} -p {} -P 8",
         wiring.client.name,
         wiring.listen.ip(),

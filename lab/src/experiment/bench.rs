@@ -245,8 +245,14 @@ impl Bench {
             UserMemory::of(&tree).samples(&mut values);
             Descriptors::of(&tree).samples(&mut values);
         }
-        let kernel = KernelMemory::now().total().saturating_sub(self.kernel_before.total());
-        values.insert("kernel_bytes".to_owned(), kernel as f64);
+        let (now, before) = (KernelMemory::now(), self.kernel_before);
+        for (name, now, before) in [
+            ("kernel_bytes", now.total(), before.total()),
+            ("kernel_slab_bytes", now.slab, before.slab),
+            ("kernel_tcp_bytes", now.tcp, before.tcp),
+        ] {
+            values.insert(name.to_owned(), now.saturating_sub(before) as f64);
+        }
         if held.failed > 0 {
             let first = held.first_errors.first().map_or("", String::as_str);
             self.round.notes.push(format!("{} of {total} sessions failed, the first: {first}", held.failed));

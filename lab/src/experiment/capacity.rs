@@ -24,6 +24,9 @@ const ALLOCATORS: [(&str, &str, &[&str]); 2] = [
 /// Where libraries are, below each of these or of a directory in it.
 const LIBRARIES: [&str; 4] = ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib"];
 
+/// Tells the process inside the host's net.ipv4.tcp_mem.
+pub const TCP_MEMORY: &str = "SPLICED_LAB_TCP_MEM";
+
 /// Numbers of sessions to stop at, by what the sessions do.
 pub type Stops = Vec<(HoldKind, Vec<u32>)>;
 
@@ -77,7 +80,7 @@ impl Experiment {
         let failed: Result<(), Failed> = all();
         progress.finish();
         for failed in runner.back_to(0) {
-            eprintln!("lab: could not be taken back: {failed}");
+            crate::tell!("lab: could not be taken back: {failed}");
         }
         Ok(Finished { results, failed: failed.err() })
     }
@@ -107,6 +110,7 @@ fn one(
     for (sample, name) in [
         ("private_dirty_bytes", "user_bytes_per_session"),
         ("kernel_bytes", "kernel_bytes_per_session"),
+        ("kernel_tcp_bytes", "kernel_tcp_bytes_per_session"),
         ("descriptors", "descriptors_per_session"),
         ("pipes", "pipes_per_session"),
     ] {
@@ -153,6 +157,9 @@ fn limit(round: &Round) -> Option<String> {
     let of = |name: &str| round.samples.get(name).copied().filter(|value| *value > 0.0);
     let memory = of("user_bytes_per_session").unwrap_or(0.0) + of("kernel_bytes_per_session")?;
     let mut limits = vec![("memory", available()? / memory)];
+    if let (Some(per_session), Some(most)) = (of("kernel_tcp_bytes_per_session"), tcp_memory()) {
+        limits.push(("data in TCP buffers (net.ipv4.tcp_mem)", most / per_session));
+    }
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard);
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     if let (Some(per_session), Some(most)) = (of("descriptors_per_session"), descriptors) {
@@ -167,6 +174,21 @@ fn limit(round: &Round) -> Option<String> {
     Some(format!("sessions this host holds: {}", Vec::from_iter(told).join(", ")))
 }
 
+/// The host's net.ipv4.tcp_mem, which cannot be seen from other network namespaces; empty where it is hidden.
+#[must_use]
+pub fn tcp_memory_of_host() -> String {
+    fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").unwrap_or_default()
+}
+
+/// Bytes that all TCP sockets together may hold: the last of three numbers of pages.
+fn tcp_memory() -> Option<f64> {
+    let text = std::env::var(TCP_MEMORY).ok()?;
+    let pages = text.split_whitespace().nth(2)?.parse::<f64>().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten()?;
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    Some(pages * page as f64)
+}
+
 /// Bytes of memory that can still be used.
 fn available() -> Option<f64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
@@ -174,9 +196,10 @@ fn available() -> Option<f64> {
     Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0)
 }
 
-const COLUMNS: [(&str, &str); 4] = [
+const COLUMNS: [(&str, &str); 5] = [
     ("user_bytes_per_session", "user B each"),
     ("kernel_bytes_per_session", "kernel B each"),
+    ("kernel_tcp_bytes_per_session", "of it TCP data"),
     ("descriptors_per_session", "descriptors each"),
     ("pipes_per_session", "pipes each"),
 ];
@@ -207,8 +230,8 @@ pub fn text(results: &Results) -> String {
     for missing in &results.missing {
         notes.push_str(&format!("missing: {}: {}\n", missing.name, missing.how));
     }
-    let hint =
-        "kernel memory is that of client, forwarder and server together; `direct` shows what the ends alone take\n";
+    let hint = "kernel memory is that of client, forwarder and server together; `direct` shows what the ends alone take; pages that \
+         wait in pipes are not in it\n";
     format!("\n{}{hint}{notes}", table::aligned(&rows))
 }
 

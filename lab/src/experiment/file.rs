@@ -334,6 +334,23 @@ samples: [syscalls]
     }
 
     #[test]
+    fn loads_have_settings_of_their_own_and_goals_are_for_each_load() {
+        let text = "forwarders: [auto, splice, {name: mine, peer: direct}]\nload:\n\
+                    - {name: a, kind: stream, streams: 10, size: 1KiB, offered: 8mbit}\n\
+                    - {name: b, kind: idle, sessions: 7, rounds: 1, forwarders: [auto], topology: {offloads: off}}\n\
+                    goals:\n- {name: G, load: [a, b], metric: x, of: auto, against: [splice, best_peer], at_most: 6KiB}\n";
+        let written = parse("f", text, &[]).unwrap();
+        assert_eq!(written.cases[0].load, load::streams(10, 8e6 / 8.0 / 1024.0 / 10.0, 1024, Duration::from_secs(3)));
+        let case = &written.cases[1];
+        assert_eq!((case.rounds, case.id(), case.links.map(|links| links.offloads)), (Some(1), "b", Some(false)));
+        assert!(case.takes(&written.arms[0]) && !case.takes(&written.arms[1]));
+        assert_eq!((written.arms[2].name.as_str(), written.arms[2].kind), ("mine", Kind::Limit));
+        let goals: Vec<_> = written.goals.iter().map(|goal| (goal.load.as_str(), goal.at_most)).collect();
+        assert_eq!(goals, [("a", Some(6144.0)), ("b", Some(6144.0))]);
+        assert_eq!(written.goals[0].against, ["splice", "best_peer"]);
+    }
+
+    #[test]
     fn every_mistake_is_told_with_its_place() {
         let base = "forwarders: [splice]\nload: [{kind: bulk}]\n";
         assert!(parse("f", base, &[]).is_ok());
@@ -357,6 +374,28 @@ samples: [syscalls]
             ("samples: [all]\nforwarders: [splice]\nload: [{kind: bulk}]", "f:1:11: found \"all\""),
             ("rounds: many\nforwarders: [splice]\nload: [{kind: bulk}]", "f:1:9: found \"many\""),
             ("forwarders: [splice\nload: 1", "f:2:"),
+            ("forwarders: [splice]\nload: [{kind: rr, forwarders: [auto]}]", "f:2:32: found \"auto\"; allowed: splice"),
+            (
+                "forwarders: [splice]\nload: [{kind: rr, name: a}, {kind: crr, name: a}]",
+                "f:2:29: found load \"a\" a second",
+            ),
+            (
+                "forwarders: [{name: x, engine: auto, user: no-such-user}]\nload: [{kind: rr}]",
+                "f:1:44: found \"no-such-user\"",
+            ),
+            ("forwarders: [{name: x, peer: direct, user: root}]\nload: [{kind: rr}]", "f:1:44: found a user for x"),
+            (
+                "forwarders: [auto]\nload: [{kind: stream, offered: 1gbit, chunks_per_second: 3}]",
+                "f:2:58: found chunks_per",
+            ),
+            (
+                "forwarders: [auto]\nload: [{kind: rr}]\ngoals: [{name: G, load: crr, metric: x, of: auto, at_most: 1}]",
+                "f:3:25: found \"crr\"",
+            ),
+            (
+                "forwarders: [auto]\nload: [{kind: rr}]\ngoals: [{name: G, load: rr, metric: x, of: auto}]",
+                "f:3:9: found a goal without at_",
+            ),
         ] {
             let error = parse("f", text, &[]).map(drop).unwrap_err().to_string();
             assert!(error.starts_with(expected) && error.contains("; allowed: "), "{text}: {error}");

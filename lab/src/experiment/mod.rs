@@ -67,7 +67,7 @@ pub struct Finished {
 
 fn take_back(runner: &mut Runner<Action>) {
     for failed in runner.back_to(0) {
-        eprintln!("lab: could not be taken back: {failed}");
+        crate::tell!("lab: could not be taken back: {failed}");
     }
 }
 

@@ -40,7 +40,7 @@ impl Progress {
                 bar.println(line);
                 bar.inc(1);
             }
-            None => eprintln!("[{}/{}] {line}", self.done, self.total),
+            None => crate::tell!("[{}/{}] {line}", self.done, self.total),
         }
     }
 
@@ -48,7 +48,7 @@ impl Progress {
     pub fn say(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => crate::tell!("{line}"),
         }
     }
 

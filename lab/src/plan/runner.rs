@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::stop;
 use super::trace::{self, Entry, Phase, Status, Trace};
 
 /// Hidden from users: `N:error`, `N:stop` or `N:exit` makes step N fail, asks the lab to stop there, or ends it there
-/// without taking anything back.
+/// without taking anything back; `N:wait` says so and waits there to be stopped or killed.
 const FAULT: &str = "SPLICED_LAB_FAULT";
 
 /// One thing a plan does. Plain data, so that a plan can be shown, and taken back after its maker is gone.
@@ -94,7 +94,11 @@ enum Fault {
     Error,
     Stop,
     Exit,
+    Wait,
 }
+
+/// Said by the fault that waits.
+pub const WAITING: &str = "lab: waiting to be ended";
 
 /// Runs steps. Dropping it takes back what is still taken.
 #[derive(Debug)]
@@ -218,6 +222,12 @@ impl<S: Step> Runner<S> {
                 stop::request();
                 Ok(stop::check()?)
             }
+            Fault::Wait => {
+                crate::tell!("{WAITING}");
+                let nothing = || Ok(None::<()>);
+                stop::wait(Duration::from_secs(60), nothing)?;
+                Err(io::Error::other("nobody ended the lab").into())
+            }
         }
     }
 }
@@ -225,7 +235,7 @@ impl<S: Step> Runner<S> {
 impl<S: Step> Drop for Runner<S> {
     fn drop(&mut self) {
         for failed in self.back_to(0) {
-            eprintln!("lab: could not be taken back: {failed}");
+            crate::tell!("lab: could not be taken back: {failed}");
         }
     }
 }
@@ -237,6 +247,7 @@ fn fault_wished() -> Option<(u64, Fault)> {
         "error" => Fault::Error,
         "stop" => Fault::Stop,
         "exit" => Fault::Exit,
+        "wait" => Fault::Wait,
         _ => return None,
     };
     Some((number.parse().ok()?, fault))

@@ -68,6 +68,7 @@ pub(super) const GROUPS: &[Group] = &[
             metric("gbit_per_second", "Throughput", "Gbit/s", Higher),
             metric("forwarder_cpu_seconds_per_gb", "Forwarder CPU", "s/GB", Lower),
             metric("machine_cpu_seconds_per_gb", "Machine CPU", "s/GB", Lower),
+            metric("slowest_stream_share", "Slowest stream", "of the median", Higher),
         ],
         compared: 2,
     },
@@ -103,15 +104,6 @@ pub(super) const GROUPS: &[Group] = &[
         compared: 2,
     },
     Group {
-        title: "Many sessions at once",
-        hint: "How evenly the bytes were spread, and the pipes that took: none may be beyond the budget.",
-        metrics: &[
-            metric("slowest_stream_share", "Slowest stream", "of the median", Higher),
-            metric("pipes_over_budget", "Pipes beyond the budget", "", Lower),
-        ],
-        compared: 0,
-    },
-    Group {
         title: "What a session holds",
         hint: "Pages and descriptors of the forwarder, and memory of the kernel for all three sides, by the session held.",
         metrics: &[
@@ -132,6 +124,7 @@ pub(super) const GROUPS: &[Group] = &[
             metric("kernel_bytes", "Kernel memory", "bytes", Lower),
             metric("descriptors", "Descriptors", "", Lower),
             metric("pipes", "Pipes", "", Lower),
+            metric("pipes_over_budget", "Pipes beyond the budget", "", Lower),
         ],
         compared: 0,
     },

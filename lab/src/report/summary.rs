@@ -180,6 +180,11 @@ impl Load {
         self.arms.iter().any(|arm| arm.samples.contains_key(sample))
     }
 
+    /// Whether costs are given by the exchange or the connection.
+    pub(super) fn has_pieces(&self) -> bool {
+        self.has("cpu_us_per_exchange") || self.has("cpu_us_per_connection")
+    }
+
     /// Fewest and most counted rounds of the arms that have any.
     pub(super) fn rounds(&self) -> Option<(usize, usize)> {
         let counts = || self.arms.iter().map(|arm| arm.rounds).filter(|n| *n > 0);
@@ -221,7 +226,10 @@ fn dimensions(rounds: &[Round]) -> BTreeMap<&str, BTreeSet<&str>> {
 fn title(round: &Round, dimensions: Option<&BTreeSet<&str>>) -> String {
     let mut title = round.load.clone();
     if let Some(name) = round.settings.get(NAME) {
-        return format!("{title} {}", scalar(name));
+        let name = scalar(name);
+        // `rr-16` says that it is rr.
+        let told = name.strip_prefix(title.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+        return if told { name } else { format!("{title} {name}") };
     }
     for key in dimensions.into_iter().flatten() {
         if let Some(value) = round.settings.get(*key) {

@@ -6,6 +6,7 @@ use super::metric::{Better, Metric, find, times};
 use super::summary::{Arm, ENOUGH_ROUNDS, Load, Ratio, Sampled, Summary};
 use super::text::name;
 use crate::results::Kind;
+use crate::sample::DISTURBED;
 
 /// What a ratio of this metric is called in a sentence.
 const PHRASES: [(&str, &str); 9] = [
@@ -29,8 +30,46 @@ const SAME: f64 = 0.02;
 /// Every sentence, load by load; cautions last.
 pub(super) fn verdicts(summary: &Summary) -> Vec<Verdict> {
     let mut all: Vec<Verdict> = summary.loads.iter().flat_map(findings).collect();
-    all.extend(summary.loads.iter().flat_map(cautions));
+    all.extend(warnings(summary));
     all
+}
+
+/// The cautions alone: where goals are judged, they are what was to be found.
+pub(super) fn warnings(summary: &Summary) -> Vec<Verdict> {
+    let sentences = not_quiet(summary).into_iter().chain(few_rounds(summary));
+    let sentences = sentences.chain(summary.loads.iter().flat_map(cautions));
+    sentences.map(|sentence| Verdict { tone: Tone::Caution, figure: None, sentence }).collect()
+}
+
+/// That others used the machine: it stands before everything else.
+fn not_quiet(summary: &Summary) -> Option<String> {
+    let arms = summary.loads.iter().flat_map(|load| &load.arms);
+    let most = arms.filter_map(|arm| arm.spread("others_cpu_share")).map(|s| s.max).fold(0.0, f64::max);
+    (most >= DISTURBED).then(|| {
+        format!(
+            "NOT QUIET: other programs used up to {} of this machine's CPUs meanwhile. Do not compare these numbers; \
+             measure again.",
+            bars_share(most)
+        )
+    })
+}
+
+/// That there were few rounds, once for all loads of which the same is to be said.
+fn few_rounds(summary: &Summary) -> Vec<String> {
+    let mut told: Vec<(String, Vec<String>)> = Vec::new();
+    for load in &summary.loads {
+        let Some((fewest, most)) = load.rounds().filter(|(fewest, _)| *fewest < ENOUGH_ROUNDS) else { continue };
+        let rounds = if fewest == 1 { "one round".into() } else { format!("{fewest} rounds") };
+        let of = if fewest == most { "" } else { " of some arms" };
+        let sentence = format!(
+            "only {rounds}{of}; with fewer than {ENOUGH_ROUNDS} the spread says little. Take more with --rounds."
+        );
+        match told.iter_mut().find(|(known, _)| *known == sentence) {
+            Some((_, loads)) => loads.push(name(&load.title)),
+            None => told.push((sentence, vec![name(&load.title)])),
+        }
+    }
+    told.into_iter().map(|(sentence, loads)| format!("{}: {sentence}", loads.join("; "))).collect()
 }
 
 fn findings(load: &Load) -> Vec<Verdict> {
@@ -40,6 +79,9 @@ fn findings(load: &Load) -> Vec<Verdict> {
     }
     found.extend(ladder(load));
     for (sample, _) in PHRASES {
+        if sample.ends_with("_per_gb") && load.has_pieces() {
+            continue;
+        }
         found.extend(find(sample).and_then(|metric| against_best_peer(load, metric)));
     }
     found.extend(against_dnat(load));
@@ -140,19 +182,9 @@ fn ladder(load: &Load) -> Option<Verdict> {
 }
 
 /// What a reader has to know before he believes the load's numbers.
-fn cautions(load: &Load) -> Vec<Verdict> {
+fn cautions(load: &Load) -> Vec<String> {
     let mut said = Vec::new();
-    let mut say = |sentence: String| {
-        let sentence = format!("{}: {sentence}", name(&load.title));
-        said.push(Verdict { tone: Tone::Caution, figure: None, sentence });
-    };
-    if let Some((fewest, most)) = load.rounds().filter(|(fewest, _)| *fewest < ENOUGH_ROUNDS) {
-        let rounds = if fewest == 1 { "one round".into() } else { format!("{fewest} rounds") };
-        let of = if fewest == most { "" } else { " of some arms" };
-        say(format!(
-            "only {rounds}{of}; with fewer than {ENOUGH_ROUNDS} the spread says little. Take more with --rounds."
-        ));
-    }
+    let mut say = |sentence: String| said.push(format!("{}: {sentence}", name(&load.title)));
     for arm in &load.arms {
         if let Some(share) = arm.saturated() {
             say(format!(

@@ -28,7 +28,7 @@ use crate::place::{Place, Wiring};
 use crate::results::Samples;
 
 /// Share of the machine's CPUs from which on what others use spoils a measurement.
-const DISTURBED: f64 = 0.05;
+pub(crate) const DISTURBED: f64 = 0.05;
 
 /// Measures one window of a forwarder: CPU time of it and of the machine, context switches, TCP's troubles.
 #[derive(Debug)]

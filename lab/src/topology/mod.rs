@@ -82,6 +82,12 @@ pub fn steps(links: &Links) -> Vec<CommandStep> {
     let stamps =
         |name| CommandStep::new(format!("time stamps of {name}"), CommandLine::of(&Place::namespace(name), text));
     steps.extend(NAMESPACES.map(stamps));
+    // Thousands of sessions for each forwarder in turn, all to one address: without this the ports of those that were
+    // closed last are not to be had for a minute (ip-sysctl of the kernel, tcp_tw_reuse).
+    let text = ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/tcp_tw_reuse"];
+    let ports =
+        |name| CommandStep::new(format!("closed ports of {name}"), CommandLine::of(&Place::namespace(name), text));
+    steps.extend(NAMESPACES.map(ports));
     if let Some(loss) = links.loss {
         steps.extend(NAMESPACES.map(|name| lose(name, loss)));
     }

@@ -13,6 +13,11 @@ pub(super) fn section(load: &Load, slots: &Slots) -> Section {
     let mut section = Section::new(load_title(load));
     for group in GROUPS {
         let present: Vec<&Metric> = group.metrics.iter().filter(|metric| load.has(metric.name)).collect();
+        // Of a few bytes the cost by the gigabyte says nothing that the cost by the piece does not.
+        let by_the_piece = ["rr", "crr"].contains(&load.kind()) && group.title == GROUPS[0].title;
+        if by_the_piece && load.has_pieces() {
+            continue;
+        }
         if !present.is_empty() {
             add_group(&mut section, load, group, &present);
         }

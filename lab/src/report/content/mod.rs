@@ -11,7 +11,7 @@ use super::chart::Line;
 use super::document::{Block, Document};
 use super::summary::{Load, Summary, order};
 use super::text::{name, plain};
-use super::verdict::verdicts;
+use super::verdict::{verdicts, warnings};
 use crate::results::{Kind, Results};
 
 /// The whole report.
@@ -28,7 +28,7 @@ pub(super) fn document(results: &Results) -> Document {
     Document {
         title: name(title),
         lead: format!("lab {}, started {}", plain(&results.experiment), plain(&results.started)),
-        verdicts: verdicts(&summary),
+        verdicts: if results.goals.is_empty() { verdicts(&summary) } else { warnings(&summary) },
         sections,
     }
 }

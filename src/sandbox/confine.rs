@@ -1,0 +1,300 @@
+//! The steps of the confinement on Linux, and what is remembered of them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use caps::{Capability, CapsHashSet};
+use landlock::RulesetCreated;
+use log::{info, warn};
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::prctl;
+use nix::unistd::{fchown, fchownat, geteuid};
+
+use super::files::{self, Rules};
+use super::filter::Filters;
+use super::handover::{self, Marks};
+use super::user::{self, Identity};
+use super::{Part, Role, State, capabilities};
+use crate::plan::{Confinement, Plan};
+
+/// What [`prepare`] has found out and [`confine`] does.
+static PREPARED: Mutex<Option<Prepared>> = Mutex::new(None);
+/// Who is to own the files that are made before the change of the user.
+static OWNER: OnceLock<Identity> = OnceLock::new();
+/// What is in force.
+static CONFINED: OnceLock<Confined> = OnceLock::new();
+
+#[derive(Debug)]
+struct Prepared {
+    sandbox: Confinement,
+    identity: Option<Identity>,
+    kept: CapsHashSet,
+    rules: Rules,
+    config: Option<PathBuf>,
+    log: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Confined {
+    parts: Vec<Part>,
+    /// Capabilities of the main thread; `None` where they were left as they are.
+    kept: Option<CapsHashSet>,
+    filters: Option<Filters>,
+    marks: Marks,
+}
+
+/// Looks up what [`confine`] will need, while everything can still be read. `config` is the file a reload reads.
+///
+/// # Errors
+/// `user` names nobody on this host.
+pub fn prepare(plan: &Plan, config: Option<&Path>) -> io::Result<()> {
+    let privileges = &plan.privileges;
+    let identity = privileges.user.as_ref().map(user::find).transpose()?;
+    if let Some(identity) = identity {
+        let _ = OWNER.set(identity);
+    }
+    let config = config.filter(|path| *path != Path::new("-"));
+    let prepared = Prepared {
+        sandbox: privileges.sandbox,
+        identity,
+        kept: capabilities::kept(plan),
+        rules: Rules::of(plan, config),
+        config: config.map(Path::to_owned),
+        log: plan.log.file.clone(),
+    };
+    *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
+    Ok(())
+}
+
+/// Gives up what is not needed from here on, and says in the log what that is. To be called on the main thread, with
+/// every listener bound and no other thread started; does nothing unless [`prepare`] came before.
+///
+/// # Errors
+/// The process may not become `user`; or, with `strict`, a part cannot be had. Without `strict` such a part is logged.
+pub fn confine() -> io::Result<()> {
+    let Some(prepared) = PREPARED.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+    let sandboxed = prepared.sandbox != Confinement::Off;
+    let inherited = Marks::inherited();
+    let mut marks = Marks::default();
+    // Directories are opened before the change of the user, who may not see them all.
+    let domain = handover::of_rules(&prepared.rules);
+    let ruleset = (sandboxed && inherited.domain.as_ref() != Some(&domain)).then(|| prepared.rules.open());
+
+    let mut parts = Vec::new();
+    change_user(&prepared, &mut parts)?;
+    if sandboxed {
+        parts.push(match prctl::set_no_new_privs() {
+            Ok(()) => Part::on("no_new_privs", "set"),
+            Err(errno) => Part::missing("no_new_privs", format!("prctl(PR_SET_NO_NEW_PRIVS): {errno}")),
+        });
+    }
+    let filters = if sandboxed {
+        parts.push(landlock(ruleset, prepared.sandbox == Confinement::Strict, || marks.domain = Some(domain)));
+        let (part, filters) = seccomp(&inherited);
+        parts.push(part);
+        filters
+    } else {
+        None
+    };
+    marks.filter = filters.as_ref().map(|filters| handover::of_filter(&filters.control));
+    say(&parts, prepared.sandbox)?;
+    if prepared.identity.is_none() && geteuid().is_root() {
+        warn!("running as root: with user: NAME (--user NAME) it becomes that user once its listeners are bound");
+    }
+    check_reach(&prepared);
+    let kept = (sandboxed || prepared.identity.is_some()).then_some(prepared.kept);
+    let _ = CONFINED.set(Confined { parts, kept, filters, marks });
+    Ok(())
+}
+
+/// Takes from the calling thread what its role does not need. Does nothing where [`confine`] was not called.
+pub fn enter(role: Role) {
+    let Some(confined) = CONFINED.get() else { return };
+    if let Some(kept) = &confined.kept {
+        // Workers open pipes; none but the main thread binds listeners.
+        let worker = |capability: &&Capability| role == Role::Worker && **capability == Capability::CAP_SYS_RESOURCE;
+        if let Err(why) = capabilities::limit_to(&kept.iter().filter(worker).copied().collect()) {
+            warn!("sandbox: this {role:?} thread keeps its capabilities: {why}");
+        }
+    }
+    if let Some(filters) = &confined.filters
+        && let Err(error) = seccompiler::apply_filter(filters.of(role))
+    {
+        warn!("sandbox: this {role:?} thread has the main thread's system calls: {error}");
+    }
+}
+
+/// What is in force in this process, part by part; empty before [`confine`].
+#[must_use]
+pub fn report() -> Vec<Part> {
+    CONFINED.get().map_or_else(Vec::new, |confined| confined.parts.clone())
+}
+
+/// What this host could confine, tried on a thread that ends with it.
+#[must_use]
+pub fn support() -> Vec<Part> {
+    let tried = std::thread::Builder::new().name("sandbox-trial".into()).spawn(|| {
+        let no_new_privs = match prctl::set_no_new_privs() {
+            Ok(()) => Part::on("no_new_privs", "can be set"),
+            Err(errno) => Part::missing("no_new_privs", errno.to_string()),
+        };
+        let ruleset = Rules::default().open();
+        let landlock = landlock(Some(ruleset), false, || ());
+        vec![no_new_privs, landlock, seccomp(&Marks::default()).0]
+    });
+    let mut parts = vec![Part::on("user", user::describe()), Part::on("capabilities", capabilities::describe())];
+    match tried.map(std::thread::JoinHandle::join) {
+        Ok(Ok(tried)) => parts.extend(tried),
+        Ok(Err(_)) => parts.push(Part::missing("seccomp", "the thread that tried it panicked")),
+        Err(error) => parts.push(Part::missing("seccomp", format!("no thread to try it on: {error}"))),
+    }
+    parts
+}
+
+/// The environment variable a newer executable must be started with, so that it does not confine itself once more in
+/// the same way.
+#[must_use]
+pub fn environment() -> Option<(&'static str, String)> {
+    CONFINED.get().map(|confined| (handover::NAME, confined.marks.text()))
+}
+
+/// Gives a file this process has made to the user it will become, who opens it again after a rotation.
+///
+/// # Errors
+/// What fchown(2) reports.
+pub fn give(file: &File) -> io::Result<()> {
+    let Some(owner) = OWNER.get() else { return Ok(()) };
+    let found = file.metadata()?;
+    // Anything but a file we made is not ours to give.
+    if !found.is_file() || found.uid() != geteuid().as_raw() || found.uid() == owner.uid.as_raw() {
+        return Ok(());
+    }
+    Ok(fchown(file, Some(owner.uid), Some(owner.gid))?)
+}
+
+/// The same for a unix socket by its name.
+///
+/// # Errors
+/// What open(2) or fchownat(2) reports.
+pub fn give_path(path: &Path) -> io::Result<()> {
+    let Some(owner) = OWNER.get() else { return Ok(()) };
+    // By descriptor, so that nobody slips another file under the name in between.
+    let file = File::from(files::handle(path, OFlag::O_NOFOLLOW)?);
+    let found = file.metadata()?;
+    if !found.file_type().is_socket() || found.uid() != geteuid().as_raw() || found.uid() == owner.uid.as_raw() {
+        return Ok(());
+    }
+    Ok(fchownat(&file, "", Some(owner.uid), Some(owner.gid), AtFlags::AT_EMPTY_PATH)?)
+}
+
+/// The same for a listening socket: those of an address share it with further ones of the same user alone
+/// (`inet_csk_bind_conflict` in net/ipv4/inet_connection_sock.c), which a reload with more workers opens.
+///
+/// # Errors
+/// What fchown(2) reports.
+pub fn give_socket(socket: &impl AsFd) -> io::Result<()> {
+    let (Some(owner), true) = (OWNER.get(), geteuid().is_root()) else { return Ok(()) };
+    Ok(fchown(socket, Some(owner.uid), Some(owner.gid))?)
+}
+
+/// The user who may own what this process finds in the place of its files: itself, root, or the one it will become.
+pub(crate) fn may_own(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw() || OWNER.get().is_some_and(|owner| owner.uid.as_raw() == uid)
+}
+
+fn change_user(prepared: &Prepared, parts: &mut Vec<Part>) -> io::Result<()> {
+    let kept = &prepared.kept;
+    if prepared.identity.is_none() && prepared.sandbox == Confinement::Off {
+        return Ok(());
+    }
+    capabilities::bound(kept);
+    let change = || -> io::Result<Result<(), String>> {
+        let Some(identity) = prepared.identity else { return Ok(capabilities::limit_to(kept)) };
+        let survive = capabilities::survive_change_of_user(true);
+        user::become_user(identity)?;
+        Ok(survive
+            .and_then(|()| capabilities::limit_to(kept))
+            .and_then(|()| capabilities::survive_change_of_user(false)))
+    };
+    let limited = change()?;
+    parts.push(Part::on("user", user::describe()));
+    parts.push(match limited {
+        Ok(()) => Part::on("capabilities", capabilities::describe()),
+        Err(why) => Part::missing("capabilities", format!("{why}; it keeps {}", capabilities::describe())),
+    });
+    Ok(())
+}
+
+/// `None` for the ruleset where the same domain is inherited.
+fn landlock(ruleset: Option<Result<RulesetCreated, String>>, ports: bool, in_force: impl FnOnce()) -> Part {
+    let result = match ruleset {
+        None => Ok("as inherited".to_owned()),
+        Some(ruleset) => ruleset.and_then(|ruleset| files::restrict(ruleset, ports)),
+    };
+    match result {
+        Ok(detail) => {
+            in_force();
+            Part::on("landlock", detail)
+        }
+        Err(why) => Part::missing("landlock", why),
+    }
+}
+
+fn seccomp(inherited: &Marks) -> (Part, Option<Filters>) {
+    let filters = match Filters::compile() {
+        Ok(filters) => filters,
+        Err(why) => return (Part::missing("seccomp", format!("no filter for this processor: {why}")), None),
+    };
+    if inherited.filter.as_ref() == Some(&handover::of_filter(&filters.control)) {
+        return (Part::on("seccomp", "one filter a thread, the main thread's inherited"), Some(filters));
+    }
+    match seccompiler::apply_filter(&filters.control) {
+        Ok(()) => (Part::on("seccomp", "one filter a thread"), Some(filters)),
+        Err(error) => (Part::missing("seccomp", format!("{error}; this kernel or container refuses filters")), None),
+    }
+}
+
+/// One line of what is in force, one for each part that is missing.
+fn say(parts: &[Part], sandbox: Confinement) -> io::Result<()> {
+    let (missing, there): (Vec<&Part>, Vec<&Part>) =
+        parts.iter().partition(|part| matches!(part.state, State::Missing(_)));
+    let join = |parts: &[&Part]| parts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if sandbox == Confinement::Strict && !missing.is_empty() {
+        let text = format!("sandbox strict: {}; mend that, or use sandbox auto, which does without", join(&missing));
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    match (sandbox, there.is_empty()) {
+        (Confinement::Off, true) => info!("sandbox: off"),
+        (Confinement::Off, false) => info!("sandbox: off; {}", join(&there)),
+        _ => info!("sandbox: {}", join(&there)),
+    }
+    for part in missing {
+        warn!("sandbox: {part}. The rest is in force, and forwarding goes on");
+    }
+    Ok(())
+}
+
+/// Tries, as confined as the process now is, what a reload and a rotation will need.
+fn check_reach(prepared: &Prepared) {
+    let denied = |result: io::Result<File>| result.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+    let who = user::describe;
+    if let Some(path) = &prepared.config
+        && denied(File::open(path))
+    {
+        warn!(
+            "user {} cannot read {}: a reload will fail; let it read the file and its directories",
+            who(),
+            path.display()
+        );
+    }
+    if let Some(path) = &prepared.log
+        && fs::metadata(path).is_ok_and(|found| found.is_file())
+        && denied(OpenOptions::new().append(true).open(path))
+    {
+        warn!("user {} cannot write {}: it cannot be reopened; give the file to that user", who(), path.display());
+    }
+}
