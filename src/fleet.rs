@@ -59,7 +59,8 @@ pub struct Fleet {
     editions: Vec<Option<Entry>>,
     /// The edition of each forward of the plan, in its order.
     current: Vec<usize>,
-    /// Editions that were replaced and are retired as soon as the last listener that leads to them is closed.
+    /// Editions that were replaced and are not retired yet: some worker may still accept for them, because it has not
+    /// been told yet, or because a listener that closes leads to them.
     closing: Vec<usize>,
     seats: Vec<Seat>,
     /// The first so many seats are to have a worker.

@@ -54,8 +54,6 @@ struct Newcomers(Vec<(usize, Seat)>);
 pub(super) struct Settling {
     told: Receiver<()>,
     left: usize,
-    /// Editions the plan does not have any more.
-    retire: Vec<usize>,
 }
 
 impl Drop for Newcomers {
@@ -123,10 +121,10 @@ impl Fleet {
         self.doors.commit(doors, &plan, &self.current, Instant::now());
         self.shared.limits.update(&plan);
         self.names.commit(names);
-        let (told, left) = self.post(&fresh, &seated);
         let kept: HashSet<usize> = self.current.iter().copied().collect();
-        let retire = before.into_iter().filter(|id| !kept.contains(id)).collect();
-        self.settling = Some(Settling { told, left, retire });
+        self.closing.extend(before.into_iter().filter(|id| !kept.contains(id)));
+        let (told, left) = self.post(&fresh, &seated);
+        self.settling = Some(Settling { told, left });
         if !self.settle(PATIENCE) {
             log::warn!("a worker takes longer than {PATIENCE:?} to change; until then it serves what it served before");
         }
@@ -214,8 +212,7 @@ impl Fleet {
     /// Tells every worker of editions before any is told to serve them: one that serves already may pass a connection on
     /// to one that does not yet.
     fn teach(&self, fresh: &[usize], newcomers: &[usize]) {
-        let pending = self.settling.iter().flat_map(|settling| &settling.retire).chain(&self.closing);
-        let all: HashSet<usize> = self.current.iter().chain(pending).copied().collect();
+        let all: HashSet<usize> = self.current.iter().chain(&self.closing).copied().collect();
         let scratch = self.plan.forwards.iter().map(Forward::largest_read).max().unwrap_or(64 * 1024);
         // What is looked up from here on is told to the newcomers too.
         let mut board = self.names.board();
@@ -251,7 +248,6 @@ impl Fleet {
                 }
             }
         }
-        self.closing.extend(settling.retire);
         self.retire();
         for seat in self.seats.iter().skip(self.serving).filter(|seat| seat.thread.is_some()) {
             let _ = seat.peer.mailbox.post(Message::Leave);
@@ -274,8 +270,7 @@ impl Fleet {
 
     /// Frees the numbers and counters of editions nobody has any more.
     fn reclaim(&mut self) {
-        let pending = self.settling.iter().flat_map(|settling| &settling.retire);
-        let kept: HashSet<usize> = self.current.iter().chain(&self.closing).chain(pending).copied().collect();
+        let kept: HashSet<usize> = self.current.iter().chain(&self.closing).copied().collect();
         for (id, place) in self.editions.iter_mut().enumerate() {
             if !kept.contains(&id) && place.as_mut().is_some_and(|entry| Arc::get_mut(&mut entry.edition).is_some()) {
                 *place = None;

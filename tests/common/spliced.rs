@@ -379,6 +379,48 @@ impl Spliced {
         status
     }
 
+    /// The file it was started with.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.directory.path().join("spliced.yaml")
+    }
+
+    /// Puts another text in the place of its file at once; the control socket is added to it.
+    pub(crate) fn replace_config(&self, text: &str) {
+        let new = self.directory.path().join("new.yaml");
+        let text = format!("{text}\ncontrol: {}\n", self.control.display());
+        fs::write(&new, text).expect("the temporary directory takes a file");
+        fs::rename(new, self.config()).expect("a file takes the place of another");
+    }
+
+    /// `spliced reload`: its exit code and what it wrote.
+    pub(crate) fn reload(&self) -> (Option<i32>, String) {
+        self.ask("reload", &[])
+    }
+
+    /// Replaces the file and reloads it, which must take effect; what was changed.
+    pub(crate) fn reload_with(&self, text: &str) -> String {
+        self.replace_config(text);
+        let (code, said) = self.reload();
+        assert_eq!(code, Some(0), "reload of {text}: {said}");
+        said
+    }
+
+    /// A command about this instance, with its control socket.
+    pub(crate) fn ask(&self, command: &str, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut ask = Command::new(env!("CARGO_BIN_EXE_spliced"));
+        ask.arg(command).args(arguments).arg("--control").arg(&self.control);
+        let output = ask.stdin(Stdio::null()).output().expect("the program runs");
+        (
+            output.status.code(),
+            [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat(),
+        )
+    }
+
+    /// What it holds now is what it is to hold at the end: for tests that change what it listens on.
+    pub(crate) fn note_rest(&mut self) {
+        self.start = Some(eventually("it is at rest", LONG, || self.rest()));
+    }
+
     /// Ends of pipes beyond those it was started with.
     pub(crate) fn pipe_ends(&self) -> usize {
         let start = self.start.as_ref().expect("it was started");
