@@ -379,6 +379,10 @@ impl ForwardSnapshot {
                 *own.entry(name).or_default() += count;
             }
         }
+        for (name, count) in &other.stalls {
+            *self.stalls.entry(name).or_default() += count;
+        }
+        self.stalled += other.stalled;
         self.connect_time.merge(&other.connect_time);
         self.first_byte_time.merge(&other.first_byte_time);
         self.session_time.merge(&other.session_time);

@@ -38,11 +38,19 @@ fn few_ports(namespace: &Netns) {
 
 /// A client with a port of its own, outside of that range.
 fn client(namespace: &Netns, port: u16) -> TcpStream {
+    try_client(namespace, port).expect("a connection")
+}
+
+/// The same; `None` when it was reset before connect(2) has told of its success.
+fn try_client(namespace: &Netns, port: u16) -> Option<TcpStream> {
     namespace.enter(|| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
         socket.bind(&SocketAddr::from(([10, 9, 0, 6], port)).into()).expect("a port of its own");
-        socket.connect_timeout(&address(FRONT).into(), LONG).expect("a connection");
-        common::peer::with_deadlines(socket.into())
+        match socket.connect_timeout(&address(FRONT).into(), LONG) {
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return None,
+            result => result.expect("a connection"),
+        }
+        Some(common::peer::with_deadlines(socket.into()))
     })
 }
 
@@ -59,10 +67,7 @@ fn run(namespace: &Netns, sources: &str) -> (Echo, Spliced) {
 fn until_refused(namespace: &Netns, most: usize) -> Vec<TcpStream> {
     let mut served = Vec::new();
     for port in (20_000u16..).take(most) {
-        let client = client(namespace, port);
-        if !echoes(&client, 1, LONG) {
-            return served;
-        }
+        let Some(client) = try_client(namespace, port).filter(|client| echoes(client, 1, LONG)) else { return served };
         served.push(client);
     }
     served

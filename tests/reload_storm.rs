@@ -276,7 +276,7 @@ fn a_hundred_reloads_leave_nothing_behind() {
         let over = AtomicBool::new(false);
         // One round of all there is, so that every address and worker has been there once.
         let round = |from: usize| (from..from + 12).for_each(|turn| reload(&spliced, turn));
-        let used = |spliced: &Spliced| (spliced.process().descriptors().all, spliced.process().threads());
+        let used = |spliced: &Spliced| (spliced.process().descriptors().all, spliced.process().threads().len());
         thread::scope(|scope| {
             scope.spawn(|| serve(&backend, &over));
             let visit = |turn: usize| {

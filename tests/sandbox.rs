@@ -156,7 +156,7 @@ fn a_life_as_nobody() {
     exchange(&client, &accept(&way.backend), MIB, MIB);
 
     spliced.signal(Signal::SIGHUP);
-    until("the reload is answered", LONG, || spliced.text().to_lowercase().contains("reload"));
+    until("the reload is in effect", LONG, || spliced.text().contains("configuration 2 is in effect"));
     way.forwards(MIB);
 
     fs::rename(&log, directory.join("log.1")).expect("our own directory");
