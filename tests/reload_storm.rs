@@ -56,7 +56,7 @@ fn text(turn: usize) -> String {
         RANGE + 19,
         1000 + turn % 2,
     );
-    if turn % 3 == 0 {
+    if turn.is_multiple_of(3) {
         forwards +=
             &format!("  - {{ name: sometimes{}, listen: \"127.0.0.1:{SOMETIMES}\", to: \"{to}\" }}\n", turn % 2);
     }
@@ -276,7 +276,7 @@ fn a_hundred_reloads_leave_nothing_behind() {
         let over = AtomicBool::new(false);
         // One round of all there is, so that every address and worker has been there once.
         let round = |from: usize| (from..from + 12).for_each(|turn| reload(&spliced, turn));
-        let used = |spliced: &Spliced| (spliced.process().descriptors().all, spliced.process().threads());
+        let used = |spliced: &Spliced| (spliced.process().descriptors().all, spliced.process().threads().len());
         thread::scope(|scope| {
             scope.spawn(|| serve(&backend, &over));
             let visit = |turn: usize| {

@@ -97,11 +97,6 @@ impl Process {
         states
     }
 
-    /// Its threads.
-    pub(crate) fn threads(self) -> usize {
-        fs::read_dir(format!("/proc/{}/task", self.0)).expect("the process runs").count()
-    }
-
     /// CPU time of all its threads so far, to the nanosecond; threads that have ended do not count.
     pub(crate) fn cpu(self) -> Duration {
         let threads = fs::read_dir(format!("/proc/{}/task", self.0)).expect("the process runs");
