@@ -1,6 +1,7 @@
 //! A changed configuration takes effect while sessions go on: all of it or nothing, and only what is different changes.
 
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a failing step fails the test, in its helpers as well")]
 
 mod common;
 
@@ -99,7 +100,7 @@ fn forwards_come_and_go_and_their_sessions_stay() {
     let (first, second, back) = (Reserved::loopback(), Reserved::loopback(), backend());
     let to = back.local_addr().unwrap();
     let (a, b) = (forward("a", &first, to, ""), forward("b", &second, to, ""));
-    let spliced = start(&config("", &[a.clone()]));
+    let spliced = start(&config("", std::slice::from_ref(&a)));
     assert!(refused(second.address()));
     let said = spliced.reload_with(&config("", &[a, b.clone()]));
     assert_eq!(said, format!("+ forward \"b\" listen {} to {to} engine auto\n= 1 unchanged\n", second.address()));
@@ -366,7 +367,7 @@ fn what_needs_a_restart_is_said_each_time_and_the_rest_is_done() {
 fn check_against_tells_what_a_reload_would_do_and_does_nothing() {
     let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
     let web = forward("web", &port, echo.address(), "");
-    let spliced = start(&config("", &[web.clone()]));
+    let spliced = start(&config("", std::slice::from_ref(&web)));
     let added = forward("more", &Reserved::loopback(), echo.address(), "");
     spliced.replace_config(&config("drain_timeout: 7s", &[web, added]));
     let pid = spliced.process().0.to_string();

@@ -56,7 +56,7 @@ fn text(turn: usize) -> String {
         RANGE + 19,
         1000 + turn % 2,
     );
-    if turn % 3 == 0 {
+    if turn.is_multiple_of(3) {
         forwards +=
             &format!("  - {{ name: sometimes{}, listen: \"127.0.0.1:{SOMETIMES}\", to: \"{to}\" }}\n", turn % 2);
     }

@@ -105,7 +105,7 @@ fn ports_that_are_dealt_to_workers_survive_theirs() {
         first + 19,
         echo.address()
     );
-    let spliced = Launcher::config(&config).inject(&[&lying_recv(15)]).start();
+    let spliced = Launcher::config(&config).inject(&[&lying_recv(60)]).start();
     let ports = || (first..first + 20).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
     let mut served = 0;
     // Each round every port is tried until it has answered; panics cut some of them.

@@ -66,7 +66,13 @@ pub fn diff(from: &Plan, to: &Plan) -> Diff {
 /// The plan to run when one was read while another runs: what cannot change stays as it is.
 #[must_use]
 pub fn keep_fixed(running: &Plan, read: Plan) -> Plan {
-    Plan { pin: running.pin, control: running.control.clone(), pid_file: running.pid_file.clone(), ..read }
+    Plan {
+        pin: running.pin,
+        control: running.control.clone(),
+        pid_file: running.pid_file.clone(),
+        privileges: running.privileges.clone(),
+        ..read
+    }
 }
 
 impl Diff {
