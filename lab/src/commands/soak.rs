@@ -15,7 +15,7 @@ use crate::topology::sandbox;
 /// Runs it inside, on loopback.
 pub(super) fn soak(args: &SoakArgs) -> Result<ExitCode, Error> {
     if !sandbox::is_inside() {
-        return Prepared::outside(args.out.as_deref(), args.spliced.as_deref())?.run_inside();
+        return Prepared::outside(args.out.as_deref(), args.spliced.as_deref(), args.json.as_deref())?.run_inside();
     }
     let prepared = Prepared::inside()?;
     experiments::settle()?;

@@ -111,7 +111,10 @@ impl Forwarder {
         let tree = self.tree();
         Descriptors::of(&tree).samples(&mut samples);
         UserMemory::of(&tree).samples(&mut samples);
-        KernelMemory::now().samples(&mut samples);
+        let kernel = KernelMemory::now();
+        let parts =
+            [("kernel_bytes", kernel.total()), ("kernel_slab_bytes", kernel.slab), ("kernel_tcp_bytes", kernel.tcp)];
+        samples.extend(parts.map(|(name, bytes)| (name.to_owned(), bytes as f64)));
         samples.retain(|name, _| JUDGED.iter().any(|(judged, _)| judged == name) || SHOWN.contains(&name.as_str()));
         for (name, place) in [("sessions", "/total/sessions_open"), ("sources", "/sources"), ("pipes", "")] {
             let sum = |names: [&str; 2]| names.iter().filter_map(|n| stats["pipes"][n].as_f64()).sum::<f64>();
