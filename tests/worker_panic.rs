@@ -122,7 +122,7 @@ fn ports_that_are_dealt_to_workers_survive_theirs() {
 /// Twenty ports in a row that nobody has.
 fn free_range() -> u16 {
     eventually("a free range of ports", LONG, || {
-        let first = backend().local_addr().unwrap().port();
+        let first = backend().local_addr().expect("an address").port();
         let free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
         let end = first.checked_add(20).ok_or("too high")?;
         if (first..end).all(free) { Ok(first) } else { Err("taken".to_owned()) }
