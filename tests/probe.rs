@@ -8,6 +8,7 @@ mod common;
 use std::process::{Command, Output};
 
 use common::netns::{Chain, Netns, offloads_off, with_namespaces};
+#[cfg(not(spliced_portable))]
 use common::spliced::can_inject;
 use serde_json::Value;
 
