@@ -6,7 +6,9 @@ use mio::Poll;
 
 use super::*;
 use crate::limits::{Admission, ForwardLimits};
-use crate::plan::{Access, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
+use crate::plan::{
+    Access, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Ports, Scheduling, Target, TcpOptions, Timeouts,
+};
 use crate::pump::Pumps;
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys::pipes::PipeBudget;
@@ -34,6 +36,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         workers: Some(1),
         pin: Pin::Off,
         gather: false,
+        scheduling: Scheduling::Auto,
         max_connections: None,
         max_connections_per_source: None,
         drain: None,
@@ -243,7 +246,7 @@ impl Lone {
             id: 0,
             me: Arc::clone(&me),
             serving: 1,
-            board: Arc::new(Board::new(1, false)),
+            board: Arc::new(Board::new(1, false, Scheduling::Auto)),
             peers: Arc::new([Arc::clone(&me)]),
             poll,
             shared: Arc::clone(&shared),

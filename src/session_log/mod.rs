@@ -256,6 +256,7 @@ mod tests {
             workers: None,
             pin: Pin::Auto,
             gather: false,
+            scheduling: crate::plan::Scheduling::Auto,
             max_connections: None,
             max_connections_per_source: None,
             drain: None,
