@@ -153,10 +153,13 @@ impl EventLoop {
         self.notifier.ready();
     }
 
-    /// Writes our process id into the pid file of the process before.
-    pub(super) fn take_pid_file_over(&mut self) {
+    /// Makes the pid file and the control socket's file of the process before our own, whose they were until now.
+    pub(super) fn take_files_over(&mut self) {
         if let Some(pid_file) = &mut self.pid_file {
             pid_file.take_over();
+        }
+        if let Some(file) = &mut self.control_file {
+            file.take_over();
         }
     }
 
