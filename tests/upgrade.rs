@@ -8,19 +8,20 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::cannot_run;
 use common::deadline::{LONG, eventually, throughout, until};
-use common::netns::{Netns, with_namespaces};
 use common::path::Via;
 use common::pattern::{Pattern, exchange};
 use common::peer::{Echo, Reserved, accept, backend, connect, echoes};
 use common::spliced::Launcher;
 use common::upgraded::{Installed, Storm, Upgraded, one_connection};
 use nix::sys::signal::Signal;
+use nix::unistd::Uid;
 
 /// An installed program that runs, a backend and the way to it.
 struct Service {
@@ -58,61 +59,6 @@ fn lives(mut client: &TcpStream, mut server: &TcpStream) {
     server.read_exact(&mut [0]).unwrap();
     server.write_all(b"!").unwrap();
     client.read_exact(&mut [0]).unwrap();
-}
-
-/// `ListenOverflows` and `ListenDrops` of a namespace: connections the kernel turned away because no queue took them.
-fn listen_drops(namespace: &Netns) -> Vec<u64> {
-    let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/netstat").unwrap());
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let of = |wanted: &str| {
-        let mut pairs = names.split(' ').zip(values.split(' '));
-        pairs.find(|(name, _)| *name == wanted).unwrap().1.parse().unwrap()
-    };
-    vec![of("ListenOverflows"), of("ListenDrops")]
-}
-
-#[test]
-fn a_connect_storm_notices_nothing() {
-    with_namespaces("a_connect_storm_notices_nothing", || {
-        const CLIENTS: u64 = 4;
-        const EACH: u64 = 1250;
-        let namespace = Netns::new();
-        let front = SocketAddr::from((Ipv4Addr::LOCALHOST, 9000));
-        let backend = namespace.listen((Ipv4Addr::LOCALHOST, 9001).into());
-        let echo = Echo::start(backend);
-        let installed = Installed::new();
-        let launcher = Launcher::forward(front, echo.address()).inside(&namespace).option("--workers", "2");
-        // Thousands of session lines are not what a failure is about.
-        let mut upgraded = installed.start(launcher.option("--log-file", "/dev/null"));
-        let before = listen_drops(&namespace);
-        let storm = Storm::default();
-        let upgrades = thread::scope(|scope| {
-            let client = || namespace.enter(|| storm.client(front, EACH));
-            let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
-            let mut upgrades = 0;
-            // One after the other for as long as the storm lasts; each in the middle of it.
-            while clients.iter().any(|client| !client.is_finished()) {
-                let served = storm.served.load(Ordering::Relaxed);
-                upgraded.upgrade();
-                upgrades += 1;
-                eventually("the storm goes on", LONG, || {
-                    let over = clients.iter().any(|client| client.is_finished());
-                    let now = storm.served.load(Ordering::Relaxed);
-                    if over || now >= served + 200 { Ok(()) } else { Err(format!("{now} served")) }
-                });
-                upgraded.only_the_last_is_left();
-            }
-            for client in clients {
-                assert_eq!(client.join().unwrap(), Ok(()), "after {upgrades} upgrades");
-            }
-            upgrades
-        });
-        assert_eq!(storm.served.load(Ordering::Relaxed), CLIENTS * EACH);
-        assert!(upgrades >= 3, "{upgrades} upgrades in the storm");
-        assert_eq!(listen_drops(&namespace), before, "ListenOverflows and ListenDrops");
-        upgraded.finish();
-    });
 }
 
 /// Streams that are under way stay with the process that has them, whole to the last byte, through a chain of three.
@@ -297,15 +243,14 @@ fn a_bad_configuration_is_told() {
 }
 
 /// More and fewer workers, an address more and one less: clients of the address that stays notice nothing.
-#[test]
-fn workers_and_addresses_may_change() {
+fn workers_and_addresses_may_change(sandbox: &str) {
     let (installed, stays, comes, goes) =
         (Installed::new(), Reserved::loopback(), Reserved::loopback(), Reserved::loopback());
     let echo = Echo::start(backend());
     let back = echo.address();
     let text = |workers: usize, fronts: [SocketAddr; 2]| {
         let forwards = fronts.map(|front| format!("{{ listen: \"{front}\", to: \"{back}\" }}")).join(", ");
-        format!("workers: {workers}\nlog_file: /dev/null\nforwards: [{forwards}]")
+        format!("sandbox: {sandbox}\nworkers: {workers}\nlog_file: /dev/null\nforwards: [{forwards}]")
     };
     let mut upgraded = installed.start(Launcher::config(&text(2, [stays.address(), goes.address()])));
     let long = connect(goes.address());
@@ -327,7 +272,10 @@ fn workers_and_addresses_may_change() {
         }
         for client in last_ones {
             let why = client.join().unwrap().expect_err("the address is gone");
-            assert!(why.contains("connect: Connection refused"), "{why}");
+            // Some kernels take a filter for a socket, with which an address is given up without a reset, from nobody
+            // without capabilities.
+            let reset = sandbox != "off" && why.contains("read: Connection reset");
+            assert!(reset || why.contains("connect: Connection refused"), "{why}");
         }
         storm.enough.store(true, Ordering::Relaxed);
         for client in clients {
@@ -340,6 +288,20 @@ fn workers_and_addresses_may_change() {
     let last = upgraded.pid();
     upgraded.signal(last, Signal::SIGTERM);
     assert_eq!(upgraded.exit_code(last, LONG), Some(0));
+}
+
+#[test]
+fn workers_and_addresses_may_change_confined() {
+    workers_and_addresses_may_change("auto");
+}
+
+#[test]
+fn workers_and_addresses_may_change_unconfined() {
+    if Uid::effective().is_root() {
+        workers_and_addresses_may_change("off");
+    } else {
+        cannot_run("giving up an address without a reset may need root");
+    }
 }
 
 /// The old process keeps its sessions for as long as it is allowed to, and goes by its own drain time when told to stop.

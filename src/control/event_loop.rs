@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 use mio::net::{TcpListener, UnixListener};
 use mio::{Events, Interest, Poll, Token, Waker};
-use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
 
 use self::handover::Handover;
@@ -94,7 +94,8 @@ pub(super) struct EventLoop {
 /// # Errors
 /// The system has no descriptors for it.
 pub(super) fn catch_signals() -> Result<Signals, RunError> {
-    Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2]).map_err(cannot_start)
+    // SIGCHLD asks for nothing: the tick that follows it finds the process that took over and has ended.
+    Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD]).map_err(cannot_start)
 }
 
 fn cannot_start(error: io::Error) -> RunError {

@@ -73,6 +73,7 @@ pub(crate) struct Launcher<'a> {
     variables: Vec<(OsString, OsString)>,
     stdin: Option<OwnedFd>,
     group: bool,
+    own_control: bool,
 }
 
 /// A run that ended by itself.
@@ -131,7 +132,14 @@ impl<'a> Launcher<'a> {
             variables: Vec::new(),
             stdin: None,
             group: false,
+            own_control: false,
         }
+    }
+
+    /// `spliced run --config FILE` with a file of the test's own, which names the control socket.
+    pub(crate) fn file(path: &Path) -> Self {
+        let words = ["run".as_ref(), "--config".as_ref(), path.as_os_str()];
+        Self { own_control: true, ..Self::with_arguments(words) }
     }
 
     /// Adds an option and its value.
@@ -225,7 +233,8 @@ impl<'a> Launcher<'a> {
                 let file = self.directory.path().join("spliced.yaml");
                 fs::write(file, format!("{text}{control}")).expect("the temporary directory takes a file");
             }
-            (None, Some(control)) => _ = command.arg("--control").arg(control),
+            (None, Some(control)) if !self.own_control => _ = command.arg("--control").arg(control),
+            (None, Some(_)) => {}
             (None, None) => {}
         }
         let copy = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
