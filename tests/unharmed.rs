@@ -7,7 +7,7 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -60,10 +60,8 @@ impl Running {
         assert_eq!((stats.number("/reloads/generation"), stats.open()), (1, 1), "{}", stats.0);
         assert_eq!(fs::read_to_string(&self.pid_file).unwrap().trim(), self.spliced.process().0.to_string());
         let (mut client, mut server) = (&self.session.0, &self.session.1);
-        for (from, to) in [(&mut client, &mut server)] {
-            from.write_all(b"?").unwrap();
-            std::io::Read::read_exact(to, &mut [0]).unwrap();
-        }
+        client.write_all(b"?").unwrap();
+        server.read_exact(&mut [0]).unwrap();
         let another = connect(self.port.address());
         exchange(&another, &accept(&self.backend), 1 << 16, 1 << 16);
         drop(another);

@@ -9,7 +9,6 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use common::cannot_run;
@@ -19,7 +18,7 @@ use common::pattern::exchange;
 use common::peer::{Reserved, accept, backend, connect};
 use common::process::{Process, Thread};
 use common::spliced::{Launcher, ordinary_user};
-use common::upgraded::{Installed, Upgraded, install};
+use common::upgraded::{Installed, Upgraded};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Uid, mkfifo};
@@ -200,6 +199,9 @@ fn a_chain_of_an_ordinary_user() {
     a_chain(As::Ordinary);
 }
 
+/// A name, what puts it there, and what the reason says.
+type Case<'a> = (&'a str, &'a dyn Fn(), &'a [&'a str]);
+
 /// Whatever is installed in its place, the running process goes on, and says why there was no upgrade.
 fn programs_that_fail(run_as: As) {
     let Some(mut service) = Service::forward(run_as) else { return };
@@ -209,7 +211,7 @@ fn programs_that_fail(run_as: As) {
     let elf = |file: &str| fs::read(file).unwrap().starts_with(b"\x7fELF");
     assert!(elf("/bin/false") && elf("/bin/sleep"), "programs, and no scripts");
     let at = &service.installed;
-    let cases: [(&str, &dyn Fn(), &[&str]); 10] = [
+    let cases: [Case<'_>; 10] = [
         ("missing", &|| at.remove(), &[path, "No such file", "install the new program there"]),
         ("not executable", &|| at.install_copy("/bin/false", 0o644), &[path, "Permission denied", "must be allowed"]),
         (
@@ -297,88 +299,6 @@ fn one_that_hangs_is_killed() {
     service.serves(&session);
     drop(session);
     service.upgraded.finish();
-}
-
-/// Who has become somebody cannot become somebody else, nor read what only root may: the reason says so.
-#[test]
-fn what_the_user_may_not_takes_a_restart() {
-    if !Uid::effective().is_root() {
-        return cannot_run("only root may become another user");
-    }
-    let (installed, port, backend) = (Installed::new(), Reserved::loopback(), backend());
-    let text = |user: u32| {
-        let (listen, to) = (port.address(), backend.local_addr().unwrap());
-        format!("user: \"{user}:{user}\"\nforwards: [{{ listen: \"{listen}\", to: \"{to}\" }}]")
-    };
-    let (first, second) = (ordinary_user(), ordinary_user());
-    let launcher = Launcher::config(&text(first)).place_of(first);
-    let pid_file = launcher.directory().join("pid");
-    let mut upgraded = installed.start(launcher.option("--pid-file", &pid_file));
-    let client = connect(port.address());
-    let session = (client, accept(&backend));
-    upgraded.spliced.reconfigure(&text(second));
-    upgraded.fails("another user", &[&format!("cannot become user {second}"), "start spliced anew as root"]);
-    lives(&session.0, &session.1);
-    // It had everything in hand when it failed: files and lock are still the first one's.
-    let other = Reserved::loopback();
-    let second_instance = Launcher::forward(other.address(), backend.local_addr().unwrap());
-    let outcome = second_instance.option("--pid-file", &pid_file).outcome();
-    assert_eq!(outcome.code, Some(1), "{}", outcome.text);
-    assert!(outcome.text.contains(&format!("process {}", upgraded.pid())), "{}", outcome.text);
-    upgraded.spliced.reconfigure(&text(first));
-    let file = upgraded.spliced.config();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    upgraded.fails("a file of root's", &["exit status: 2", "spliced.yaml", "Permission denied"]);
-    lives(&session.0, &session.1);
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
-    upgraded.upgrade();
-    lives(&session.0, &session.1);
-    drop(session);
-    upgraded.finish();
-}
-
-/// Where a newer program may be: what the README says, and nothing else.
-#[test]
-fn what_can_be_upgraded_to_where() {
-    let place = tempfile::tempdir().unwrap();
-    let at = |name: &str| place.path().join(name);
-    for directory in ["bin", "versions", "versions/1", "versions/2", "elsewhere"] {
-        fs::create_dir(at(directory)).unwrap();
-    }
-    for version in ["versions/1", "versions/2", "elsewhere"] {
-        install(env!("CARGO_BIN_EXE_spliced").as_ref(), &at(version).join("spliced"));
-    }
-    let link = |to: &str| {
-        symlink(at(to).join("spliced"), at("bin/new")).unwrap();
-        fs::rename(at("bin/new"), at("bin/spliced")).unwrap();
-    };
-    link("versions/1");
-    let (port, back) = (Reserved::loopback(), backend());
-    let launcher = Launcher::forward(port.address(), back.local_addr().unwrap()).program(&at("bin/spliced"));
-    let mut upgraded = Upgraded::start(launcher);
-    let runs = |upgraded: &Upgraded| fs::read_link(format!("/proc/{}/exe", upgraded.pid())).unwrap();
-    let mut upgrade = |directory: &str| {
-        upgraded.upgrade();
-        assert_eq!(runs(&upgraded), at(directory).join("spliced"));
-        let client = connect(port.address());
-        exchange(&client, &accept(&back), MIB, MIB);
-    };
-    link("versions/2");
-    upgrade("versions/2");
-    link("versions/1");
-    upgrade("versions/1");
-    if has_landlock() {
-        link("elsewhere");
-        upgraded.fails("elsewhere", &["Permission denied", "the sandbox allows programs in", "versions/1"]);
-    }
-    let mut upgrade = |directory: &str| {
-        upgraded.upgrade();
-        assert_eq!(runs(&upgraded), at(directory).join("spliced"));
-    };
-    install(env!("CARGO_BIN_EXE_spliced").as_ref(), &at("bin/spliced"));
-    upgrade("bin");
-    upgrade("bin");
-    upgraded.finish();
 }
 
 /// A port below 1024 is handed over like any other: nobody binds it again, so nobody needs the right to.

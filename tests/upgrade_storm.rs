@@ -85,13 +85,11 @@ fn a_connect_storm_and_long_streams_notice_nothing() {
         let front = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let echo = Echo::start(namespace.listen(front(9001)));
         let sink = namespace.listen(front(9002));
-        let text = format!(
-            "workers: 2\nlog_file: /dev/null\nforwards:\n- {{ listen: \"127.0.0.1:80\", to: \"127.0.0.1:9001\" }}\n\
-             - {{ listen: \"127.0.0.1:81\", to: \"127.0.0.1:9002\" }}\n"
-        );
+        let text = "workers: 2\nlog_file: /dev/null\nforwards:\n- { listen: \"127.0.0.1:80\", to: \"127.0.0.1:9001\" }\n\
+                    - { listen: \"127.0.0.1:81\", to: \"127.0.0.1:9002\" }\n";
         let installed = Installed::new();
         // The hardest way: a low port, nobody's rights, the sandbox.
-        let mut launcher = Launcher::config(&text).inside(&namespace);
+        let mut launcher = Launcher::config(text).inside(&namespace);
         if fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.contains("4294967295")) {
             let uid = ordinary_user();
             launcher = launcher.place_of(uid).option("--user", format!("{uid}:{uid}"));
