@@ -118,3 +118,21 @@ fn what_can_be_upgraded_to_where() {
     upgrade("bin");
     upgraded.finish();
 }
+
+/// A program the user may not execute is said at the start, and not on the day of the upgrade.
+#[test]
+fn a_program_the_user_cannot_execute_is_said() {
+    if !Uid::effective().is_root() {
+        return cannot_run("only root may become another user");
+    }
+    let (installed, port, backend) = (Installed::new(), Reserved::loopback(), backend());
+    installed.install_copy(env!("CARGO_BIN_EXE_spliced"), 0o700);
+    let uid = ordinary_user();
+    let launcher = Launcher::forward(port.address(), backend.local_addr().unwrap());
+    let upgraded = installed.start(launcher.place_of(uid).option("--user", format!("{uid}:{uid}")));
+    let path = installed.path();
+    let said = upgraded.spliced.logged(&format!("cannot execute {}: an upgrade will fail", path.display()));
+    assert_eq!(said.len(), 1, "{}", upgraded.spliced.text());
+    upgraded.fails("as it was said", &[path.to_str().unwrap(), "Permission denied"]);
+    upgraded.finish();
+}

@@ -312,7 +312,7 @@ fn check_reach(prepared: &Prepared) {
         && denied(File::open(path))
     {
         warn!(
-            "user {} cannot read {}: a reload or an upgrade will fail; let it read the file and its directories",
+            "user {} cannot read {}: a reload will fail, and so will an upgrade; let it read the file and its directories",
             who(),
             path.display()
         );
