@@ -124,7 +124,7 @@ impl Predecessor {
     ///
     /// # Errors
     /// The other process says something else; in words for the user.
-    pub fn take_over(self) -> Result<(), String> {
+    pub fn take_over(self) -> Result<Turn, String> {
         let failed = |error: io::Error| format!("taking over from process {}: {error}", self.pid);
         let given_up = self.given_up.chunks(MAX_ADDRESSES).map(|some| Reply::GivesUp { addresses: some.to_vec() });
         for reply in given_up.chain([Reply::Ready(self.keeps.clone())]) {
@@ -153,7 +153,7 @@ impl Predecessor {
         } else {
             warn!("process {} (version {}) is gone; going on in its place", self.pid, self.version);
         }
-        Ok(())
+        Ok(Turn { channel: self.channel, pid: self.pid })
     }
 
     fn inherit(&mut self) -> io::Result<()> {
@@ -191,6 +191,26 @@ impl Predecessor {
                 }
                 Bequest::Go => return Err(invalid("it says go before anything else".to_owned())),
             }
+        }
+    }
+}
+
+/// It is this process's turn to accept; the one before accepts too, until [`Self::begun`].
+#[derive(Debug)]
+pub struct Turn {
+    channel: Channel,
+    pid: u32,
+}
+
+impl Turn {
+    /// Says that this process accepts.
+    pub fn begun(self) {
+        match send(&self.channel, &Reply::Begun) {
+            // It is gone, and needs no telling.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                warn!("process {} cannot be told that this one accepts: {error}", self.pid);
+            }
+            _ => {}
         }
     }
 }
