@@ -10,6 +10,8 @@ use clap_mangen::Man;
 use crate::cli::Cli;
 
 const NAME: &str = "spliced";
+/// When the command line last changed, for the foot of the page.
+const DATE: &str = "2026-11-21";
 
 /// What no option says; roff(7) source.
 const CLOSING: &str = r#".SH SIGNALS
@@ -89,7 +91,7 @@ fn visible() -> Command {
 /// None in practice: it is written to memory.
 pub fn page() -> io::Result<String> {
     let whole = visible();
-    let man = Man::new(whole.clone()).title(NAME.to_uppercase()).manual("User Commands");
+    let man = Man::new(whole.clone()).title(NAME.to_uppercase()).manual("User Commands").date(DATE);
     let man = man.source(format!("{NAME} {}", env!("CARGO_PKG_VERSION")));
     let mut out = Vec::new();
     man.render_title(&mut out)?;
@@ -104,7 +106,7 @@ pub fn page() -> io::Result<String> {
         page.push_str(&section(command, &forward)?);
     }
     page.push_str(CLOSING);
-    Ok(portable(&page))
+    Ok(tidy(&portable(&page)))
 }
 
 /// A command's part of the page. Options it shares with `forward` are explained there.
@@ -134,6 +136,8 @@ fn section(command: &Command, forward: &Command) -> io::Result<String> {
         for line in text(part)?.lines().filter(|line| !matches!(*line, ".SH SYNOPSIS" | ".SH DESCRIPTION")) {
             match line.strip_prefix(".SH ") {
                 Some(title) => _ = writeln!(out, ".SS {title}"),
+                // Said once, at the top of the page.
+                None if line.ends_with(".ds Aq \\(aq") || line.ends_with(".ds Aq '") => {}
                 None => _ = writeln!(out, "{line}"),
             }
         }
@@ -169,6 +173,21 @@ fn portable(page: &str) -> String {
         }
     }
     out
+}
+
+/// Leaves out requests that ask for space where there already is some.
+fn tidy(page: &str) -> String {
+    let lines: Vec<&str> = page.lines().collect();
+    let is = |at: Option<usize>, requests: &[&str]| {
+        let line = at.and_then(|at| lines.get(at)).copied().unwrap_or_default();
+        requests.iter().any(|request| line == *request || line.starts_with(&format!("{request} ")))
+    };
+    let wanted = |at: &usize| match lines[*at] {
+        ".PP" => !is(Some(at + 1), &[".PP", ".SH", ".SS", ".TP"]),
+        ".br" => !is(at.checked_sub(1), &[".sp", ""]) && !is(Some(at + 1), &[".sp", ""]),
+        _ => true,
+    };
+    (0..lines.len()).filter(wanted).flat_map(|at| [lines[at], "\n"]).collect()
 }
 
 fn text(bytes: Vec<u8>) -> io::Result<String> {
