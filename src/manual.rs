@@ -1,17 +1,19 @@
 //! The manual page and shell completions, both made from the command line's own definition.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io;
+use std::{env, io};
 
 use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
+use jiff::Timestamp;
 
 use crate::cli::Cli;
 
 const NAME: &str = "spliced";
-/// When the command line last changed, for the foot of the page.
-const DATE: &str = "2026-11-21";
+/// Tells when what is built was last changed, in seconds since 1970; <https://reproducible-builds.org/specs/source-date-epoch>.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// What no option says; roff(7) source.
 const CLOSING: &str = r#".SH SIGNALS
@@ -87,11 +89,13 @@ fn visible() -> Command {
 
 /// The manual page, one for all commands, as roff(7) source.
 ///
+/// Its date is that of the variable `SOURCE_DATE_EPOCH`, else today's.
+///
 /// # Errors
-/// None in practice: it is written to memory.
+/// When that variable is set and is no time.
 pub fn page() -> io::Result<String> {
     let whole = visible();
-    let man = Man::new(whole.clone()).title(NAME.to_uppercase()).manual("User Commands").date(DATE);
+    let man = Man::new(whole.clone()).title(NAME.to_uppercase()).manual("User Commands").date(date()?);
     let man = man.source(format!("{NAME} {}", env!("CARGO_PKG_VERSION")));
     let mut out = Vec::new();
     man.render_title(&mut out)?;
@@ -107,6 +111,20 @@ pub fn page() -> io::Result<String> {
     }
     page.push_str(CLOSING);
     Ok(tidy(&portable(&page)))
+}
+
+/// The day for the foot of the page, as mandoc(1) wants it: `2026-11-21`, in UTC.
+fn date() -> io::Result<String> {
+    let seconds =
+        |value: OsString| value.to_str()?.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    let time = match env::var_os(EPOCH) {
+        None => Timestamp::now(),
+        Some(value) => seconds(value).ok_or_else(|| {
+            let why = format!("{EPOCH} is not a number of seconds since 1970 such as 1700000000; correct or unset it");
+            io::Error::new(io::ErrorKind::InvalidInput, why)
+        })?,
+    };
+    Ok(time.strftime("%Y-%m-%d").to_string())
 }
 
 /// A command's part of the page. Options it shares with `forward` are explained there.
