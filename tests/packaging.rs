@@ -92,7 +92,7 @@ fn every_configuration_passes_check() {
 
 #[test]
 fn scripts_are_shell() {
-    for script in ["packaging/build-deb", ".ci/run", ".ci/package"] {
+    for script in ["packaging/build-deb", ".ci/run", ".ci/package", ".ci/try-package"] {
         let path = root().join(script);
         let output = Command::new("bash").arg("-n").arg(&path).output().unwrap();
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
