@@ -47,7 +47,7 @@ impl Tally {
     fn count(&self, fate: Result<Fate, String>) {
         match fate {
             Ok(Fate::Whole) => {}
-            Ok(Fate::Broken) => _ = self.broken.fetch_add(1, Ordering::Relaxed),
+            Ok(Fate::Broken(_)) => _ = self.broken.fetch_add(1, Ordering::Relaxed),
             Err(why) => panic!("{why}"),
         }
     }

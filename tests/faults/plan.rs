@@ -67,8 +67,8 @@ pub(crate) struct Plan {
 /// same reason close(2) only waits: strace fails a call by not making it, and a kernel frees the descriptor in any case.
 /// setsockopt(2) fails without clients that reset, because SO_LINGER is what a reset is made with, and its page knows
 /// no error that a correct call could meet. accept4(2) knows EINVAL only of a socket that does not listen, as one that a
-/// reload has just closed: nothing more comes of it, and nobody tries again. epoll_wait(2) is only interrupted: its other errors are those of a broken
-/// program. Calls that manage memory fail once: the allocator has a second way to ask.
+/// reload has just closed: nothing more comes of it, and nobody tries again. epoll_wait(2) is only interrupted: its
+/// other errors are those of a broken program. Calls that manage memory fail once: the allocator has a second way to ask.
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
     Row { call: "splice", errors: "EINTR EINVAL ENOSYS EPERM", outcome: Outcome::Whole, load: Load::All, after: "" },
