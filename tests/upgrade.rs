@@ -390,6 +390,8 @@ fn the_new_process_goes_on_when_the_old_one_dies() {
     let old = service.upgraded.pid();
     service.upgraded.signal(old, Signal::SIGUSR2);
     until("it is started", LONG, || service.upgraded.children(old).len() == 1);
+    // The thread that answers is the one that hands over: once it answers, everything is on its way.
+    service.upgraded.stats();
     service.upgraded.signal(old, Signal::SIGKILL);
     assert_eq!(service.upgraded.exit_code(old, LONG), None);
     let waiting: Vec<TcpStream> = (0..20).map(|_| connect(service.port.address())).collect();
