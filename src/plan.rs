@@ -3,6 +3,8 @@
 //! A [`Plan`] is made by [`crate::config`] and never changes afterwards. Sizes are bytes, times are
 //! [`Duration`]s, and `None` always means "no limit" or "leave it to the kernel", as the field says.
 
+#[cfg(test)]
+pub(crate) mod example;
 mod limits;
 
 use std::fmt;

@@ -226,7 +226,7 @@ fn a_bad_configuration_is_told() {
         format!("forwards: [{{ listen: \"{front}\", to: \"{back}\", engine: {engine} }}]")
     };
     let mut upgraded = installed.start(Launcher::config(&text("auto")));
-    upgraded.spliced.reconfigure(&text("warp"));
+    upgraded.spliced.replace_config(&text("warp"));
     let output = upgraded.ask();
     let reason = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{reason}");
@@ -234,7 +234,7 @@ fn a_bad_configuration_is_told() {
         assert!(reason.contains(part), "{part:?} is missing in {reason}");
     }
     assert_eq!(upgraded.stats().number("/pid"), u64::from(upgraded.pid()));
-    upgraded.spliced.reconfigure(&text("copy"));
+    upgraded.spliced.replace_config(&text("copy"));
     upgraded.upgrade();
     assert_eq!(upgraded.stats().0.pointer("/forwards/0/engine").unwrap(), "copy", "the new file counts");
     upgraded.finish();
@@ -260,7 +260,7 @@ fn workers_and_addresses_may_change(sandbox: &str) {
         // Until nobody listens there any more. Whoever was let in before is served.
         let last_ones: Vec<_> = (0..2).map(|_| scope.spawn(|| storm.client(goes.address(), u64::MAX))).collect();
         for workers in [4, 1, 3, 2] {
-            upgraded.spliced.reconfigure(&text(workers, [comes.address(), stays.address()]));
+            upgraded.spliced.replace_config(&text(workers, [comes.address(), stays.address()]));
             upgraded.upgrade();
             let served = storm.served.load(Ordering::Relaxed);
             until("the storm goes on", LONG, || storm.served.load(Ordering::Relaxed) > served + 100);
@@ -337,6 +337,8 @@ fn the_new_process_goes_on_when_the_old_one_dies() {
     let old = service.upgraded.pid();
     service.upgraded.signal(old, Signal::SIGUSR2);
     until("it is started", LONG, || service.upgraded.children(old).len() == 1);
+    // The thread that answers is the one that hands over: once it answers, everything is on its way.
+    service.upgraded.stats();
     service.upgraded.signal(old, Signal::SIGKILL);
     assert_eq!(service.upgraded.exit_code(old, LONG), None);
     let waiting: Vec<TcpStream> = (0..20).map(|_| connect(service.port.address())).collect();

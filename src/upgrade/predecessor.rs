@@ -68,7 +68,14 @@ impl Predecessor {
                 "{VARIABLE} is set, but standard input is no running process: {error}; start it without the variable"
             )
         })?;
-        let mut predecessor = Self {
+        let mut predecessor = Self::behind(channel);
+        predecessor.inherit().map_err(|error| format!("taking over from the running process: {error}"))?;
+        Ok(Some(predecessor))
+    }
+
+    /// One that has handed nothing over yet.
+    fn behind(channel: Channel) -> Self {
+        Self {
             channel,
             version: String::new(),
             pid: 0,
@@ -79,9 +86,7 @@ impl Predecessor {
             control: None,
             pid_file: None,
             keeps: Ready::nothing(),
-        };
-        predecessor.inherit().map_err(|error| format!("taking over from the running process: {error}"))?;
-        Ok(Some(predecessor))
+        }
     }
 
     /// The listeners the plan asks for. What waits in the others stays with the process before: it holds them too.
@@ -237,19 +242,7 @@ mod tests {
     use super::*;
 
     fn nobody() -> Predecessor {
-        let (channel, _) = Channel::pair().unwrap();
-        Predecessor {
-            channel,
-            version: String::new(),
-            pid: 0,
-            streams: None,
-            listeners: Vec::new(),
-            given_up: Vec::new(),
-            metrics: None,
-            control: None,
-            pid_file: None,
-            keeps: Ready::nothing(),
-        }
+        Predecessor::behind(Channel::pair().unwrap().0)
     }
 
     #[test]

@@ -447,12 +447,6 @@ impl Spliced {
         if rest == *start { Ok(()) } else { Err(format!("{rest:?} is held, at the start it was {start:?}")) }
     }
 
-    /// Rewrites the file of [`Launcher::config`].
-    pub(crate) fn reconfigure(&self, text: &str) {
-        let text = format!("{text}\ncontrol: {}\n", self.control.display());
-        fs::write(self.directory.path().join("spliced.yaml"), text).expect("the temporary directory takes a file");
-    }
-
     /// What it holds beside pooled pipes, and that its own counts agree with the kernel's.
     fn rest(&self) -> Result<Rest, String> {
         let stats = Stats::ask(&self.control).map_err(|e| e.to_string())?;
