@@ -35,5 +35,6 @@ pub mod results;
 pub mod sample;
 pub mod soak;
 mod statistics;
+pub mod strays;
 pub mod tools;
 pub mod topology;
