@@ -20,6 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use self::custom::Given;
+pub(crate) use self::custom::is_taken;
 pub use self::running::Running;
 
 use crate::place::{Forward, Wiring};
