@@ -1,6 +1,7 @@
 //! The commands that compare: `ab`, `rr`, `crr`, `stream` and `run`.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -147,7 +148,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Error> {
         let (name, text) = file::read(&args.file).map_err(wrong)?;
         let written = chosen(args, &name, &text)?;
         if args.check {
-            print!("{}", steps(&experiment(written, &name)));
+            crate::show!("{}", steps(&experiment(written, &name)).trim_end());
             return Ok(ExitCode::SUCCESS);
         }
         let prepared = Prepared::outside(args.out.as_deref(), args.spliced.as_deref(), args.json.as_deref())?;
@@ -172,6 +173,7 @@ fn chosen(args: &RunArgs, name: &str, text: &str) -> Result<file::Written, Error
         return Err(Error::Wrong(format!("--only {unknown}: found no such load; allowed: {}", known.join(", "))));
     }
     written.cases.retain(|case| args.only.is_empty() || args.only.iter().any(|name| name == case.id()));
+    written.rounds = args.rounds.unwrap_or(written.rounds);
     for case in &mut written.cases {
         case.rounds = args.rounds.or(case.rounds);
         if let Some(seconds) = args.seconds {
@@ -242,7 +244,9 @@ pub(super) fn show(
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&results).map_err(std::io::Error::other)?;
         if path == Path::new("-") {
-            crate::show!("{text}");
+            let mut stdout = std::io::stdout().lock();
+            let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+            written.map_err(about("write", Path::new("standard output")))?;
         } else {
             fs::write(path, text).map_err(about("write", path))?;
         }
