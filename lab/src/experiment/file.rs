@@ -142,8 +142,10 @@ const ARM_NAME: &str = "1 to 40 letters, digits, - . and _, and no file of the r
 /// Names become names of files.
 fn arm_name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let fits =
-        (1..=40).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('.') && !peers::is_taken(text);
+    let fits = (1..=40).contains(&text.len())
+        && text.chars().all(plain)
+        && !text.starts_with('.')
+        && !crate::peers::is_taken(text);
     if fits { Ok(text.to_owned()) } else { Err(found(text, ARM_NAME)) }
 }
 
