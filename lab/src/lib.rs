@@ -25,6 +25,7 @@ pub mod commands;
 pub mod experiment;
 pub mod goals;
 pub mod load;
+mod output;
 pub mod peers;
 pub mod place;
 pub mod plan;

@@ -8,6 +8,8 @@ use lab::load::{Bulk, Exchange, HoldKind, Load, Outcome, Server, Sessions, Strea
 use lab::place::{Place, Wiring};
 use lab::{peers, tools};
 
+mod common;
+
 /// Everything on this host, nothing in between.
 fn direct() -> Wiring {
     set_program(Path::new(env!("CARGO_BIN_EXE_lab")));
@@ -130,39 +132,60 @@ fn iperf3_reports_what_arrived() {
     }
 }
 
+/// What a forwarder is known to be unable to do, at which load, and why that is its own fault.
+const UNABLE: [(&str, &str, &str); 1] =
+    [("oi", "connect", "it stops serving when short connections are made and closed fast, a fault of its own")];
+
 /// Every forwarder that is installed carries exchanges, half a thousand connections one after the other, and bulk.
+/// spliced stands among them as any other forwarder would, by its command line, and has no excuse.
 #[test]
 fn installed_peers_forward() {
-    let (found, missing) = peers::find_all(&[]);
+    let own = format!("spliced={} forward {{listen}} {{target}}", common::spliced().display());
+    let (found, missing) = peers::find_all(&[own.parse().unwrap()]);
     for miss in missing {
         eprintln!("skipped: {}: {}", miss.name, miss.how);
     }
+    assert!(found.iter().any(|peer| peer.name == "spliced"), "{found:?}");
+    assert!(UNABLE.iter().all(|(name, ..)| *name != "spliced"), "spliced has no excuse");
+    let mut failures = Vec::new();
     // The kernel's own need namespaces.
     for peer in found.iter().filter(|peer| peer.kind == lab::results::Kind::Peer) {
-        let mut wiring = direct();
-        wiring.target = wiring.listen;
-        let out = tempfile::tempdir().unwrap();
-        for load in [
-            Load::Exchange(Exchange { connections: 4, request: 64, reply: 64, seconds: 0.2 }),
-            Load::Connect(Exchange { connections: 4, request: 1, reply: 1, seconds: 0.2 }),
-            Load::Bulk(Bulk { streams: 4, message: 65_536, seconds: 0.2 }),
+        for (name, load) in [
+            ("exchange", Load::Exchange(Exchange { connections: 4, request: 64, reply: 64, seconds: 0.2 })),
+            ("connect", Load::Connect(Exchange { connections: 4, request: 1, reply: 1, seconds: 0.2 })),
+            ("bulk", Load::Bulk(Bulk { streams: 4, message: 65_536, seconds: 0.2 })),
         ] {
-            let server = load.serve(&wiring, out.path()).unwrap();
-            let mut running = peer.start(&wiring, out.path()).unwrap();
-            let mut ready = load.prepare(&wiring, out.path()).unwrap();
-            let meter = lab::sample::Meter::start(&running.tree(), peer.accounting, &wiring).unwrap();
-            let outcome = ready.run().unwrap_or_else(|error| panic!("{} under {load:?}: {error}", peer.name));
-            let used = meter.finish().unwrap();
-            assert!(!outcome.samples.contains_key("load_errors"), "{} under {load:?}: {:?}", peer.name, outcome.notes);
-            assert!(outcome.bytes > 0, "{} under {load:?}", peer.name);
-            let (forwarder, machine) = (used.forwarder.seconds(), used.machine.seconds());
-            assert!(forwarder > 0.001 && forwarder < machine, "{}: {used:?}", peer.name);
-            drop(ready);
-            running.check().unwrap();
-            let tree = running.tree();
-            running.stop().unwrap_or_else(|error| panic!("{}: {error}", peer.name));
-            assert_eq!(tree.pids(), [0; 0], "{} left something behind", peer.name);
-            server.stop().unwrap();
+            let Err(error) = carries(peer, &load) else { continue };
+            match UNABLE.iter().find(|unable| (unable.0, unable.1) == (peer.name.as_str(), name)) {
+                Some((.., why)) => eprintln!("known: {} under {name}: {error}; {why}", peer.name),
+                None => failures.push(format!("{} under {name}: {error}", peer.name)),
+            }
         }
     }
+    assert_eq!(failures, [""; 0]);
+}
+
+/// Carries a load through a forwarder, and has both ends and the meters agree that it was carried.
+fn carries(peer: &peers::Peer, load: &Load) -> Result<(), String> {
+    let told = |error: io::Error| error.to_string();
+    let mut wiring = direct();
+    wiring.target = wiring.listen;
+    let out = tempfile::tempdir().map_err(told)?;
+    let server = load.serve(&wiring, out.path()).map_err(told)?;
+    let mut running = peer.start(&wiring, out.path()).map_err(told)?;
+    let mut ready = load.prepare(&wiring, out.path()).map_err(told)?;
+    let meter = lab::sample::Meter::start(&running.tree(), peer.accounting, &wiring).map_err(told)?;
+    let outcome = ready.run().map_err(told)?;
+    let used = meter.finish().map_err(told)?;
+    let want = |right: bool, what: &dyn std::fmt::Debug| if right { Ok(()) } else { Err(format!("{what:?}")) };
+    want(!outcome.samples.contains_key("load_errors"), &outcome.notes)?;
+    want(outcome.bytes > 0, &outcome)?;
+    let (forwarder, machine) = (used.forwarder.seconds(), used.machine.seconds());
+    want(forwarder > 0.001 && forwarder < machine, &used)?;
+    drop(ready);
+    running.check().map_err(told)?;
+    let tree = running.tree();
+    running.stop().map_err(told)?;
+    want(tree.pids().is_empty(), &("left behind", tree.pids()))?;
+    server.stop().map_err(told)
 }

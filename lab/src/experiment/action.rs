@@ -127,6 +127,9 @@ impl Step for Action {
                 let started = arm.start(&bench.spliced, &bench.wiring, &bench.out);
                 let started = started.inspect_err(|_| sweep())?;
                 let pids = started.tree().roots;
+                if !bench.versions.contains_key(&arm.name) {
+                    bench.versions.insert(arm.name.clone(), arm.version(&bench.wiring));
+                }
                 bench.started = Some(started);
                 Ok(Outcome::said(format!("processes {pids:?}")))
             }

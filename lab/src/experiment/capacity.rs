@@ -81,6 +81,7 @@ impl Experiment {
         let failed: Result<(), Failed> = all();
         progress.finish();
         take_back(&mut runner);
+        results.take_versions(std::mem::take(&mut runner.bench.versions));
         Ok(Finished { results, failed: failed.err() })
     }
 }
