@@ -29,7 +29,7 @@ fn run(load: &Load, wiring: &Wiring) -> io::Result<(Outcome, Server)> {
 
 #[test]
 fn exchanges_are_counted_and_timed() {
-    let load = Load::Exchange(Exchange { connections: 5, request: 64, reply: 200, seconds: 0.3 });
+    let load = Load::Exchange(Exchange { connections: 5, request: 64, reply: 200, rate: None, seconds: 0.3 });
     let (outcome, server) = run(&load, &direct()).unwrap();
     let (piece, count) = outcome.pieces.unwrap();
     assert_eq!(piece, "exchange");
@@ -48,8 +48,23 @@ fn exchanges_are_counted_and_timed() {
 }
 
 #[test]
+fn exchanges_come_at_their_pace_whatever_the_connections() {
+    for connections in [1, 7, 300] {
+        let load = Load::Exchange(Exchange { connections, request: 64, reply: 64, rate: Some(1000.0), seconds: 0.5 });
+        let (outcome, server) = run(&load, &direct()).unwrap();
+        let per_second = outcome.samples["exchanges_per_second"];
+        assert!((900.0..1010.0).contains(&per_second), "{connections}: {outcome:?}");
+        // A timer that waits for the next full millisecond would show.
+        let latency = outcome.latency.unwrap();
+        assert!(latency.p50_us < 800.0, "{connections}: {latency:?}");
+        let Server::Own(mut server) = server else { panic!("another server") };
+        assert_eq!(server.counts().unwrap().accepted, connections as u64);
+    }
+}
+
+#[test]
 fn long_answers_come_whole() {
-    let load = Load::Exchange(Exchange { connections: 3, request: 100_000, reply: 300_000, seconds: 0.2 });
+    let load = Load::Exchange(Exchange { connections: 3, request: 100_000, reply: 300_000, rate: None, seconds: 0.2 });
     let (outcome, _server) = run(&load, &direct()).unwrap();
     assert!(outcome.pieces.unwrap().1 > 3, "{outcome:?}");
     assert!(!outcome.samples.contains_key("load_errors"), "{outcome:?}");
@@ -57,7 +72,7 @@ fn long_answers_come_whole() {
 
 #[test]
 fn connections_are_made_for_each_exchange() {
-    let load = Load::Connect(Exchange { connections: 4, request: 1, reply: 1, seconds: 0.3 });
+    let load = Load::Connect(Exchange { connections: 4, request: 1, reply: 1, rate: None, seconds: 0.3 });
     let (outcome, server) = run(&load, &direct()).unwrap();
     let (piece, count) = outcome.pieces.unwrap();
     assert_eq!(piece, "connection");
@@ -93,13 +108,13 @@ fn chunks_arrive_at_their_pace() {
 #[test]
 fn sessions_grow_and_come_to_rest() {
     let wiring = direct();
-    let mut idle = Sessions::start(&wiring, HoldKind::Idle).unwrap();
+    let mut idle = Sessions::start(&wiring, HoldKind::Idle, false).unwrap();
     for total in [0, 10, 150] {
         let held = idle.grow(total).unwrap();
         assert_eq!((held.open, held.failed, held.written), (total as u64, 0, 0), "{held:?}");
     }
     drop(idle);
-    let mut stalled = Sessions::start(&direct(), HoldKind::Stalled).unwrap();
+    let mut stalled = Sessions::start(&direct(), HoldKind::Stalled, false).unwrap();
     let held = stalled.grow(3).unwrap();
     assert_eq!((held.open, held.failed), (3, 0));
     assert!(held.written > 3 * 64 * 1024, "{held:?}");
@@ -108,7 +123,7 @@ fn sessions_grow_and_come_to_rest() {
 
 #[test]
 fn a_target_that_is_not_there_is_an_error() {
-    let load = Load::Exchange(Exchange { connections: 2, request: 1, reply: 1, seconds: 0.1 });
+    let load = Load::Exchange(Exchange { connections: 2, request: 1, reply: 1, rate: None, seconds: 0.1 });
     let out = tempfile::tempdir().unwrap();
     let error = load.prepare(&direct(), out.path()).unwrap_err().to_string();
     assert!(error.contains("refused"), "{error}");
@@ -151,8 +166,8 @@ fn installed_peers_forward() {
     // The kernel's own need namespaces.
     for peer in found.iter().filter(|peer| peer.kind == lab::results::Kind::Peer) {
         for (name, load) in [
-            ("exchange", Load::Exchange(Exchange { connections: 4, request: 64, reply: 64, seconds: 0.2 })),
-            ("connect", Load::Connect(Exchange { connections: 4, request: 1, reply: 1, seconds: 0.2 })),
+            ("exchange", Load::Exchange(Exchange { connections: 4, request: 64, reply: 64, rate: None, seconds: 0.2 })),
+            ("connect", Load::Connect(Exchange { connections: 4, request: 1, reply: 1, rate: None, seconds: 0.2 })),
             ("bulk", Load::Bulk(Bulk { streams: 4, message: 65_536, seconds: 0.2 })),
         ] {
             let Err(error) = carries(peer, &load) else { continue };

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Error;
 use super::prepare::Prepared;
-use crate::cli::{AbArgs, Common, CrrArgs, RrArgs, RunArgs, StreamArgs};
+use crate::cli::{AbArgs, Common, CrrArgs, ExchangeArgs, RrArgs, RunArgs, StreamArgs};
 use crate::experiment::action::Pass;
 use crate::experiment::arm::{self, Arm};
 use crate::experiment::case::Case;
@@ -36,23 +36,30 @@ pub(super) fn ab(args: &AbArgs) -> Result<ExitCode, Error> {
 
 /// `lab rr`.
 pub(super) fn rr(args: &RrArgs) -> Result<ExitCode, Error> {
-    let (size, seconds) = (args.size, args.common.seconds);
-    let own = args.streams.iter().map(|connections| load::exchanges(false, *connections, size, seconds));
-    let mut loads: Vec<Load> = own.collect();
-    if !args.no_netperf && tools::NETPERF.find().is_ok() {
-        loads.push(load::netperf(netperf::Test::Rr, 32, seconds));
+    let ExchangeArgs { size, common, .. } = &args.exchange;
+    let (size, seconds) = (size.unwrap_or(64), common.seconds);
+    let own = |connections: &u32| load::exchanges(false, *connections, size, args.offered, seconds);
+    let mut loads: Vec<Load> = args.streams.iter().map(own).collect();
+    // netperf knows no pace.
+    if args.offered.is_none() {
+        loads.extend(by_netperf(&args.exchange, netperf::Test::Rr, 32));
     }
-    compare("rr", format!("Exchanges of {size} bytes on open connections"), &args.common, loads)
+    compare("rr", format!("Exchanges of {size} bytes on open connections"), common, loads)
 }
 
 /// `lab crr`.
 pub(super) fn crr(args: &CrrArgs) -> Result<ExitCode, Error> {
-    let (size, seconds) = (args.size, args.common.seconds);
-    let mut loads = vec![load::exchanges(true, args.streams, size, seconds)];
-    if !args.no_netperf && tools::NETPERF.find().is_ok() {
-        loads.push(load::netperf(netperf::Test::Crr, size, seconds));
-    }
-    compare("crr", "Connect, request, response, close".to_owned(), &args.common, loads)
+    let ExchangeArgs { size, common, .. } = &args.exchange;
+    let size = size.unwrap_or(1);
+    let mut loads = vec![load::exchanges(true, args.streams, size, None, common.seconds)];
+    loads.extend(by_netperf(&args.exchange, netperf::Test::Crr, size));
+    compare("crr", "Connect, request, response, close".to_owned(), common, loads)
+}
+
+/// The same by netperf, where it is installed and wanted.
+fn by_netperf(args: &ExchangeArgs, test: netperf::Test, size: u32) -> Option<Load> {
+    let wanted = !args.no_netperf && tools::NETPERF.find().is_ok();
+    wanted.then(|| load::netperf(test, size, args.common.seconds))
 }
 
 /// `lab stream`.
@@ -91,7 +98,7 @@ pub(super) fn compare_with(
         passes,
         missing,
     };
-    conduct(&experiment, &prepared, common.json.as_deref())
+    conduct(&experiment, &prepared, common.files.json.as_deref())
 }
 
 /// What an experiment begins with inside.
@@ -107,8 +114,7 @@ pub(super) fn begin(common: &Common) -> Result<Result<Begun, ExitCode>, Error> {
     let choose = || arm::choose(&common.arms, &common.peers, &common.peer).map_err(Error::Wrong);
     if !sandbox::is_inside() {
         choose()?;
-        let Common { out, spliced, json, .. } = common;
-        return Prepared::outside(out.as_deref(), spliced.as_deref(), json.as_deref())?.run_inside().map(Err);
+        return Prepared::outside(&common.files)?.run_inside().map(Err);
     }
     let prepared = Prepared::inside()?;
     settle()?;
@@ -151,7 +157,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Error> {
             crate::show!("{}", steps(&experiment(written, &name)).trim_end());
             return Ok(ExitCode::SUCCESS);
         }
-        let prepared = Prepared::outside(args.out.as_deref(), args.spliced.as_deref(), args.json.as_deref())?;
+        let prepared = Prepared::outside(&args.files)?;
         let copy = prepared.out.join(PLAN_FILE);
         fs::write(&copy, text).map_err(about("write", &copy))?;
         return prepared.run_inside();
@@ -161,7 +167,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     let (_, text) = file::read(&prepared.out.join(PLAN_FILE)).map_err(wrong)?;
     let name = args.file.to_string_lossy();
     let experiment = experiment(chosen(args, &name, &text)?, &name);
-    conduct(&experiment, &prepared, args.json.as_deref())
+    conduct(&experiment, &prepared, args.files.json.as_deref())
 }
 
 /// What the file says, as far as the command line does not say otherwise.

@@ -11,8 +11,9 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::Error;
-use crate::experiment::capacity;
+use crate::cli::Files;
 use crate::plan::about;
+use crate::sample::memory;
 use crate::topology::sandbox;
 
 /// Tells the process inside where results go.
@@ -42,10 +43,10 @@ impl Prepared {
     }
 
     /// Prepares outside. What an earlier experiment left in the directory is written over file by file.
-    pub(super) fn outside(out: Option<&Path>, spliced: Option<&Path>, json: Option<&Path>) -> Result<Self, Error> {
-        check_json(json)?;
-        let out = out.map_or_else(default_out, Path::to_owned);
-        let spliced = find_spliced(spliced)?;
+    pub(super) fn outside(files: &Files) -> Result<Self, Error> {
+        check_json(files.json.as_deref())?;
+        let out = files.out.clone().unwrap_or_else(default_out);
+        let spliced = find_spliced(files.spliced.as_deref())?;
         fs::create_dir_all(&out).map_err(about("make the directory", &out))?;
         let out = fs::canonicalize(&out).map_err(about("find the directory", &out))?;
         for path in [&out, &spliced] {
@@ -67,11 +68,11 @@ impl Prepared {
 
     /// Runs this program again inside.
     pub(super) fn run_inside(&self) -> Result<ExitCode, Error> {
-        let tcp_memory = capacity::tcp_memory_of_host();
+        let tcp_memory = memory::tcp_memory_of_host();
         let environment: [(&str, &OsStr); 3] = [
             (OUT, self.out.as_os_str()),
             (SPLICED, self.spliced.as_os_str()),
-            (capacity::TCP_MEMORY, OsStr::new(&tcp_memory)),
+            (memory::TCP_MEMORY, OsStr::new(&tcp_memory)),
         ];
         let status = sandbox::run_inside(&environment)?;
         match status.code() {

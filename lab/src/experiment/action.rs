@@ -9,6 +9,7 @@ use super::load;
 use crate::load::{HoldKind, Load, Sessions};
 use crate::plan::CommandStep;
 use crate::plan::runner::{Outcome, Step, StepError};
+use crate::results::Kind;
 use crate::sample::memory::KernelMemory;
 use crate::strays;
 use crate::topology::{self, sandbox};
@@ -165,7 +166,7 @@ impl Step for Action {
             }
             Self::Look(arm, load, pass) => bench.look(arm, load, *pass).map(Outcome::said).map_err(StepError::from),
             Self::Hold(arm, kind) => {
-                bench.sessions = Some(Sessions::start(&arm.wiring(&bench.wiring), *kind)?);
+                bench.sessions = Some(Sessions::start(&arm.wiring(&bench.wiring), *kind, arm.kind != Kind::Limit)?);
                 bench.kernel_before = KernelMemory::now();
                 Ok(Outcome::default())
             }

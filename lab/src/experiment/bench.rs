@@ -235,6 +235,9 @@ impl Bench {
     #[expect(clippy::cast_precision_loss, reason = "a measurement")]
     pub(super) fn grow(&mut self, total: u32) -> io::Result<String> {
         let sessions = self.sessions.as_mut().ok_or_else(|| io::Error::other("no sessions are held"))?;
+        if let Some(limit) = sessions.limit() {
+            return Ok(format!("left out: {limit}"));
+        }
         let held = sessions.grow(total as usize)?;
         if let Some(started) = &mut self.started {
             started.check()?;

@@ -203,7 +203,7 @@ samples: [syscalls]
         assert_eq!(names, ["copy-8K", "small", "mine", "direct"]);
         assert_eq!(written.links.loss, Some(Loss(1000)));
         assert!(!written.links.offloads && written.passes == [Pass::Syscalls]);
-        assert_eq!(written.cases[1].load, load::exchanges(false, 32, 1024, Duration::from_secs(2)));
+        assert_eq!(written.cases[1].load, load::exchanges(false, 32, 1024, None, Duration::from_secs(2)));
     }
 
     #[test]
