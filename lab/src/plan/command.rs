@@ -125,12 +125,13 @@ fn run(mut command: Command, limit: Duration, stoppable: bool) -> Result<Outcome
 /// # Errors
 /// Of the kind `NotFound`.
 pub fn require(program: &str) -> io::Result<()> {
-    if tools::on_path(program).is_some() {
-        return Ok(());
-    }
+    if tools::on_path(program).is_some() { Ok(()) } else { Err(missing(program)) }
+}
+
+fn missing(program: &str) -> io::Error {
     let hint = PACKAGES.iter().find(|(name, _)| *name == program);
     let hint = hint.map_or_else(|| "install it".to_owned(), |(_, package)| format!("apt-get install {package}"));
-    Err(io::Error::new(io::ErrorKind::NotFound, format!("the program {program} is not on PATH; {hint}")))
+    io::Error::new(io::ErrorKind::NotFound, format!("the program {program} is not on PATH; {hint}"))
 }
 
 /// A child that is not left behind, nor its children in its process group.
@@ -175,6 +176,7 @@ mod tests {
         assert_eq!((failed.exit, failed.error.to_string().as_str()), (Some(3), "exit status: 3; it said: no"));
         let missing = CommandLine::new(&here, "no-such-program-of-ours x").run().unwrap_err();
         assert_eq!(missing.error.kind(), io::ErrorKind::NotFound);
+        assert!(super::missing("ip").to_string().contains("apt-get install iproute2"));
     }
 
     #[test]
