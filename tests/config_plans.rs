@@ -37,7 +37,8 @@ fn yaml_defaults() {
     let forward = Forward {
         name: "127.0.0.1:9000".to_owned(),
         listen: vec![Listen { ip: IpAddr::from([127, 0, 0, 1]), ports: Ports::one(9000) }],
-        targets: vec![Target { host: Host::Name("db".to_owned()), ports: Ports::one(9001), weight: 1 }],
+        targets: vec![Target::new(Host::Name("db".to_owned()), Ports::one(9001))],
+        balancing: Balancing::default(),
         engine: Engine::Auto,
         arms: Vec::new(),
         copy_buffer: 65536,

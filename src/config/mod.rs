@@ -19,6 +19,7 @@ mod node;
 mod options;
 mod render;
 mod source;
+mod target;
 mod toml;
 mod tree;
 mod value;
@@ -123,7 +124,7 @@ fn plan_of_args(listen: &str, target: &str, overrides: &Overrides, lookup: &Look
     let (host, ports) = address::target(target).map_err(|message| Fault::new(at_target, message))?;
     let forward = DraftForward {
         listen: vec![(at_listen, listens)],
-        to: vec![(at_target, Target { host, ports, weight: 1 })],
+        to: vec![(at_target, Target::new(host, ports))],
         ..DraftForward::default()
     };
     Draft { forwards: vec![forward], ..Draft::default() }.build(overrides, lookup)

@@ -288,7 +288,8 @@ pub(super) mod tests {
             forwards: vec![Forward {
                 name: name.to_owned(),
                 listen: vec![Listen { ip: [127, 0, 0, 1].into(), ports: Ports::one(9000) }],
-                targets: vec![Target { host: Host::Ip([10, 0, 0, 2].into()), ports: Ports::one(9001), weight: 1 }],
+                targets: vec![Target::new(Host::Ip([10, 0, 0, 2].into()), Ports::one(9001))],
+                balancing: Default::default(),
                 engine: Engine::Auto,
                 arms: Vec::new(),
                 copy_buffer: 65536,

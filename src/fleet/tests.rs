@@ -17,7 +17,8 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
     let forward = Forward {
         name: "test".into(),
         listen: vec![Listen { ip: listen.ip(), ports: Ports::one(listen.port()) }],
-        targets: vec![Target { host: Host::Ip(target.ip()), ports: Ports::one(target.port()), weight: 1 }],
+        targets: vec![Target::new(Host::Ip(target.ip()), Ports::one(target.port()))],
+        balancing: Default::default(),
         engine: Engine::Auto,
         arms: Vec::new(),
         copy_buffer: 64 * 1024,

@@ -268,7 +268,8 @@ mod tests {
             forwards: vec![Forward {
                 name: name.to_owned(),
                 listen: vec![Listen { ip: [0, 0, 0, 0].into(), ports: Ports { first: 9000, last: 9010 } }],
-                targets: vec![Target { host, ports: Ports { first: 8000, last: 8010 }, weight: 1 }],
+                targets: vec![Target::new(host, Ports { first: 8000, last: 8010 })],
+                balancing: Default::default(),
                 engine: Engine::Auto,
                 arms: Vec::new(),
                 copy_buffer: 65536,
