@@ -12,6 +12,7 @@ mod ledger;
 mod names;
 mod pools;
 mod seat;
+mod targets;
 #[cfg(test)]
 mod tests;
 

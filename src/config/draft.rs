@@ -9,7 +9,8 @@ use super::error::{Fault, Mark};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
-    Access, Balancing, Engine, Forward, Health, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts,
+    Access, Balancing, Engine, Forward, Health, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions,
+    Timeouts,
 };
 
 /// Everything one file says.

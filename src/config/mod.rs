@@ -35,6 +35,7 @@ pub use limit::Sources;
 pub use options::{ForwardOptions, Overrides, ProcessOptions};
 pub use render::render;
 pub use source::MOST_BYTES;
+pub(crate) use target::weight_or_default;
 pub use value::Maybe;
 pub(crate) use value::{Size, size};
 

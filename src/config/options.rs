@@ -12,7 +12,7 @@ use super::limit::Sources;
 use super::node::{Key, Node};
 use super::value::{self, Maybe};
 use super::{address, node};
-use crate::plan::{Balance, Check, Confinement, Health,  Keep, LogFormat, OnDown, Pattern, Pin, Rate, RunAs, WhenFull};
+use crate::plan::{Balance, Check, Confinement, Health, Keep, LogFormat, OnDown, Pattern, Pin, Rate, RunAs, WhenFull};
 
 /// Makes a struct of options that is a part of the command line, and lets YAML set the same fields by name.
 macro_rules! options {

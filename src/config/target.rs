@@ -17,7 +17,8 @@ pub(super) const HEALTH: &str = "none, or fails (1 to 1000), eject and eject_max
      as fails=3,eject=10s,eject_max=5m, in a file also {fails: 3, eject: 10s, eject_max: 5m}";
 pub(super) const CHECK: &str = "none, connect, or interval (100ms to 1d), timeout (10ms to 1h), rise and fall (1 to 100) and \
      port, such as interval=2s,timeout=1s,rise=2,fall=3, in a file also {send: \"PING\\r\\n\", expect: \"+PONG\", interval: 2s}";
-pub(super) const TARGET: &str = "HOST:PORT, or a mapping of address (or to), weight, backup, max_connections and slow_start";
+pub(super) const TARGET: &str =
+    "HOST:PORT, or a mapping of address (or to), weight, backup, max_connections and slow_start";
 const SLOW_START: &str = "none, or a time from 1s to 1d, such as 30s or 2m";
 const BACKUP: &str = "true, false";
 const TEXT: &str = "text of 1 to 1024 bytes";
@@ -141,9 +142,7 @@ fn set_check(check: &mut Check, name: &str, value: &str) -> Result<(), String> {
 pub(super) fn check_of(node: &Node) -> Result<Maybe<Check>, Fault> {
     let Value::Map(_) = &node.value else { return node.parse(check, CHECK) };
     let mut check = Check::default();
-    for (key, value) in
-        node.entries(CHECK, &["send", "expect", "interval", "timeout", "rise", "fall", "port"])?
-    {
+    for (key, value) in node.entries(CHECK, &["send", "expect", "interval", "timeout", "rise", "fall", "port"])? {
         match key.text.as_str() {
             "send" => check.send = value.parse(said, TEXT)?,
             "expect" => check.expect = value.parse(said, TEXT)?,
@@ -164,6 +163,11 @@ fn slow_start(text: &str) -> Result<Maybe<Duration>, String> {
     time(text, 1000, DAY_MS, SLOW_START).map(|time| Maybe(Some(time)))
 }
 
+/// A weight, or the word for the configured one.
+pub(crate) fn weight_or_default(text: &str) -> Result<Maybe<u16>, String> {
+    if text == "default" { Ok(Maybe(None)) } else { weight(text).map(|weight| Maybe(Some(weight))) }
+}
+
 /// One item of `to`.
 pub(super) fn target(node: &Node) -> Result<(Mark, Target), Fault> {
     let Value::Map(_) = &node.value else {
@@ -171,9 +175,7 @@ pub(super) fn target(node: &Node) -> Result<(Mark, Target), Fault> {
         return Ok((node.mark, Target::new(host, ports)));
     };
     let (mut to, mut share, mut most, mut slow, mut backup) = (None, None, None, None, false);
-    for (key, value) in
-        node.entries(TARGET, &["address", "to", "weight", "backup", "max_connections", "slow_start"])?
-    {
+    for (key, value) in node.entries(TARGET, &["address", "to", "weight", "backup", "max_connections", "slow_start"])? {
         match key.text.as_str() {
             name @ ("address" | "to") => {
                 set_once(&mut to, name, key, value, |text| Ok((value.mark, address::target(text)?)), address::TARGET)?;
@@ -208,7 +210,10 @@ pub(super) fn each_once(targets: &[Target], marks: &[Mark]) -> Result<(), Fault>
         let same = |other: &&Target| (&other.host, other.ports) == (&target.host, target.ports);
         if targets[..at].iter().find(same).is_some() {
             let text = quoted(&target.to_string());
-            return Err(Fault::new(*mark, format!("found target {text} a second time; allowed: each once, with a weight")));
+            return Err(Fault::new(
+                *mark,
+                format!("found target {text} a second time; allowed: each once, with a weight"),
+            ));
         }
     }
     Ok(())
@@ -261,7 +266,9 @@ mod tests {
         assert_eq!(health("none"), Ok(Maybe(None)));
         let some = Health { fails: 5, eject: Duration::from_secs(1), ..Health::default() };
         assert_eq!(health("fails=5, eject=1s"), Ok(Maybe(Some(some))));
-        for bad in ["", "fails", "fails=0", "fails=1,fails=2", "eject=10m", "eject=1s,eject_max=500ms", "x=1", "eject=5"] {
+        for bad in
+            ["", "fails", "fails=0", "fails=1,fails=2", "eject=10m", "eject=1s,eject_max=500ms", "x=1", "eject=5"]
+        {
             assert!(health(bad).unwrap_err().contains("allowed: "), "{bad}");
         }
         let some = Check { rise: 1, fall: 1, port: Some(80), ..Check::default() };

@@ -21,6 +21,7 @@ use super::reload::{Reloader, Source};
 use super::service::{Service, TOKENS};
 use super::snapshot::{Reloads, Snapshot, Sources};
 use super::socket::{self, SocketFile};
+use super::targets::{self, Request, TargetSnapshot};
 use super::{RunError, metrics, prometheus};
 use crate::config;
 use crate::fleet::{Fleet, Ready, WorkerEnd};
@@ -462,6 +463,13 @@ impl socket::Instance for Process {
             },
             Err,
         )
+    }
+
+    fn target(&self, request: &Request) -> Result<Vec<TargetSnapshot>, String> {
+        let Request { forward, target, action } = request;
+        let (targets, on_down) = self.fleet.command_target(forward, target, action.command())?;
+        info!("forward {forward:?}: target {target} {}", action.describe(on_down));
+        Ok(targets::snapshots(targets))
     }
 
     fn upgrade(&self) -> Result<(), String> {

@@ -6,6 +6,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde::Serialize;
 
+use super::targets::{self, TargetSnapshot};
 use crate::arms::{self, ArmSnapshot};
 use crate::fleet::{ForwardView, WorkerView};
 use crate::stats::ForwardSnapshot;
@@ -159,6 +160,8 @@ pub struct NamedForward {
     /// Its counters over all workers.
     #[serde(flatten)]
     pub counters: ForwardSnapshot,
+    /// Each address of each target.
+    pub targets: Vec<TargetSnapshot>,
     /// The arms of a live A/B; left out where there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub arms: Vec<ArmSnapshot>,
@@ -230,6 +233,7 @@ fn forward(view: &ForwardView<'_>) -> NamedForward {
         to: forward.targets.iter().map(ToString::to_string).collect(),
         engine: forward.engine_text(),
         counters,
+        targets: targets::snapshots(view.targets),
         arms,
         verdict,
     }
@@ -260,12 +264,15 @@ impl Cpu {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::arms::Sampled;
     use crate::plan::{
         Access, Arm, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Target, TcpOptions, Timeouts,
     };
     use crate::stats::{EndReason, ForwardStats, WorkerStats};
+    use crate::upstream::{Targets, Upstreams};
 
     /// Counters of one worker and of one forward in it.
     pub(in crate::control) type Counters = (WorkerStats, ForwardStats);
@@ -333,9 +340,13 @@ pub(super) mod tests {
             sessions_open: forward.open.get(),
         });
         let forwards: Vec<_> = stats.iter().map(|(_, forward)| forward).collect();
+        let targets = Arc::new(Targets::new("web", Instant::now()));
+        targets.update(&plan.forwards[0]);
+        let _upstreams = Upstreams::new(&plan.forwards[0], &targets);
         let forward = ForwardView {
             forward: &plan.forwards[0],
             removed: false,
+            targets: &targets,
             arms: forwards.clone(),
             stats: forwards,
             past: None,

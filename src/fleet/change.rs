@@ -173,9 +173,9 @@ impl Fleet {
 
     fn enter(&mut self, forward: &Forward, pool: usize) -> usize {
         let forward = Arc::new(forward.clone());
-        let (limits, book) = self.ledger.enter(&forward);
+        let (limits, targets, book) = self.ledger.enter(&forward, self.shared.limits.begun());
         let id = self.editions.iter().position(Option::is_none).unwrap_or(self.editions.len());
-        let entry = Some(Entry { edition: Arc::new(Edition { id, forward, limits, pool }), book });
+        let entry = Some(Entry { edition: Arc::new(Edition { id, forward, limits, targets, pool }), book });
         match self.editions.get_mut(id) {
             Some(place) => *place = entry,
             None => self.editions.push(entry),
@@ -223,7 +223,7 @@ impl Fleet {
                 if newcomers.contains(&id) { all.iter().copied().collect() } else { fresh.to_vec() };
             let route = |edition: usize| {
                 let Entry { edition, book } = self.editions[edition].as_ref()?;
-                let upstreams = board.upstreams(&edition.forward);
+                let upstreams = board.upstreams(&edition.forward, &edition.targets);
                 Some(Route::new(Arc::clone(edition), upstreams, self.ledger.stats(*book, id), id))
             };
             let routes = editions.into_iter().filter_map(route).collect();

@@ -109,7 +109,7 @@ pub struct Worker {
     ready: Vec<usize>,
     again: Vec<usize>,
     due: Vec<usize>,
-    /// Sessions that wait for a descriptor or a name.
+    /// Sessions that wait for a descriptor, a name or room at a target.
     retry: Vec<usize>,
     finished: Vec<SessionRecord>,
     trial: Trial,
@@ -440,6 +440,8 @@ impl Worker {
                     self.freed = true;
                 }
                 Message::SlotFree => self.slot_free(),
+                Message::RoomFree => self.freed = true,
+                Message::TargetDown(endpoint) => self.end_sessions_of(&endpoint),
                 Message::Learn(learn) => self.learn(*learn),
                 Message::Change(change) => self.change(*change),
                 Message::Retire(editions) => self.retire(&editions),
