@@ -280,13 +280,13 @@ impl Endpoint {
     }
 
     /// Counts a check.
-    pub(super) fn checked(&self, good: bool) {
+    pub fn checked(&self, good: bool) {
         self.checks.fetch_add(1, Ordering::Relaxed);
         self.checks_failed.fetch_add(u64::from(!good), Ordering::Relaxed);
     }
 
     /// Checks have found it down, or up again.
-    pub(super) fn set_down(&self, down: bool, now_ms: u64) {
+    pub fn set_down(&self, down: bool, now_ms: u64) {
         if self.down.swap(down, Ordering::SeqCst) && !down {
             self.failures_in_row.store(0, Ordering::Relaxed);
             self.ejections_in_row.store(0, Ordering::Relaxed);
