@@ -62,10 +62,7 @@ fn retries_are_bounded_by_their_number() {
         let mut served = 0;
         for turn in 0..3 {
             let client = connect_or_reset(port.address());
-            let is_refused = match (retries, turn) {
-                ("0", 0 | 1) | ("1", 0) => true,
-                _ => false,
-            };
+            let is_refused = matches!((retries, turn), ("0", 0 | 1) | ("1", 0));
             if is_refused {
                 assert!(
                     client.as_ref().is_none_or(|client| end_of(client).is_err()),
