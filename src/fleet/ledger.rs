@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::limits::ForwardLimits;
 use crate::plan::{Arm, Forward};
 use crate::stats::{ForwardSnapshot, ForwardStats};
-use crate::upstream::Targets;
+use crate::upstream::{Checked, Targets};
 
 /// All counters.
 #[derive(Debug, Default)]
@@ -163,6 +163,16 @@ impl Ledger {
                 past: Some(&account.past),
             }
         })
+    }
+
+    /// The forwards whose targets are to be checked.
+    pub(super) fn checked(&self) -> Vec<Checked> {
+        let of = |account: &Account| {
+            let Forward { balancing, sources, .. } = &*account.forward;
+            let (targets, on_down) = (Arc::clone(&account.targets), balancing.on_down);
+            Some(Checked { targets, check: balancing.check.clone()?, on_down, sources: sources.clone() })
+        };
+        self.accounts.iter().filter(|account| !account.removed).filter_map(of).collect()
     }
 
     /// The limits of every forward.

@@ -58,6 +58,11 @@ impl Names {
         (self.names, self.resolver) = (names, resolver);
     }
 
+    /// The same, for those who tell the workers something else.
+    pub(super) fn shared(&self) -> &Arc<Mutex<Board>> {
+        &self.board
+    }
+
     /// What is known; nothing is told while it is held.
     pub(super) fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)

@@ -47,6 +47,8 @@ pub use self::confine::{confine, enter, environment, give, give_path, give_socke
 pub enum Role {
     /// Moves bytes.
     Worker,
+    /// Asks targets whether they work.
+    Check,
     /// Writes the session log.
     Log,
     /// Looks names up.

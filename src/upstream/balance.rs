@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// A target that may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,11 @@ impl Default for Random {
 }
 
 impl Random {
+    /// Milliseconds from 0 up to a time, without it.
+    pub(super) fn below(&mut self, time: Duration) -> u64 {
+        self.next() % u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)

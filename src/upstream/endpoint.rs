@@ -209,6 +209,18 @@ impl Endpoint {
         }
     }
 
+    /// Whether checks have found it down.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    /// Whether the target has this address still.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.current.load(Ordering::Relaxed)
+    }
+
     /// Since when it is there again, in milliseconds; 0 from the start on.
     pub(super) fn back_ms(&self) -> u64 {
         self.back_ms.load(Ordering::Relaxed)
@@ -280,13 +292,13 @@ impl Endpoint {
     }
 
     /// Counts a check.
-    pub fn checked(&self, good: bool) {
+    pub(super) fn checked(&self, good: bool) {
         self.checks.fetch_add(1, Ordering::Relaxed);
         self.checks_failed.fetch_add(u64::from(!good), Ordering::Relaxed);
     }
 
     /// Checks have found it down, or up again.
-    pub fn set_down(&self, down: bool, now_ms: u64) {
+    pub(super) fn set_down(&self, down: bool, now_ms: u64) {
         if self.down.swap(down, Ordering::SeqCst) && !down {
             self.failures_in_row.store(0, Ordering::Relaxed);
             self.ejections_in_row.store(0, Ordering::Relaxed);

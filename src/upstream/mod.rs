@@ -8,6 +8,7 @@
 //! disabled by command gets no session in any case.
 
 mod balance;
+mod check;
 mod endpoint;
 mod resolve;
 mod source;
@@ -20,6 +21,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use self::balance::{Candidate, Random};
+pub use self::check::{Checked, Checker, News};
 pub use self::endpoint::{Admin, Endpoint, Lease, State};
 pub use self::resolve::{Resolver, names};
 pub use self::source::SourcePool;
