@@ -144,6 +144,48 @@ fn a_blackholed_target_costs_time_and_no_request() {
 }
 
 #[test]
+fn an_attempt_that_takes_all_the_time_there_is_counts_too() {
+    let (port, live, full) = (Reserved::loopback(), Target::up(1), FullBackend::new());
+    let hole = full.try_clone().local_addr().expect("bound");
+    let options = "retries: 0\ntimeouts: { connect: 200ms }\nhealth: { fails: 2, eject: 1m, eject_max: 1m }";
+    let spliced = Launcher::config(&config(&port, &[hole, live.address()], options)).start();
+    eventually("it is ejected", LONG, || {
+        let _ = ask(port.address());
+        if state(&spliced, 0) == "EJECTED" { Ok(()) } else { Err("not yet".to_owned()) }
+    });
+    assert_eq!(counter(&spliced, 0, "failures"), 2);
+    assert!((0..10).all(|_| ask(port.address()) == Ok(1)));
+    drop(full);
+    spliced.finish();
+}
+
+#[test]
+fn each_address_of_a_name_is_checked() {
+    let (port, target) = (Reserved::loopback(), Target::up(0));
+    let number = target.address().port();
+    let text = format!(
+        "check: {{ interval: 100ms, rise: 1, fall: 1 }}\n\
+         forwards: [{{ name: test, listen: \"{}\", to: \"localhost:{number}\" }}]\n",
+        port.address()
+    );
+    let spliced = Launcher::config(&text).start();
+    eventually("its IPv4 address is checked", LONG, || {
+        let stats = spliced.stats();
+        let targets = stats.0["forwards"][0]["targets"].as_array().expect("a list").clone();
+        let address = format!("127.0.0.1:{number}");
+        let own = targets.iter().find(|target| target["address"] == address.as_str());
+        match own {
+            Some(own) if own["state"] == "UP" && own["checks"].as_u64() >= Some(2) && own["checks_failed"] == 0 => {
+                Ok(())
+            }
+            _ => Err(format!("{targets:?}")),
+        }
+    });
+    assert_eq!(ask(port.address()), Ok(0));
+    finish(spliced);
+}
+
+#[test]
 fn a_flapping_target_loses_nothing_but_what_it_holds_and_is_left_out_longer_each_time() {
     let (port, mut targets) = (Reserved::loopback(), up(2));
     let spliced = start(&port, &targets, "health: { fails: 1, eject: 200ms, eject_max: 1s }");

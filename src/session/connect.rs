@@ -261,6 +261,16 @@ impl Session {
         Step::Again
     }
 
+    /// The time for all attempts is over: the present one has failed too.
+    pub fn run_out(&mut self, by: &mut Connector<'_>) -> Step {
+        let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
+        let end = End::of(connecting.overdue());
+        if end.reason == EndReason::ConnectTimeout {
+            self.fail(end, by);
+        }
+        Step::End(end)
+    }
+
     /// Gives up on the present address; on none where it only waits for room.
     pub fn next_address(&mut self, why: Option<End>, by: &mut Connector<'_>) -> Step {
         self.fail(why.unwrap_or(End::of(EndReason::ConnectTimeout)), by);
