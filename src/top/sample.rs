@@ -323,7 +323,7 @@ fn quantiles(now: &Times, before: &Times) -> Option<(f64, f64)> {
             seen >= wanted
         });
         // Bucket i is below 2^i µs and not below half of that.
-        2f64.powf(bucket.unwrap_or(0) as f64 - 0.5) / 1e6
+        2f64.powi(bucket.unwrap_or(0) as i32) * std::f64::consts::FRAC_1_SQRT_2 / 1e6
     };
     (all > 0).then(|| (quantile(0.5), quantile(0.99)))
 }
