@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
     Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan,
-    Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
+    Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, Udp, WhenFull,
 };
 
 fn plan(text: &str) -> Plan {
@@ -48,6 +48,7 @@ fn yaml_defaults() {
         stall_warning: Some(Forward::STALL_WARNING),
         tcp: TcpOptions::default(),
         sources: Vec::new(),
+        udp: Default::default(),
         access: Access::default(),
     };
     let expected = Plan {
@@ -211,7 +212,8 @@ fn plans() -> impl Strategy<Value = Plan> {
         )| {
             for (number, forward) in (0u8..).zip(&mut all) {
                 forward.name.push_str(&number.to_string());
-                forward.listen.iter_mut().for_each(|listen| listen.ip = IpAddr::from([10, 9, 0, number]));
+                let listens = forward.listen.iter_mut().chain(&mut forward.udp.listen);
+                listens.for_each(|listen| listen.ip = IpAddr::from([10, 9, 0, number]));
                 forward.access.global_allow = allow.clone().into();
                 forward.access.global_deny = deny.clone().into();
             }
@@ -311,6 +313,13 @@ fn limits() -> impl Strategy<Value = (Limits, Vec<IpAddr>)> {
     )
 }
 
+/// Whether there are listeners for datagrams, and how long flows live.
+fn datagrams() -> impl Strategy<Value = (bool, Udp)> {
+    let timeout = (1u64..100_000_000).prop_map(Duration::from_millis);
+    (any::<bool>(), timeout, proptest::option::of(0u32..=1_000_000))
+        .prop_map(|(has, timeout, responses)| (has, Udp { timeout, responses, ..Udp::default() }))
+}
+
 fn forward() -> impl Strategy<Value = Forward> {
     let time = || proptest::option::of((1u64..100_000_000).prop_map(Duration::from_millis));
     let buffer = || proptest::option::of(1024usize..=1 << 30);
@@ -329,6 +338,7 @@ fn forward() -> impl Strategy<Value = Forward> {
         (time(), time(), time()),
         tcp,
         (patterns(), patterns()),
+        datagrams(),
     )
         .prop_map(
             |(
@@ -338,10 +348,13 @@ fn forward() -> impl Strategy<Value = Forward> {
                 times,
                 tcp,
                 (allow, deny),
+                (has_udp, udp),
             )| {
+                let listen = vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }];
+                let udp = Udp { listen: if has_udp { listen.clone() } else { Vec::new() }, ..udp };
                 Forward {
                     name,
-                    listen: vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }],
+                    listen,
                     targets,
                     engine: if arms.is_empty() { engine } else { Engine::Auto },
                     arms: arms
@@ -362,6 +375,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                     },
                     stall_warning: times.1,
                     sources: limits.1,
+                    udp,
                     access: Access { allow, deny, ..Access::default() },
                 }
             },

@@ -85,10 +85,10 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
     let mut out = Vec::new();
     let mut line = |key: &'static str, value: String| out.push((key, value));
     line("name", quote(&forward.name));
-    line("listen", list(forward.listen.iter().map(|listen| quote(&listen.to_string()))));
+    line("listen", list(forward.listeners().map(|listen| quote(&listen))));
     let targets = forward.targets.iter().map(|target| match target.weight {
-        1 => quote(&target.to_string()),
-        weight => format!("{{address: {}, weight: {weight}}}", quote(&target.to_string())),
+        1 => quote(&forward.written_target(target)),
+        weight => format!("{{address: {}, weight: {weight}}}", quote(&forward.written_target(target))),
     });
     line("to", list(targets));
     for (key, most) in
@@ -107,7 +107,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 18] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 20] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -124,6 +124,8 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 18] {
         ("stall_warning", time(forward.stall_warning)),
         ("keepalive", time(forward.tcp.keepalive)),
         ("user_timeout", time(forward.tcp.user_timeout)),
+        ("udp_timeout", Time(forward.udp.timeout).to_string()),
+        ("udp_responses", forward.udp.responses.map_or("none".to_owned(), |n| n.to_string())),
         ("receive_buffer", size(forward.tcp.receive_buffer)),
         ("send_buffer", size(forward.tcp.send_buffer)),
         ("backlog", forward.tcp.backlog.to_string()),

@@ -6,7 +6,7 @@ use super::error::{Fault, Mark};
 use super::node::{Key, Node, set_once};
 use super::options::{ForwardOptions, ProcessOptions};
 use super::{limit, tree, value};
-use crate::plan::{Pattern, Target};
+use crate::plan::{Pattern, Target, Transport};
 
 const ROOT: &str = "a mapping with forwards, such as `forwards: [{listen: \"0.0.0.0:9000\", to: \"10.0.0.2:9001\"}]`";
 const FORWARDS: &str = "a list of forwards, each with listen and to";
@@ -58,13 +58,14 @@ fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
             "name" => forward.name = Some((node.mark, node.text(value::name, value::NAME)?)),
             "listen" => {
                 for item in node.one_or_many() {
-                    let listens = item.parse(|text| address::listen(text, lookup), address::LISTEN)?;
-                    forward.listen.push((item.mark, listens));
+                    let (transport, listens) = item.parse(|text| address::listen(text, lookup), address::LISTEN)?;
+                    forward.listen.push((item.mark, transport, listens));
                 }
             }
             "to" => {
                 for item in node.one_or_many() {
-                    forward.to.push(target(item)?);
+                    let (mark, transport, target) = target(item)?;
+                    forward.push_target(mark, transport, target)?;
                 }
             }
             "max_connections" => {
@@ -112,10 +113,10 @@ fn refuse_process_options(node: &Node, known: &[&str]) -> Result<(), Fault> {
     }
 }
 
-fn target(node: &Node) -> Result<(Mark, Target), Fault> {
+fn target(node: &Node) -> Result<(Mark, Option<Transport>, Target), Fault> {
     let super::node::Value::Map(_) = &node.value else {
-        let (host, ports) = node.parse(address::target, TARGET)?;
-        return Ok((node.mark, Target { host, ports, weight: 1 }));
+        let (transport, host, ports) = node.parse(address::target, TARGET)?;
+        return Ok((node.mark, transport, Target { host, ports, weight: 1 }));
     };
     let (mut address, mut weight) = (None, None);
     for (key, value) in node.entries(TARGET, &["address", "weight"])? {
@@ -124,10 +125,10 @@ fn target(node: &Node) -> Result<(Mark, Target), Fault> {
             _ => set_once(&mut weight, "weight", key, value, value::weight, value::WEIGHT)?,
         }
     }
-    let Some((mark, (host, ports))) = address else {
+    let Some((mark, (transport, host, ports))) = address else {
         return Err(Fault::new(node.mark, "found a target without address; allowed: {address: HOST:PORT, weight: N}"));
     };
-    Ok((mark, Target { host, ports, weight: weight.unwrap_or(1) }))
+    Ok((mark, transport, Target { host, ports, weight: weight.unwrap_or(1) }))
 }
 
 /// The short form of the `…_timeout` options; those of draining only where there is a process to drain.

@@ -167,6 +167,15 @@ pub struct NamedForward {
     pub verdict: Option<String>,
 }
 
+impl NamedForward {
+    /// Whether it listens for datagrams, or has had some.
+    #[must_use]
+    pub fn has_datagrams(&self) -> bool {
+        let moved = &self.counters.datagrams;
+        self.listen.iter().any(|listen| listen.starts_with("udp:")) || moved.receives > 0 || moved.sends > 0
+    }
+}
+
 impl Snapshot {
     /// Reads every counter now. Counters of different workers may be a turn apart.
     #[must_use]
@@ -226,8 +235,8 @@ fn forward(view: &ForwardView<'_>) -> NamedForward {
     NamedForward {
         name: forward.name.clone(),
         removed: view.removed,
-        listen: forward.listen.iter().map(ToString::to_string).collect(),
-        to: forward.targets.iter().map(ToString::to_string).collect(),
+        listen: forward.listeners().collect(),
+        to: forward.written_targets().collect(),
         engine: forward.engine_text(),
         counters,
         arms,
@@ -299,6 +308,7 @@ pub(super) mod tests {
                 stall_warning: None,
                 tcp: TcpOptions::default(),
                 sources: Vec::new(),
+                udp: Default::default(),
                 access: Access::default(),
             }],
         }

@@ -22,6 +22,7 @@ use crate::plan::{Forward, Plan};
 use crate::sandbox;
 use crate::stats::{SessionRecord, WorkerState};
 use crate::sys::pipes::Limits;
+use crate::udp;
 use crate::worker::{Change, Edition, Learn, Message, Peer, Route};
 
 /// How long a change waits for workers; one that takes longer learns of it all the same.
@@ -40,6 +41,7 @@ pub struct Ready {
     plan: Arc<Plan>,
     workers: usize,
     doors: Prepared,
+    datagram_doors: udp::doors::Prepared,
     names: names::Prepared,
     newcomers: Newcomers,
     pinning: String,
@@ -77,12 +79,15 @@ impl Fleet {
         }
         let workers = worker_count(plan);
         let doors = self.doors.prepare(plan, workers)?;
-        if let Some(shortfall) = limits::shortfall(plan, self.descriptors.0, workers, doors.sockets()) {
+        let datagram_doors = self.datagram_doors.prepare(plan, workers)?;
+        let sockets = doors.sockets() + datagram_doors.sockets();
+        if let Some(shortfall) = limits::shortfall(plan, self.descriptors.0, workers, sockets) {
             log::warn!("{shortfall}");
         }
         if !self.confined {
             // Before any thread, which inherits what is left, and before the budget, which depends on it.
             doors.give()?;
+            datagram_doors.give()?;
             sandbox::confine()?;
             (self.confined, self.limits) = (true, Limits::read());
         }
@@ -100,13 +105,13 @@ impl Fleet {
             let seat = Seat { cpu: *cpu, stats, state: WorkerState::Running, peer, thread: Some(thread) };
             newcomers.0.push((id, seat));
         }
-        Ok(Ready { plan: Arc::clone(plan), workers, doors, names, newcomers, pinning })
+        Ok(Ready { plan: Arc::clone(plan), workers, doors, datagram_doors, names, newcomers, pinning })
     }
 
     /// Puts a plan into use. Sessions keep the edition of their forward they began with; listeners the plan still has
     /// keep their socket and its queue. Returns when every worker serves the plan, or has had two seconds for it.
     pub fn commit(&mut self, ready: Ready, log: Option<SyncSender<Vec<SessionRecord>>>) {
-        let Ready { plan, workers, doors, names, mut newcomers, pinning } = ready;
+        let Ready { plan, workers, doors, datagram_doors, names, mut newcomers, pinning } = ready;
         if (workers, plan.gather) != (self.serving, self.plan.gather) {
             self.board = Arc::new(Board::new(workers, plan.gather));
         }
@@ -119,6 +124,7 @@ impl Fleet {
         let fresh = self.enter_editions();
         let plan = Arc::clone(&self.plan);
         self.doors.commit(doors, &plan, &self.current, Instant::now());
+        self.datagram_doors.commit(datagram_doors, &plan, &self.current);
         self.shared.limits.update(&plan);
         self.names.commit(names);
         let kept: HashSet<usize> = self.current.iter().copied().collect();
@@ -191,12 +197,14 @@ impl Fleet {
         let peers: Arc<[Arc<Peer>]> = self.seats.iter().map(|seat| Arc::clone(&seat.peer)).collect();
         let current: Arc<[usize]> = self.current.as_slice().into();
         let mut sets = if serving.is_empty() { HashMap::new() } else { self.doors.deal(&serving) };
+        let mut datagrams = if serving.is_empty() { HashMap::new() } else { self.datagram_doors.deal(&serving) };
         let (done, told) = mpsc::channel();
         let mut left = 0;
         for (id, seat) in self.seats.iter().enumerate().filter(|(_, seat)| seat.thread.is_some()) {
             let change = Change {
                 current: Arc::clone(&current),
                 listeners: sets.remove(&id).unwrap_or_default(),
+                datagrams: datagrams.remove(&id).unwrap_or_default(),
                 peers: Arc::clone(&peers),
                 serving: self.serving,
                 board: Arc::clone(&self.board),
@@ -276,6 +284,7 @@ impl Fleet {
                 *place = None;
             }
         }
+        self.datagram_doors.tidy();
         let live: Vec<usize> = self.editions.iter().flatten().map(|entry| entry.book).collect();
         self.ledger.close(&live);
     }

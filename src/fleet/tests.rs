@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mio::Poll;
 
 use super::*;
-use crate::limits::{Admission, ForwardLimits};
+use crate::limits::{Admission, ForwardLimits, Slots};
 use crate::plan::{Access, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
 use crate::pump::Pumps;
 use crate::stats::{EndReason, ForwardStats};
@@ -28,6 +28,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         stall_warning: None,
         tcp: TcpOptions::default(),
         sources: Vec::new(),
+        udp: Default::default(),
         access: Access::default(),
     };
     Plan {
@@ -224,6 +225,7 @@ impl Lone {
         let shared = Arc::new(Shared {
             limits,
             trace: Trace::default(),
+            flows: Slots::new(None),
             shortage: Shortage::default(),
             transit: Transit::default(),
         });

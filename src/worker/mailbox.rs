@@ -15,6 +15,7 @@ use crate::listener::Listener;
 use crate::session::Session;
 use crate::stats::SessionRecord;
 use crate::sys::pipes::PipeBudget;
+use crate::udp;
 use crate::upstream::Hop;
 
 /// How a worker is told things.
@@ -81,6 +82,8 @@ pub struct Change {
     pub current: Arc<[usize]>,
     /// Every listener it accepts from.
     pub listeners: Vec<Listener>,
+    /// Every socket it takes datagrams from.
+    pub datagrams: Vec<udp::flow::Listener>,
     /// All workers by number.
     pub peers: Arc<[Arc<Peer>]>,
     /// The first so many serve.

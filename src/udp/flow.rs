@@ -1,0 +1,117 @@
+//! One client's datagrams.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::Socket;
+
+use crate::limits::Ticket;
+use crate::stats::{Bytes, EndReason};
+
+/// A socket clients send to, as one worker sees it. It belongs to the fleet.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// The socket.
+    pub socket: Arc<Socket>,
+    /// Its address.
+    pub address: SocketAddr,
+    /// Number of the edition that new flows belong to.
+    pub forward: usize,
+    /// Place of the port in its range.
+    pub port_offset: u16,
+}
+
+/// What tells flows apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// The listener, as the worker numbers them.
+    pub listener: usize,
+    /// The client.
+    pub client: SocketAddr,
+    /// The address it sends to, where the listener is bound to none: replies have to come from there.
+    pub local: Option<IpAddr>,
+}
+
+/// How a flow ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowEnd {
+    /// Why.
+    pub reason: EndReason,
+    /// The kernel's error behind it.
+    pub errno: Option<i32>,
+}
+
+/// What a client sends from one port, and what comes back.
+#[derive(Debug)]
+pub struct Flow {
+    /// Connected to the target.
+    pub socket: Socket,
+    /// Who.
+    pub key: FlowKey,
+    /// Number of the edition it began with.
+    pub forward: usize,
+    /// Where its datagrams go.
+    pub target: SocketAddr,
+    /// What limits per source count it as.
+    pub ticket: Option<Box<Ticket>>,
+    /// When it began, in microseconds of the worker's clock.
+    pub opened_us: u64,
+    /// When it last had a datagram.
+    pub active_us: u64,
+    /// Datagrams passed on to the target.
+    pub requests: u64,
+    /// Datagrams that came back.
+    pub answers: u64,
+    /// Bytes passed on.
+    pub bytes: Bytes,
+    /// Whether datagrams may leave joined, to the target and to the client.
+    pub joins: [bool; 2],
+    /// Its key stands among those to be looked at.
+    pub queued: bool,
+}
+
+impl Flow {
+    /// When it ends if nothing more comes, in milliseconds.
+    #[must_use]
+    pub fn deadline_ms(&self, timeout: Duration) -> u64 {
+        self.active_us / 1000 + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2)
+    }
+
+    /// Whether each of its datagrams has been answered as often as is expected.
+    #[must_use]
+    pub fn is_answered(&self, responses: Option<u32>) -> bool {
+        responses.is_some_and(|each| self.answers >= self.requests.saturating_mul(u64::from(each)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_counted_for_each_datagram() {
+        let socket = || Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+        let address = "127.0.0.1:1".parse().unwrap();
+        let flow = |requests, answers| Flow {
+            socket: socket(),
+            key: FlowKey { listener: 0, client: address, local: None },
+            forward: 0,
+            target: address,
+            ticket: None,
+            opened_us: 0,
+            active_us: 5_000_000,
+            requests,
+            answers,
+            bytes: Bytes::default(),
+            joins: [true; 2],
+            queued: false,
+        };
+        assert!(!flow(1, 100).is_answered(None));
+        assert!(flow(1, 0).is_answered(Some(0)), "none is expected");
+        assert!(!flow(2, 1).is_answered(Some(1)));
+        assert!(flow(2, 2).is_answered(Some(1)));
+        assert!(!flow(2, 3).is_answered(Some(2)));
+        assert_eq!(flow(1, 1).deadline_ms(Duration::from_secs(1)), 6000);
+    }
+}
