@@ -145,7 +145,7 @@ fn yaml_addresses() {
         ("udp:127.0.0.1:0", "a:1", (3, 13), "found port 0"),
         ("[\"udp:0.0.0.0:1\", \"udp:127.0.0.1:1\"]", "a:1", (3, 31), "listens on udp:0.0.0.0:1 already"),
         ("udp:127.0.0.1:1", "127.0.0.1:1", (4, 9), "leads back to its own listener udp:127.0.0.1:1"),
-        ("udp:127.0.0.1:1", "[\"a:1\", \"udp:b:1\"]", (4, 16), "only some say tcp: or udp:"),
+        ("udp:127.0.0.1:1", "[\"a:1\", \"udp:b:1\"]", (4, 17), "only some say tcp: or udp:"),
         ("nowhere.example:1", "a:1", (3, 13), "has no address"),
         ("127.0.0.1:1", "10.0.0.2:0", (4, 9), "found port 0"),
         ("127.0.0.1:1", "10.0.0.2:65536", (4, 9), "found port 65536"),

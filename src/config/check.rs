@@ -20,7 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(), Fault> {
     for (forward, marks) in plan.forwards.iter().zip(marks) {
         ranges(forward, marks)?;
-        transports(forward, marks)?;
         source(forward, marks)?;
     }
     // Two forwards on one address have one default name too, and the address is what to complain about.
@@ -61,16 +60,6 @@ fn ranges(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
         }
     }
     Ok(())
-}
-
-/// Streams and datagrams in one forward.
-fn transports(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
-    if forward.udp.targets.is_none() {
-        return Ok(());
-    }
-    let message = "found a target that speaks another protocol than its listener, which this version does not \
-                   support; allowed: the same";
-    Err(Fault::new(marks.targets[0], message))
 }
 
 /// Connections leave from an address of the target's family.

@@ -2,14 +2,17 @@
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 use socket2::Socket;
 
+use super::framing::Framing;
 use super::{cause_of, socket};
 use crate::stats::DropCause;
 
-/// Room for one message: more than any datagram has, joined ones included (65,527 bytes with IPv6).
-pub const SLOT: usize = 65_536;
+/// Room for one message: more than any datagram has, joined ones included (65,527 bytes with IPv6), and than one has with
+/// its length in a stream.
+pub const SLOT: usize = 65_536 + 64;
 /// Messages in a batch.
 pub const SLOTS: usize = 32;
 /// Datagrams that may leave as one (`UDP_MAX_SEGMENTS` in include/linux/udp.h; 128 in newer kernels).
@@ -84,6 +87,8 @@ pub struct Batch {
     used: usize,
     messages: Vec<Message>,
     datagrams: Vec<Datagram>,
+    /// Where datagrams were found, kept for its memory.
+    found: Vec<Range<usize>>,
 }
 
 impl Batch {
@@ -104,11 +109,8 @@ impl Batch {
     ///
     /// # Errors
     /// What the system call reports.
-    pub fn receive(&mut self, from: &Socket, most: usize) -> io::Result<(std::ops::Range<usize>, bool)> {
-        if self.room.is_empty() {
-            // Touched only as far as messages are long.
-            self.room = vec![0; SLOTS * SLOT];
-        }
+    pub fn receive(&mut self, from: &Socket, most: usize) -> io::Result<(Range<usize>, bool)> {
+        self.make_room();
         let most = most.min(SLOTS - self.used);
         let (base, first) = (self.used * SLOT, self.messages.len());
         let more = socket::receive(from, &mut self.room[base..base + most * SLOT], &mut self.messages)?;
@@ -118,6 +120,41 @@ impl Batch {
         let all = first..self.messages.len();
         self.used += all.len();
         Ok((all, more))
+    }
+
+    /// Reads from a stream once and adds the datagrams found; how many.
+    ///
+    /// # Errors
+    /// What recv(2) reports.
+    pub fn read(&mut self, framing: &mut Framing, stream: &Socket, course: Course) -> io::Result<usize> {
+        self.make_room();
+        let base = self.used * SLOT;
+        self.found.clear();
+        framing.read(stream, &mut self.room[base..base + SLOT], &mut self.found)?;
+        let Course { flow, way, from, to, joins } = course;
+        let datagram =
+            |range: &Range<usize>| Datagram { flow, way, from, to, joins, start: base + range.start, len: range.len() };
+        self.datagrams.extend(self.found.iter().map(datagram));
+        self.used += 1;
+        Ok(self.found.len())
+    }
+
+    /// Bytes of the datagrams that were added last.
+    #[must_use]
+    pub fn last_bytes(&self, count: usize) -> usize {
+        self.datagrams[self.datagrams.len() - count..].iter().map(|datagram| datagram.len).sum()
+    }
+
+    /// Takes back the datagrams that were added last.
+    pub fn forget_last(&mut self, count: usize) {
+        self.datagrams.truncate(self.datagrams.len() - count);
+    }
+
+    fn make_room(&mut self) {
+        if self.room.is_empty() {
+            // Touched only as far as messages are long.
+            self.room = vec![0; SLOTS * SLOT];
+        }
     }
 
     /// One of the messages.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use socket2::Socket;
 
+use super::framing::Framing;
 use crate::limits::Ticket;
+use crate::plan::Forward;
 use crate::stats::{Bytes, EndReason};
 
 /// A socket clients send to, as one worker sees it. It belongs to the fleet.
@@ -20,6 +22,17 @@ pub struct Listener {
     pub forward: usize,
     /// Place of the port in its range.
     pub port_offset: u16,
+}
+
+/// The client of a flow that comes as a stream.
+#[derive(Debug)]
+pub struct Client {
+    /// Its connection.
+    pub stream: Socket,
+    /// Its datagrams.
+    pub framing: Framing,
+    /// The address it has connected to.
+    pub listener: SocketAddr,
 }
 
 /// What tells flows apart.
@@ -47,6 +60,10 @@ pub struct FlowEnd {
 pub struct Flow {
     /// Connected to the target.
     pub socket: Socket,
+    /// Datagrams of the target, where it speaks a stream.
+    pub framing: Option<Box<Framing>>,
+    /// The client, where it does. Then the number of the listener in the key means nothing.
+    pub client: Option<Box<Client>>,
     /// Who.
     pub key: FlowKey,
     /// Number of the edition it began with.
@@ -67,15 +84,30 @@ pub struct Flow {
     pub bytes: Bytes,
     /// Whether datagrams may leave joined, to the target and to the client.
     pub joins: [bool; 2],
+    /// The target has sent something.
+    pub was_answered: bool,
     /// Its key stands among those to be looked at.
     pub queued: bool,
 }
 
 impl Flow {
-    /// When it ends if nothing more comes, in milliseconds.
+    /// When it ends if nothing more comes, in milliseconds, and why.
     #[must_use]
-    pub fn deadline_ms(&self, timeout: Duration) -> u64 {
-        self.active_us / 1000 + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2)
+    pub fn deadline(&self, forward: &Forward) -> (u64, EndReason) {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2);
+        let idle_ms = self.active_us / 1000 + millis(forward.udp.timeout);
+        let connects = self.framing.as_ref().is_some_and(|framing| !framing.connected);
+        match forward.timeouts.connect.map(|timeout| self.opened_us / 1000 + millis(timeout)) {
+            Some(at_ms) if connects && at_ms < idle_ms => (at_ms, EndReason::ConnectTimeout),
+            _ => (idle_ms, EndReason::Idle),
+        }
+    }
+
+    /// Datagrams that wait for a stream to take them.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        let of_client = self.client.as_ref().map_or(0, |client| client.framing.waiting());
+        of_client + self.framing.as_ref().map_or(0, |framing| framing.waiting())
     }
 
     /// Whether each of its datagrams has been answered as often as is expected.
@@ -95,6 +127,8 @@ mod tests {
         let address = "127.0.0.1:1".parse().unwrap();
         let flow = |requests, answers| Flow {
             socket: socket(),
+            framing: None,
+            client: None,
             key: FlowKey { listener: 0, client: address, local: None },
             forward: 0,
             target: address,
@@ -105,6 +139,7 @@ mod tests {
             answers,
             bytes: Bytes::default(),
             joins: [true; 2],
+            was_answered: false,
             queued: false,
         };
         assert!(!flow(1, 100).is_answered(None));
@@ -112,6 +147,5 @@ mod tests {
         assert!(!flow(2, 1).is_answered(Some(1)));
         assert!(flow(2, 2).is_answered(Some(1)));
         assert!(!flow(2, 3).is_answered(Some(2)));
-        assert_eq!(flow(1, 1).deadline_ms(Duration::from_secs(1)), 6000);
     }
 }

@@ -1,7 +1,7 @@
 //! Datagrams: what each client sends from one port is a flow, with a connected socket of its own towards the target.
 //!
 //! In reading order: `doors` are the sockets clients send to, `flow` is one client, `table` what a worker holds, `batch`
-//! the datagrams of a few system calls, `socket` the system calls. How a worker forwards them is in
+//! the datagrams of a few system calls, `socket` the system calls, `framing` datagrams in a stream. How a worker forwards them is in
 //! [`crate::worker`]: flows live in the same event loops as sessions, are counted as sessions, and keep the edition of
 //! their forward they began with.
 //!
@@ -13,6 +13,7 @@
 pub mod batch;
 pub mod doors;
 pub mod flow;
+pub mod framing;
 #[cfg(all(target_os = "linux", not(spliced_portable)))]
 pub mod socket;
 #[cfg(not(all(target_os = "linux", not(spliced_portable))))]

@@ -114,26 +114,27 @@ impl Table {
     /// Adds a flow.
     pub fn insert(&mut self, flow: Flow) -> usize {
         let key = flow.key;
-        if let Some(listening) = self.listeners.get_mut(key.listener) {
-            listening.flows += 1;
-        }
+        let has_listener = flow.client.is_none();
         let number = self.flows.insert(flow);
-        self.index.insert(key, number);
+        if has_listener {
+            self.listeners[key.listener].flows += 1;
+            self.index.insert(key, number);
+        }
         number
     }
 
     /// Takes a flow out, if it is there.
     pub fn remove(&mut self, number: usize) -> Option<Flow> {
         let flow = self.flows.try_remove(number)?;
-        self.index.remove(&flow.key);
+        if flow.client.is_none() {
+            self.listeners[flow.key.listener].flows -= 1;
+            self.index.remove(&flow.key);
+        }
         if let Some(deadlines) = &mut self.deadlines {
             deadlines.clear(number);
         }
         if flow.queued {
             self.ready.retain(|other| *other != number);
-        }
-        if let Some(listening) = self.listeners.get_mut(flow.key.listener) {
-            listening.flows -= 1;
         }
         Some(flow)
     }

@@ -10,7 +10,6 @@
 mod accept;
 mod change;
 mod connect;
-mod datagram_listeners;
 mod datagrams;
 mod end;
 mod gather;

@@ -8,13 +8,13 @@ use mio::Interest;
 use mio::unix::SourceFd;
 use socket2::Socket;
 
-use super::Worker;
 use crate::udp::flow::Listener;
 use crate::udp::table::{Listening, Ready};
+use crate::worker::Worker;
 
 impl Worker {
     /// Takes datagrams from these sockets from now on. Others are left to the flows that came by them.
-    pub(super) fn set_datagram_listeners(&mut self, listeners: Vec<Listener>) {
+    pub(in crate::worker) fn set_datagram_listeners(&mut self, listeners: Vec<Listener>) {
         let mut wanted: HashMap<*const Socket, Listener> =
             listeners.into_iter().map(|listener| (Arc::as_ptr(&listener.socket), listener)).collect();
         let mut closing = Vec::new();
@@ -54,7 +54,7 @@ impl Worker {
     }
 
     /// Takes no datagram any more; answers still go out by the sockets.
-    pub(super) fn leave_datagrams(&mut self) {
+    pub(in crate::worker) fn leave_datagrams(&mut self) {
         self.datagrams.listening.clear();
         let all: Vec<usize> = self.datagrams.listeners.iter().map(|(number, _)| number).collect();
         for number in all {
