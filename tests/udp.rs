@@ -7,12 +7,14 @@ mod common;
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::deadline::{LONG, until};
 use common::spliced::{Launcher, Spliced};
 use common::stats::Stats;
 use common::udp::{self, Echo, ask, client, is_silent, receive};
+use common::upgraded::Installed;
 
 /// One forward; `more` are further keys of it.
 fn run(listen: SocketAddr, to: SocketAddr, more: &str) -> Spliced {
@@ -277,6 +279,59 @@ fn the_end_waits_for_flows_as_long_as_it_may() {
     client.send(b"still served").expect("sent");
     assert_eq!(receive(&client), b"still served");
     assert!(spliced.wait(LONG).success());
+}
+
+#[test]
+fn bytes_per_second_are_kept_to_by_dropping() {
+    let (echo, listen) = (Echo::start(), udp::address());
+    // A tenth of a second's worth is 10 datagrams of 1 KiB.
+    let spliced = run(listen, echo.address(), ", rate: 100KiB/s");
+    let client = client(listen);
+    let question = pattern(1024, 0);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        client.send(&question).expect("sent");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let stats = spliced.stats();
+    let passed = datagrams(&stats, "client_to_backend") as f64;
+    assert!(passed >= 50.0 && passed <= 100.0 * seconds + 15.0, "{passed} in {seconds} s");
+    assert!(stats.number("/total/datagrams/drops/rate") > 100);
+    let (_, table) = spliced.ask("stats", &[]);
+    assert!(table.contains("  datagrams ") && table.contains("  drops            rate "), "{table}");
+}
+
+#[test]
+fn a_new_process_takes_the_sockets_over_and_nothing_is_lost() {
+    let (echo, listen) = (Echo::start(), udp::address());
+    let installed = Installed::new();
+    let mut upgraded = installed.start(Launcher::config(&config(listen, echo.address(), ", udp_timeout: 2s")));
+    let clients: Vec<UdpSocket> = (0..20).map(|_| client(listen)).collect();
+    let ask_all = |round: usize| {
+        for (number, client) in clients.iter().enumerate() {
+            assert_eq!(ask(client, &pattern(100, number + round)), pattern(100, number + round), "round {round}");
+        }
+    };
+    ask_all(0);
+    let (stop, asking) = (AtomicBool::new(false), client(listen));
+    std::thread::scope(|scope| {
+        let asker = scope.spawn(|| {
+            let mut asked = 0;
+            while !stop.load(Ordering::Relaxed) {
+                assert_eq!(ask(&asking, b"all the time"), b"all the time");
+                asked += 1;
+            }
+            asked
+        });
+        upgraded.upgrade();
+        ask_all(1);
+        stop.store(true, Ordering::Relaxed);
+        assert!(asker.join().expect("every question was answered") > 0);
+    });
+    let stats = Stats::ask(upgraded.spliced.control()).expect("the new process answers");
+    assert_eq!(stats.open(), 21, "its own flows, of the same clients");
+    upgraded.finish();
 }
 
 #[test]

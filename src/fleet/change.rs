@@ -315,6 +315,9 @@ impl Fleet {
     /// once their queues are empty. Sessions go on, each worker ends when its last one has.
     pub fn let_go(&mut self, given_up: &[SocketAddr], now: Instant) {
         self.letting_go = true;
+        // Both processes would take datagrams from the same queues.
+        self.tell(|| Message::LeaveDatagrams);
+        self.datagram_doors = udp::doors::Doors::default();
         self.doors.leave(given_up, now);
         if !self.doors.is_empty() {
             self.post(&[], &[]);

@@ -240,6 +240,9 @@ fn draw_details(frame: &mut Frame<'_>, row: &Row, area: Rect, palette: Palette) 
         format!(" fallbacks  {}", listed(&row.fallbacks)),
         format!(" connect    {}  first byte {}  (median/99 %)", pair(row.connect), pair(row.first_byte)),
     ];
+    if let Some((up, down)) = row.datagrams {
+        lines.push(format!(" datagrams  {up:.0}/s up, {down:.0}/s down  drops {}", listed(&row.drops)));
+    }
     if row.stalled > 0 {
         lines.push(format!(" stalled    {} directions: the log names them", row.stalled));
     }

@@ -23,6 +23,8 @@ pub struct Listening {
     pub flows: usize,
     /// There may be datagrams.
     pub ready: bool,
+    /// Its events are watched.
+    pub watched: bool,
     /// No flow begins here any more; it goes when its last one has ended.
     pub closing: bool,
 }

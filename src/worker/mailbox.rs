@@ -53,6 +53,8 @@ pub enum Message {
     Retire(Arc<[usize]>),
     /// Its place is taken away: end when the last session has, unless a change says otherwise before.
     Leave,
+    /// Take no datagram of clients any more: they are somebody else's. Answers still go out.
+    LeaveDatagrams,
     /// Accept no more; end when the last session has.
     Drain,
     /// The same, and what waits in the queues of the listeners is somebody else's.

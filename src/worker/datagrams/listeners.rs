@@ -30,7 +30,7 @@ impl Worker {
         closing.into_iter().for_each(|number| self.drop_spent_listener(number));
         for listener in wanted.into_values() {
             let fd = listener.socket.as_raw_fd();
-            let listening = Listening { listener, flows: 0, ready: false, closing: false };
+            let listening = Listening { listener, flows: 0, ready: false, watched: true, closing: false };
             let number = self.datagrams.listeners.insert(listening);
             let token = Ready::Listener(number).token();
             if let Err(e) = self.parts.poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE) {
@@ -49,7 +49,9 @@ impl Worker {
         }
         let listening = self.datagrams.listeners.remove(number);
         self.datagrams.listening.retain(|other| *other != number);
-        self.unwatch(&listening.listener.socket);
+        if listening.watched {
+            self.unwatch(&listening.listener.socket);
+        }
         self.sweep(listening.listener.forward);
     }
 
@@ -60,8 +62,9 @@ impl Worker {
         for number in all {
             let listening = &mut self.datagrams.listeners[number];
             (listening.closing, listening.ready) = (true, false);
-            let socket = Arc::clone(&listening.listener.socket);
-            self.unwatch(&socket);
+            if std::mem::replace(&mut listening.watched, false) {
+                self.unwatch(&self.datagrams.listeners[number].listener.socket);
+            }
             self.drop_spent_listener(number);
         }
     }
