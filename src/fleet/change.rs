@@ -284,7 +284,6 @@ impl Fleet {
                 *place = None;
             }
         }
-        self.datagram_doors.tidy();
         let live: Vec<usize> = self.editions.iter().flatten().map(|entry| entry.book).collect();
         self.ledger.close(&live);
     }
@@ -292,7 +291,8 @@ impl Fleet {
     /// Does what is due: listeners that are given up are closed, and what is not needed any more is freed.
     pub fn tick(&mut self, now: Instant) {
         self.settle(Duration::ZERO);
-        if self.doors.close_due(now) {
+        let (streams, datagrams) = (self.doors.close_due(now), self.datagram_doors.close_due());
+        if streams || datagrams {
             self.post(&[], &[]);
         }
         // A change that is on its way looks for itself once every worker has it.
@@ -307,7 +307,7 @@ impl Fleet {
     #[must_use]
     pub fn next_tick(&self, now: Instant) -> Option<Instant> {
         let settling = self.settling.as_ref().map(|_| now + Duration::from_millis(20));
-        [settling, self.doors.next_tick(now)].into_iter().flatten().min()
+        [settling, self.doors.next_tick(now), self.datagram_doors.next_tick(now)].into_iter().flatten().min()
     }
 
     /// Leaves the listening sockets to whoever they were passed on to: nothing is accepted from them any more and nothing

@@ -9,6 +9,8 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -19,12 +21,15 @@ use crate::{listener, sandbox, sys};
 
 /// From this many ports in a range on, a port has one socket instead of one in each worker.
 const DEALT_FROM: usize = 16;
+/// How often it is looked whether flows of an address that is given up have ended.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Doors {
     open: Vec<Door>,
-    /// Addresses no plan has any more, kept as long as flows of some worker need their sockets.
+    /// Addresses no plan has any more, kept as long as some worker has flows there: all their sockets, or the kernel would
+    /// choose others for the clients of these flows.
     closing: Vec<Door>,
 }
 
@@ -36,6 +41,8 @@ struct Door {
     /// The worker the first of them goes to.
     turn: usize,
     place: Option<Place>,
+    /// Flows that came by it, of all workers.
+    flows: Arc<AtomicUsize>,
 }
 
 /// What the datagrams of an address belong to.
@@ -85,7 +92,13 @@ impl Doors {
             let socket = Arc::new(socket);
             match doors.open.iter_mut().find(|door| door.address == address) {
                 Some(door) => door.sockets.push(socket),
-                None => doors.open.push(Door { address, sockets: vec![socket], turn: 0, place: None }),
+                None => doors.open.push(Door {
+                    address,
+                    sockets: vec![socket],
+                    turn: 0,
+                    place: None,
+                    flows: Arc::default(),
+                }),
             }
         }
         Ok(doors)
@@ -140,20 +153,29 @@ impl Doors {
         self.closing.extend(old.into_iter().filter(|door| !taken.contains(&door.address)));
     }
 
-    /// Closes sockets that nobody needs any more.
-    pub fn tidy(&mut self) {
-        self.closing.retain(|door| door.sockets.iter().any(|socket| Arc::strong_count(socket) > 1));
+    /// Gives up addresses without a flow; whether there were any, and workers are to be told.
+    pub fn close_due(&mut self) -> bool {
+        let before = self.closing.len();
+        self.closing.retain(|door| door.flows.load(Ordering::Acquire) > 0);
+        self.closing.len() < before
+    }
+
+    /// When [`Self::close_due`] is to be asked again.
+    #[must_use]
+    pub fn next_tick(&self, now: Instant) -> Option<Instant> {
+        (!self.closing.is_empty()).then(|| now + LOOK)
     }
 
     /// The listeners of each of the workers in `seats`, whose numbers are in ascending order and more than none.
     #[must_use]
     pub fn deal(&self, seats: &[usize]) -> HashMap<usize, Vec<Listener>> {
         let mut sets: HashMap<usize, Vec<Listener>> = HashMap::new();
-        for door in &self.open {
+        let all = self.open.iter().map(|door| (door, false)).chain(self.closing.iter().map(|door| (door, true)));
+        for (door, closing) in all {
             let Some(Place { forward, port_offset }) = door.place else { continue };
             for (i, socket) in door.sockets.iter().enumerate() {
-                let (socket, address) = (Arc::clone(socket), door.address);
-                let listener = Listener { socket, address, forward, port_offset };
+                let (socket, flows) = (Arc::clone(socket), Arc::clone(&door.flows));
+                let listener = Listener { socket, address: door.address, forward, port_offset, flows, closing };
                 sets.entry(seats[(door.turn + i) % seats.len()]).or_default().push(listener);
             }
         }
@@ -174,7 +196,8 @@ impl Prepared {
             Some(door) => Door { place: Some(place), ..door.clone() },
             None => {
                 let turn = if wanted > 1 { 0 } else { self.doors.len() };
-                Door { address, sockets: vec![self.claim(address, forward)?], turn, place: Some(place) }
+                let sockets = vec![self.claim(address, forward)?];
+                Door { address, sockets, turn, place: Some(place), flows: Arc::default() }
             }
         };
         while door.sockets.len() < wanted {

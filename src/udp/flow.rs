@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use socket2::Socket;
@@ -22,6 +23,10 @@ pub struct Listener {
     pub forward: usize,
     /// Place of the port in its range.
     pub port_offset: u16,
+    /// Flows that came by its address, of all workers.
+    pub flows: Arc<AtomicUsize>,
+    /// No flow begins here any more.
+    pub closing: bool,
 }
 
 /// The client of a flow that comes as a stream.

@@ -1,6 +1,7 @@
 //! The listeners and flows of one worker.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use mio::Token;
 use slab::Slab;
@@ -25,7 +26,7 @@ pub struct Listening {
     pub ready: bool,
     /// Its events are watched.
     pub watched: bool,
-    /// No flow begins here any more; it goes when its last one has ended.
+    /// It is not among those dealt to this worker any more, and goes when its last flow has ended.
     pub closing: bool,
 }
 
@@ -120,6 +121,7 @@ impl Table {
         let number = self.flows.insert(flow);
         if has_listener {
             self.listeners[key.listener].flows += 1;
+            self.listeners[key.listener].listener.flows.fetch_add(1, Ordering::AcqRel);
             self.index.insert(key, number);
         }
         number
@@ -130,6 +132,7 @@ impl Table {
         let flow = self.flows.try_remove(number)?;
         if flow.client.is_none() {
             self.listeners[flow.key.listener].flows -= 1;
+            self.listeners[flow.key.listener].listener.flows.fetch_sub(1, Ordering::AcqRel);
             self.index.remove(&flow.key);
         }
         if let Some(deadlines) = &mut self.deadlines {
@@ -141,10 +144,19 @@ impl Table {
         Some(flow)
     }
 
+    /// Forgets every flow; those that there were.
+    pub fn take_flows(&mut self) -> Slab<Flow> {
+        for (_, listening) in &mut self.listeners {
+            listening.listener.flows.fetch_sub(std::mem::take(&mut listening.flows), Ordering::AcqRel);
+        }
+        std::mem::take(&mut self.flows)
+    }
+
     /// Whether a listener begins flows of that edition.
     #[must_use]
     pub fn leads_to(&self, forward: usize) -> bool {
-        self.listeners.iter().any(|(_, listening)| !listening.closing && listening.listener.forward == forward)
+        let leads = |listening: &Listening| !listening.closing && listening.listener.forward == forward;
+        self.listeners.iter().any(|(_, listening)| leads(listening) && !listening.listener.closing)
     }
 }
 

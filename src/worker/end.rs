@@ -202,7 +202,7 @@ impl Drop for Worker {
             let ticket = self.passes.end(key, &route.edition.limits);
             self.count_lost(forward, ticket, EndReason::WorkerPanic);
         }
-        for (_, flow) in std::mem::take(&mut self.datagrams.flows) {
+        for (_, flow) in self.datagrams.take_flows() {
             let Some(route) = self.parts.routes.get(flow.forward) else { continue };
             route.stats.open.sub(1);
             let _ = self.parts.shared.flows.give();

@@ -28,7 +28,7 @@ impl Worker {
     /// Begins the flow of a client. What stands against it is the cause by which its datagram is dropped.
     pub(super) fn begin_flow(&mut self, key: FlowKey) -> Result<usize, DropCause> {
         let listening = &self.datagrams.listeners[key.listener];
-        if listening.closing || self.life != Life::Serving {
+        if listening.closing || listening.listener.closing || self.life != Life::Serving {
             return Err(DropCause::Drain);
         }
         let (forward, port_offset) = (listening.listener.forward, listening.listener.port_offset);
