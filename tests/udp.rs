@@ -4,6 +4,7 @@
 
 mod common;
 
+#[cfg(not(spliced_portable))]
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
