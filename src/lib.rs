@@ -19,6 +19,7 @@ pub mod plan;
 pub mod probe;
 pub mod pump;
 pub mod sandbox;
+pub mod scheduling;
 pub mod session;
 pub mod session_log;
 pub mod stats;

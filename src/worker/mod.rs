@@ -38,8 +38,10 @@ use crate::gather::{Board, Gatherer, Transit};
 use crate::limits::{Limits, Passes, Slots};
 use crate::listener::{Listener, Shortage};
 use crate::pump::Pumps;
+use crate::scheduling::Bursts;
 use crate::session::Session;
 use crate::stats::{EndReason, SessionRecord, WorkerStats};
+use crate::sys;
 use crate::udp::table::Table;
 use crate::upstream::Trace;
 
@@ -121,6 +123,9 @@ pub struct Worker {
     finished: Vec<SessionRecord>,
     trial: Trial,
     gatherer: Gatherer,
+    /// What it moves, and whether the scheduler may be told so: not where somebody has chosen a policy for the process.
+    bursts: Bursts,
+    ordinary: bool,
     /// What sessions hold of limits.
     passes: Passes,
     stalls: Stalls,
@@ -183,6 +188,8 @@ impl Worker {
             parts,
             trial,
             gatherer,
+            bursts: Bursts::default(),
+            ordinary: false,
             stalls: Stalls::default(),
             // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
             sessions: Slab::with_capacity(4096),
@@ -216,6 +223,7 @@ impl Worker {
     /// The poller failed: nothing can be forwarded any more.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
+        self.ordinary = sys::is_ordinary();
         while !self.is_over() {
             if let Err(e) = self.parts.poll.poll(&mut events, self.timeout()) {
                 if e.kind() == io::ErrorKind::Interrupted {
@@ -243,6 +251,7 @@ impl Worker {
             }
             self.accept();
             self.look_round();
+            self.schedule();
             self.report();
         }
         self.report();
