@@ -26,6 +26,7 @@ pub mod stats;
 pub mod sys;
 pub mod systemd;
 pub mod top;
+pub mod udp;
 pub mod upgrade;
 pub mod upstream;
 pub mod worker;

@@ -7,6 +7,7 @@
 pub(crate) mod example;
 mod limits;
 mod targets;
+mod udp;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 pub use self::limits::{Limits, Rate, WhenFull};
 pub use self::targets::{Balance, Balancing, Check, Health, OnDown};
+pub use self::udp::{Transport, Udp};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +57,7 @@ pub struct Plan {
 pub struct Forward {
     /// Unique in the plan; names the forward in logs and counters.
     pub name: String,
-    /// Where clients connect. Never empty; no address appears twice in a plan.
+    /// Where clients connect by TCP; no address appears twice in a plan. Empty only where `udp.listen` is not.
     pub listen: Vec<Listen>,
     /// Where sessions go. Never empty.
     pub targets: Vec<Target>,
@@ -81,6 +83,8 @@ pub struct Forward {
     pub tcp: TcpOptions,
     /// Local addresses of connections to the targets, used in turn; empty leaves the choice to the kernel.
     pub sources: Vec<IpAddr>,
+    /// Its datagrams.
+    pub udp: Udp,
     /// Who may connect.
     pub access: Access,
 }
@@ -361,12 +365,30 @@ impl Forward {
         format!("ab:{}", arms.join(","))
     }
 
-    /// Every address it listens on, ranges expanded, with the place of the port in its range.
+    /// Every address it listens on by TCP, ranges expanded, with the place of the port in its range.
     pub fn addresses(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
-        self.listen.iter().flat_map(|listen| {
-            let address = |offset| SocketAddr::new(listen.ip, listen.ports.first + offset);
-            (0..listen.ports.len() as u16).map(move |offset| (address(offset), offset))
-        })
+        expand(&self.listen)
+    }
+
+    /// The same for datagrams.
+    pub fn udp_addresses(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
+        expand(&self.udp.listen)
+    }
+
+    /// Its listeners as they are written in a configuration.
+    pub fn listeners(&self) -> impl Iterator<Item = String> {
+        self.listen.iter().map(ToString::to_string).chain(self.udp.listen.iter().map(|listen| format!("udp:{listen}")))
+    }
+
+    /// Its targets as they are written in a configuration, without their weights.
+    pub fn written_targets(&self) -> impl Iterator<Item = String> {
+        self.targets.iter().map(|target| self.written_target(target))
+    }
+
+    /// A target as it is written in a configuration.
+    #[must_use]
+    pub fn written_target(&self, target: &Target) -> String {
+        self.udp.targets.map_or_else(|| target.to_string(), |transport| format!("{transport}:{target}"))
     }
 
     /// Most bytes a read of any of its sessions may take.
@@ -374,6 +396,13 @@ impl Forward {
     pub fn largest_read(&self) -> usize {
         self.arms.iter().map(|arm| arm.copy_buffer).fold(self.copy_buffer, usize::max)
     }
+}
+
+fn expand(listen: &[Listen]) -> impl Iterator<Item = (SocketAddr, u16)> {
+    listen.iter().flat_map(|listen| {
+        let address = |offset| SocketAddr::new(listen.ip, listen.ports.first + offset);
+        (0..listen.ports.len() as u16).map(move |offset| (address(offset), offset))
+    })
 }
 
 impl Access {

@@ -111,7 +111,7 @@ named! {
         ClientVanished = "client_vanished",
         /// The backend stopped answering keepalive probes or acknowledging bytes.
         BackendVanished = "backend_vanished",
-        /// No byte for `timeouts.idle`.
+        /// No byte for `timeouts.idle`; a flow: no datagram for `udp.timeout`.
         Idle = "idle",
         /// No byte for `timeouts.half_closed` after one side had closed its half.
         HalfClosed = "half_closed",
@@ -165,6 +165,36 @@ named! {
         Client = "client",
         /// Whom we connected to.
         Backend = "backend",
+    }
+}
+
+named! {
+    /// Why a datagram was not passed on.
+    DropCause {
+        /// A deny rule matched.
+        Denied = "denied",
+        /// There are allow rules and none matched.
+        NotAllowed = "not_allowed",
+        /// It would have begun a flow, and a limit on flows refused it.
+        Limit = "limit",
+        /// A limit on new flows or on bytes per second refused it.
+        Rate = "rate",
+        /// It would have begun a flow while the process ends.
+        Drain = "drain",
+        /// No descriptor for a flow's socket.
+        NoDescriptors = "no_descriptors",
+        /// No local port was left for a flow's socket.
+        NoPorts = "no_ports",
+        /// The target's name has no address.
+        Unresolved = "unresolved",
+        /// The target is not there: a local error, or an ICMP error that an earlier datagram has brought.
+        Unreachable = "unreachable",
+        /// The kernel or the stream had no room for it.
+        NoRoom = "no_room",
+        /// Larger than what the way to the other side carries.
+        TooLong = "too_long",
+        /// Something the kernel reported that none of the others covers.
+        Error = "error",
     }
 }
 
@@ -229,8 +259,29 @@ pub struct ForwardStats {
     pub first_byte_time: Histogram,
     /// From accept to the end.
     pub session_time: Histogram,
+    /// Datagrams, where the forward has such listeners.
+    pub datagrams: DatagramStats,
     /// One per arm of a live A/B, in the order of the plan; else empty.
     pub arms: Box<[ArmStats]>,
+}
+
+/// Datagrams of one forward in one worker.
+#[derive(Debug, Default)]
+pub struct DatagramStats {
+    /// Passed on to the target.
+    pub up: Counter,
+    /// Passed on to the client.
+    pub down: Counter,
+    /// Not passed on, by [`DropCause`].
+    pub drops: [Counter; DropCause::ALL.len()],
+    /// System calls that received datagrams.
+    pub receives: Counter,
+    /// System calls that sent datagrams.
+    pub sends: Counter,
+    /// Datagrams that came joined to others as one by the kernel (`UDP_GRO`).
+    pub joined: Counter,
+    /// Datagrams that left joined to others as one, for the kernel to take apart (`UDP_SEGMENT`).
+    pub segmented: Counter,
 }
 
 /// Counters of one worker.
@@ -350,6 +401,53 @@ pub struct ForwardSnapshot {
     pub first_byte_time: HistogramSnapshot,
     /// From accept to the end.
     pub session_time: HistogramSnapshot,
+    /// Datagrams.
+    pub datagrams: DatagramSnapshot,
+}
+
+/// A [`DatagramStats`] summed over workers.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct DatagramSnapshot {
+    /// Passed on to the target.
+    pub client_to_backend: u64,
+    /// Passed on to the client.
+    pub backend_to_client: u64,
+    /// Not passed on, by name of [`DropCause`].
+    pub drops: ByName,
+    /// System calls that received datagrams.
+    pub receives: u64,
+    /// System calls that sent datagrams.
+    pub sends: u64,
+    /// Datagrams that came joined to others as one by the kernel.
+    pub joined: u64,
+    /// Datagrams that left joined to others as one.
+    pub segmented: u64,
+}
+
+impl DatagramSnapshot {
+    fn add(&mut self, stats: &DatagramStats) {
+        self.client_to_backend += stats.up.get();
+        self.backend_to_client += stats.down.get();
+        for (cause, counter) in DropCause::ALL.iter().zip(&stats.drops) {
+            *self.drops.entry(cause.name()).or_default() += counter.get();
+        }
+        self.receives += stats.receives.get();
+        self.sends += stats.sends.get();
+        self.joined += stats.joined.get();
+        self.segmented += stats.segmented.get();
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.client_to_backend += other.client_to_backend;
+        self.backend_to_client += other.backend_to_client;
+        for (name, count) in &other.drops {
+            *self.drops.entry(name).or_default() += count;
+        }
+        self.receives += other.receives;
+        self.sends += other.sends;
+        self.joined += other.joined;
+        self.segmented += other.segmented;
+    }
 }
 
 impl ForwardSnapshot {
@@ -376,6 +474,7 @@ impl ForwardSnapshot {
         stats.connect_time.add_to(&mut self.connect_time);
         stats.first_byte_time.add_to(&mut self.first_byte_time);
         stats.session_time.add_to(&mut self.session_time);
+        self.datagrams.add(&stats.datagrams);
     }
 
     /// Adds what another one holds.
@@ -398,6 +497,7 @@ impl ForwardSnapshot {
         self.connect_time.merge(&other.connect_time);
         self.first_byte_time.merge(&other.first_byte_time);
         self.session_time.merge(&other.session_time);
+        self.datagrams.merge(&other.datagrams);
     }
 }
 
@@ -422,6 +522,8 @@ pub struct SessionRecord {
     pub arm: Option<usize>,
     /// The client's address.
     pub client: std::net::SocketAddr,
+    /// What the client speaks.
+    pub transport: crate::plan::Transport,
     /// The local address the client connected to.
     pub listener: std::net::SocketAddr,
     /// The last target tried, if any was.

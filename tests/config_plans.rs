@@ -9,7 +9,7 @@ use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, p
 use spliced::plan::{
     Access, Arm, Balance, Balancing, Check, Confinement, Engine, Forward, Health, Host, Keep, Limits, Listen,
     LogFormat, LogPlan, OnDown, Pattern, Pin, Plan, Ports, Privileges, Rate, RunAs, Scheduling, Target, TcpOptions,
-    Timeouts, WhenFull,
+    Timeouts, Udp, WhenFull,
 };
 
 fn plan(text: &str) -> Plan {
@@ -50,6 +50,7 @@ fn yaml_defaults() {
         stall_warning: Some(Forward::STALL_WARNING),
         tcp: TcpOptions::default(),
         sources: Vec::new(),
+        udp: Default::default(),
         access: Access::default(),
     };
     let expected = Plan {
@@ -215,7 +216,8 @@ fn plans() -> impl Strategy<Value = Plan> {
         )| {
             for (number, forward) in (0u8..).zip(&mut all) {
                 forward.name.push_str(&number.to_string());
-                forward.listen.iter_mut().for_each(|listen| listen.ip = IpAddr::from([10, 9, 0, number]));
+                let listens = forward.listen.iter_mut().chain(&mut forward.udp.listen);
+                listens.for_each(|listen| listen.ip = IpAddr::from([10, 9, 0, number]));
                 forward.access.global_allow = allow.clone().into();
                 forward.access.global_deny = deny.clone().into();
             }
@@ -357,6 +359,13 @@ fn balancing() -> impl Strategy<Value = Balancing> {
         })
 }
 
+/// Whether there are listeners for datagrams, and how long flows live.
+fn datagrams() -> impl Strategy<Value = (bool, Udp)> {
+    let timeout = (1u64..100_000_000).prop_map(Duration::from_millis);
+    (any::<bool>(), timeout, proptest::option::of(0u32..=1_000_000))
+        .prop_map(|(has, timeout, responses)| (has, Udp { timeout, responses, ..Udp::default() }))
+}
+
 fn forward() -> impl Strategy<Value = Forward> {
     let time = || proptest::option::of((1u64..100_000_000).prop_map(Duration::from_millis));
     let buffer = || proptest::option::of(1024usize..=1 << 30);
@@ -391,6 +400,7 @@ fn forward() -> impl Strategy<Value = Forward> {
         (time(), time(), time()),
         tcp,
         (patterns(), patterns()),
+        datagrams(),
     )
         .prop_map(
             |(
@@ -400,10 +410,13 @@ fn forward() -> impl Strategy<Value = Forward> {
                 times,
                 tcp,
                 (allow, deny),
+                (has_udp, udp),
             )| {
+                let listen = vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }];
+                let udp = Udp { listen: if has_udp { listen.clone() } else { Vec::new() }, ..udp };
                 Forward {
                     name,
-                    listen: vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }],
+                    listen,
                     targets,
                     balancing,
                     engine: if arms.is_empty() { engine } else { Engine::Auto },
@@ -425,6 +438,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                     },
                     stall_warning: times.1,
                     sources: limits.1,
+                    udp,
                     access: Access { allow, deny, ..Access::default() },
                 }
             },

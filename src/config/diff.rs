@@ -114,8 +114,8 @@ fn all(forward: &Forward) -> Vec<(&'static str, String)> {
 
 fn describe(forward: &Forward) -> String {
     let list = |items: Vec<String>| items.join(", ");
-    let listen = list(forward.listen.iter().map(ToString::to_string).collect());
-    let to = list(forward.targets.iter().map(ToString::to_string).collect());
+    let listen = list(forward.listeners().collect());
+    let to = list(forward.written_targets().collect());
     format!("forward {:?} listen {listen} to {to} engine {}", forward.name, forward.engine_text())
 }
 

@@ -10,7 +10,7 @@ use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
     Access, Balancing, Engine, Forward, Health, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions,
-    Timeouts,
+    Timeouts, Transport, Udp,
 };
 
 /// Everything one file says.
@@ -29,8 +29,10 @@ pub(super) struct Draft {
 pub(super) struct DraftForward {
     pub(super) name: Option<(Mark, String)>,
     /// Each address as written, with what it stands for.
-    pub(super) listen: Vec<(Mark, Vec<Listen>)>,
+    pub(super) listen: Vec<(Mark, Transport, Vec<Listen>)>,
     pub(super) to: Vec<(Mark, Target)>,
+    /// What the targets speak, as the first one that says so says it.
+    pub(super) to_transport: Option<(Mark, Transport)>,
     pub(super) max_connections: Option<Maybe<u64>>,
     pub(super) max_per_source: Option<Maybe<u64>>,
     pub(super) options: ForwardOptions,
@@ -43,6 +45,7 @@ pub(super) struct DraftForward {
 pub(super) struct Marks {
     pub(super) name: Mark,
     pub(super) listen: Vec<Mark>,
+    pub(super) udp: Vec<Mark>,
     pub(super) targets: Vec<Mark>,
 }
 
@@ -92,16 +95,45 @@ impl Draft {
 }
 
 impl DraftForward {
+    /// Adds a target. What it speaks, where it says so, the others have to speak too.
+    pub(super) fn push_target(
+        &mut self,
+        mark: Mark,
+        transport: Option<Transport>,
+        target: Target,
+    ) -> Result<(), Fault> {
+        match (self.to_transport, transport) {
+            (None, Some(transport)) if self.to.is_empty() => self.to_transport = Some((mark, transport)),
+            (before, now) if before.map(|(_, transport)| transport) == now => {}
+            _ => {
+                let message = "found targets of which only some say tcp: or udp:, or not all the same; allowed: \
+                               the same before all targets of a forward, or nothing";
+                return Err(Fault::new(mark, message));
+            }
+        }
+        self.to.push((mark, target));
+        Ok(())
+    }
+
     fn build(self, options: &ForwardOptions, access: Access) -> (Forward, Marks) {
-        let (listen_marks, listen): (Vec<Mark>, Vec<Listen>) =
-            self.listen.into_iter().flat_map(|(mark, listens)| listens.into_iter().map(move |at| (mark, at))).unzip();
+        let mut listens = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
+        let mut first = None;
+        for (mark, transport, all) in self.listen {
+            first = first.or_else(|| all.first().map(|listen| (mark, transport.scheme(), listen.clone())));
+            let (marks, list) = &mut listens[usize::from(transport == Transport::Udp)];
+            marks.extend(all.iter().map(|_| mark));
+            list.extend(all);
+        }
+        let [(listen_marks, listen), (udp_marks, udp_listen)] = listens;
+        // What goes without saying is not said.
+        let spoken = [(&listen, Transport::Tcp), (&udp_listen, Transport::Udp)];
+        let others = |transport| spoken.iter().any(|(list, spoken)| *spoken != transport && !list.is_empty());
+        let to_transport = self.to_transport.map(|(_, transport)| transport).filter(|to| others(*to));
         let (target_marks, targets): (Vec<Mark>, Vec<Target>) = self.to.into_iter().unzip();
         let (name_mark, name) = match self.name {
             Some(named) => named,
-            None => listen
-                .first()
-                .zip(listen_marks.first())
-                .map(|(listen, mark)| (*mark, listen.to_string()))
+            None => first
+                .map(|(mark, scheme, listen)| (mark, format!("{scheme}{listen}")))
                 .expect("every reader refuses a forward without a listener"),
         };
         let default = Timeouts::default();
@@ -147,9 +179,15 @@ impl DraftForward {
                 backlog: options.backlog.unwrap_or(tcp.backlog),
             },
             sources: options.source.clone().unwrap_or_default().0,
+            udp: Udp {
+                listen: udp_listen,
+                timeout: options.udp_timeout.unwrap_or(Udp::TIMEOUT),
+                responses: options.udp_responses.and_then(|n| n.0),
+                targets: to_transport,
+            },
             access,
         };
-        (forward, Marks { name: name_mark, listen: listen_marks, targets: target_marks })
+        (forward, Marks { name: name_mark, listen: listen_marks, udp: udp_marks, targets: target_marks })
     }
 }
 

@@ -121,12 +121,9 @@ pub fn parse_as(
 
 fn plan_of_args(listen: &str, target: &str, overrides: &Overrides, lookup: &Lookup) -> Result<Plan, Fault> {
     let (at_listen, at_target) = (Mark::Argument("LISTEN"), Mark::Argument("TARGET"));
-    let listens = address::listen(listen, lookup).map_err(|message| Fault::new(at_listen, message))?;
-    let (host, ports) = address::target(target).map_err(|message| Fault::new(at_target, message))?;
-    let forward = DraftForward {
-        listen: vec![(at_listen, listens)],
-        to: vec![(at_target, Target::new(host, ports))],
-        ..DraftForward::default()
-    };
+    let (spoken, listens) = address::listen(listen, lookup).map_err(|message| Fault::new(at_listen, message))?;
+    let (transport, host, ports) = address::target(target).map_err(|message| Fault::new(at_target, message))?;
+    let mut forward = DraftForward { listen: vec![(at_listen, spoken, listens)], ..DraftForward::default() };
+    forward.push_target(at_target, transport, Target::new(host, ports))?;
     Draft { forwards: vec![forward], ..Draft::default() }.build(overrides, lookup)
 }

@@ -182,6 +182,13 @@ options! {
         /// End a session whose sent bytes stay unacknowledged for so long: a time such as 30s, or none [default: none]
         #[arg(value_name = "TIME", help_heading = "Sockets")]
         user_timeout: Maybe<Duration> = user_timeout, USER_TIMEOUT;
+        /// A flow of datagrams ends after so long without one in either direction: a time such as 30s [default: 1m]
+        #[arg(value_name = "TIME", help_heading = "Limits and time")]
+        udp_timeout: Duration = udp_timeout, UDP_TIMEOUT;
+        /// A flow of datagrams ends as soon as the target has answered each of the client's so many times: a number, 0 where
+        /// it does not answer, or none [default: none]
+        #[arg(value_name = "N", help_heading = "Limits and time")]
+        udp_responses: Maybe<u32> = udp_responses, UDP_RESPONSES;
         /// SO_RCVBUF of both sockets: a size such as 4MiB; auto leaves the kernel's tuning on [default: auto]
         #[arg(value_name = "SIZE", help_heading = "Sockets")]
         receive_buffer: Maybe<usize> = socket_buffer, SOCKET_BUFFER;

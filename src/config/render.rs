@@ -92,8 +92,8 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
     let mut out = Vec::new();
     let mut line = |key: &'static str, value: String| out.push((key, value));
     line("name", quote(&forward.name));
-    line("listen", list(forward.listen.iter().map(|listen| quote(&listen.to_string()))));
-    line("to", list(forward.targets.iter().map(write_target)));
+    line("listen", list(forward.listeners().map(|listen| quote(&listen))));
+    line("to", list(forward.targets.iter().map(|target| write_target(forward, target))));
     for (key, most) in
         [("max_connections", forward.max_connections), ("max_connections_per_source", forward.limits.max_per_source)]
     {
@@ -110,7 +110,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 24] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 26] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -133,6 +133,8 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 24] {
         ("stall_warning", time(forward.stall_warning)),
         ("keepalive", time(forward.tcp.keepalive)),
         ("user_timeout", time(forward.tcp.user_timeout)),
+        ("udp_timeout", Time(forward.udp.timeout).to_string()),
+        ("udp_responses", forward.udp.responses.map_or("none".to_owned(), |n| n.to_string())),
         ("receive_buffer", size(forward.tcp.receive_buffer)),
         ("send_buffer", size(forward.tcp.send_buffer)),
         ("backlog", forward.tcp.backlog.to_string()),

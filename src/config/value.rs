@@ -43,6 +43,8 @@ pub(super) const TIMEOUT: &str = "none, or a time from 1ms to 365d, such as 250m
 pub(super) const DRAIN: &str = "none, or a time from 0s to 365d, such as 30s or 10m";
 pub(super) const KEEPALIVE: &str = "none, or whole seconds from 1s to 32767s, such as 30s or 2m";
 pub(super) const USER_TIMEOUT: &str = "none, or a time from 1ms to 24d, such as 30s or 2m";
+pub(super) const UDP_TIMEOUT: &str = "a time from 1ms to 365d, such as 250ms, 30s or 10m";
+pub(super) const UDP_RESPONSES: &str = "none, or a number from 0 to 1000000";
 pub(super) const METRICS: &str = "ADDRESS:PORT with a port from 1 to 65535, such as 127.0.0.1:9464";
 pub(super) const PATH: &str = "a path";
 pub(super) const USER: &str = "a user such as nobody or 65534, or with a group such as spliced:adm";
@@ -184,6 +186,22 @@ pub(super) fn keepalive(text: &str) -> Parsed<Maybe<Duration>> {
 /// `TCP_USER_TIMEOUT` is an int of milliseconds: a little over 24 days.
 pub(super) fn user_timeout(text: &str) -> Parsed<Maybe<Duration>> {
     unless("none", text, |text| time(text, 1, 24 * 24 * 3_600_000, USER_TIMEOUT))
+}
+
+/// A time as rinetd and oi write it.
+pub(super) fn seconds(text: &str) -> Parsed<Duration> {
+    const SECONDS: &str = "whole seconds from 1 to 31536000";
+    number(text, 1, YEAR_MS / 1000, SECONDS).map(Duration::from_secs)
+}
+
+/// Unlike a session a flow never says that it is over, so there is always a time.
+pub(super) fn udp_timeout(text: &str) -> Parsed<Duration> {
+    time(text, 1, YEAR_MS, UDP_TIMEOUT)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the limits of each value fit its type")]
+pub(super) fn udp_responses(text: &str) -> Parsed<Maybe<u32>> {
+    unless("none", text, |text| number(text, 0, 1_000_000, UDP_RESPONSES).map(|n| n as u32))
 }
 
 /// One local address to connect from.

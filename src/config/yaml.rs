@@ -59,13 +59,14 @@ fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
             "name" => forward.name = Some((node.mark, node.text(value::name, value::NAME)?)),
             "listen" => {
                 for item in node.one_or_many() {
-                    let listens = item.parse(|text| address::listen(text, lookup), address::LISTEN)?;
-                    forward.listen.push((item.mark, listens));
+                    let (transport, listens) = item.parse(|text| address::listen(text, lookup), address::LISTEN)?;
+                    forward.listen.push((item.mark, transport, listens));
                 }
             }
             "to" => {
                 for item in node.one_or_many() {
-                    forward.to.push(target::target(item)?);
+                    let (mark, transport, target) = target::target(item)?;
+                    forward.push_target(mark, transport, target)?;
                 }
             }
             "max_connections" => {

@@ -170,6 +170,15 @@ pub struct NamedForward {
     pub verdict: Option<String>,
 }
 
+impl NamedForward {
+    /// Whether it listens for datagrams, or has had some.
+    #[must_use]
+    pub fn has_datagrams(&self) -> bool {
+        let moved = &self.counters.datagrams;
+        self.listen.iter().any(|listen| listen.starts_with("udp:")) || moved.receives > 0 || moved.sends > 0
+    }
+}
+
 impl Snapshot {
     /// Reads every counter now. Counters of different workers may be a turn apart.
     #[must_use]
@@ -229,8 +238,8 @@ fn forward(view: &ForwardView<'_>) -> NamedForward {
     NamedForward {
         name: forward.name.clone(),
         removed: view.removed,
-        listen: forward.listen.iter().map(ToString::to_string).collect(),
-        to: forward.targets.iter().map(ToString::to_string).collect(),
+        listen: forward.listeners().collect(),
+        to: forward.written_targets().collect(),
         engine: forward.engine_text(),
         counters,
         targets: targets::snapshots(view.targets),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     Access, Balancing, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Privileges, Scheduling,
-    Target, TcpOptions, Timeouts,
+    Target, TcpOptions, Timeouts, Udp,
 };
 
 /// One forward with defaults.
@@ -24,6 +24,7 @@ pub(crate) fn forward(name: &str, listen: (impl Into<IpAddr>, Ports), target: (H
         stall_warning: None,
         tcp: TcpOptions::default(),
         sources: Vec::new(),
+        udp: Udp::default(),
         access: Access::default(),
     }
 }

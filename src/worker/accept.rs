@@ -9,7 +9,7 @@ use mio::unix::SourceFd;
 use super::{Accepted, GONE, Life, Message, PAUSE_MS, Peer, SLOT_PAUSE_MS, Worker};
 use crate::limits::{Admission, Told};
 use crate::listener::AcceptError;
-use crate::plan::Refusal;
+use crate::plan::{Refusal, Transport};
 use crate::pump::Choice;
 use crate::session::{Connecting, End, Origin, Session, client_token};
 use crate::stats::EndReason;
@@ -162,6 +162,9 @@ impl Worker {
 
     /// Makes a session of a connection. Its slot and its place in the load table are taken already.
     pub(super) fn begin(&mut self, accepted: Accepted) {
+        if self.parts.routes[accepted.forward].forward().udp.targets == Some(Transport::Udp) {
+            return self.begin_tunnel(accepted);
+        }
         let Accepted { socket, client, forward, listener, port_offset, hop, ticket } = accepted;
         self.parts.routes.open(forward);
         let route = &self.parts.routes[forward];

@@ -4,6 +4,7 @@ use mio::{Events, Token};
 
 use super::{LISTENER, MAILBOX, Worker, stall};
 use crate::session::{End, Session, Step, Turn, key_of};
+use crate::udp::table::{DATAGRAMS, Ready};
 
 impl Worker {
     /// Notes every event before anything is done, so that a session is driven once for both its sockets.
@@ -16,6 +17,10 @@ impl Worker {
             }
             if token & LISTENER != 0 {
                 self.listener_ready(token & !LISTENER);
+                continue;
+            }
+            if token & DATAGRAMS != 0 {
+                self.datagrams.note(Ready::of(event.token()));
                 continue;
             }
             let key = key_of(event.token());
