@@ -11,6 +11,7 @@ use super::framing::Framing;
 use crate::limits::Ticket;
 use crate::plan::Forward;
 use crate::stats::{Bytes, EndReason};
+use crate::upstream::Lease;
 
 /// A socket clients send to, as one worker sees it. It belongs to the fleet.
 #[derive(Debug, Clone)]
@@ -75,6 +76,8 @@ pub struct Flow {
     pub forward: usize,
     /// Where its datagrams go.
     pub target: SocketAddr,
+    /// Its hold of the target; `None` in tests.
+    pub lease: Option<Lease>,
     /// What limits per source count it as.
     pub ticket: Option<Box<Ticket>>,
     /// When it began, in microseconds of the worker's clock.
@@ -137,6 +140,7 @@ mod tests {
             key: FlowKey { listener: 0, client: address, local: None },
             forward: 0,
             target: address,
+            lease: None,
             ticket: None,
             opened_us: 0,
             active_us: 5_000_000,

@@ -19,10 +19,11 @@ use crate::udp::doors::{datagrams, set_buffers};
 use crate::udp::flow::{Client, Flow, FlowEnd, FlowKey};
 use crate::udp::table::Ready;
 use crate::udp::{cause_of, socket};
+use crate::upstream::{Ask, Ejected, Lease, Pick};
 use crate::worker::{Life, Worker};
 
-/// A flow's socket, and what speaks by it.
-type Target = (Socket, SocketAddr);
+/// A flow's socket, what it is connected to, and its hold of that.
+type Target = (Socket, SocketAddr, Lease);
 
 impl Worker {
     /// Begins the flow of a client. What stands against it is the cause by which its datagram is dropped.
@@ -40,7 +41,7 @@ impl Worker {
         }
         let ticket = self.admit_flow(forward, client)?;
         let transport = self.parts.routes[forward].forward().udp.targets.unwrap_or(Transport::Udp);
-        match self.connect_flow(forward, port_offset, transport) {
+        match self.connect_flow(forward, client, port_offset, transport) {
             Ok(target) => self.enter_flow(key, forward, target, ticket, None),
             Err(cause) => {
                 self.leave_flow(forward, ticket);
@@ -84,18 +85,25 @@ impl Worker {
     pub(super) fn connect_flow(
         &mut self,
         forward: usize,
+        client: IpAddr,
         port_offset: u16,
         transport: Transport,
     ) -> Result<Target, DropCause> {
-        let first = self.parts.routes[forward].upstreams.pick();
-        let upstreams = &self.parts.routes[forward].upstreams;
-        let mut last = if upstreams.candidates() == 0 { DropCause::Unresolved } else { DropCause::Unreachable };
-        for attempt in 0..upstreams.candidates() {
-            let Some(target) = upstreams.candidate(first, attempt, port_offset) else { break };
+        let now_ms = self.now_us / 1000;
+        let (mut tried, mut last) = (Vec::new(), DropCause::Unreachable);
+        loop {
+            let ask = Ask { client: client.to_canonical(), port_offset, tried: &tried, now_ms };
+            let (lease, target) = match self.parts.routes[forward].upstreams.choose(&ask) {
+                Pick::To { lease, address, .. } => (lease, address),
+                Pick::Full => return Err(DropCause::Limit),
+                Pick::Unresolved => return Err(DropCause::Unresolved),
+                Pick::Nothing => return Err(last),
+            };
             match self.connect_to(forward, target, transport) {
-                Ok(socket) => return Ok((socket, target)),
+                Ok(socket) => return Ok((socket, target, lease)),
                 Err(e) => last = connect_cause(&e),
             }
+            tried.push(lease.endpoint().id());
             if last == DropCause::NoDescriptors {
                 if self.parts.shared.shortage.begins() {
                     log::error!(
@@ -105,10 +113,9 @@ impl Worker {
                     );
                 }
                 self.freed |= self.parts.pumps.give_up_pipes();
-                break;
+                return Err(last);
             }
         }
-        Err(last)
     }
 
     fn connect_to(&self, forward: usize, target: SocketAddr, transport: Transport) -> io::Result<Socket> {
@@ -150,7 +157,7 @@ impl Worker {
         &mut self,
         key: FlowKey,
         forward: usize,
-        (socket, target): Target,
+        (socket, target, lease): Target,
         ticket: Option<Box<Ticket>>,
         client: Option<Box<Client>>,
     ) -> Result<usize, DropCause> {
@@ -163,6 +170,7 @@ impl Worker {
             key,
             forward,
             target,
+            lease: Some(lease),
             ticket,
             opened_us: self.now_us,
             active_us: self.now_us,
@@ -198,6 +206,14 @@ impl Worker {
         let Some(mut flow) = self.datagrams.remove(number) else { return };
         self.freed = true;
         let route = &self.parts.routes[flow.forward];
+        // A flow that was refused says of its target what a refused connection says.
+        if let Some(lease) = flow.lease.take().filter(|_| end.reason == EndReason::Refused && !flow.was_answered) {
+            let ejected = route.upstreams.failed(&lease, self.now_us / 1000);
+            if let Some(Ejected(time)) = ejected {
+                let (forward, label) = (lease.endpoint().forward(), lease.endpoint().label());
+                log::warn!("forward {forward:?}: target {label} is ejected for {time:?}: it refuses datagrams");
+            }
+        }
         route.stats.open.sub(1);
         route.stats.ends[end.reason as usize].add(1);
         route.stats.datagrams.drops[DropCause::Unreachable as usize].add(flow.waiting() as u64);

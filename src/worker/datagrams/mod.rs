@@ -237,5 +237,8 @@ fn note_answer(flow: &mut Flow, now_us: u64, stats: &ForwardStats) {
     flow.active_us = now_us;
     if !std::mem::replace(&mut flow.was_answered, true) {
         stats.first_byte_time.record(Duration::from_micros(now_us.saturating_sub(flow.opened_us)));
+        if let Some(lease) = flow.lease.as_ref().filter(|lease| lease.endpoint().answers()) {
+            log::info!("forward {:?}: target {} answers again", lease.endpoint().forward(), lease.endpoint().label());
+        }
     }
 }

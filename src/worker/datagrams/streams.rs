@@ -234,7 +234,7 @@ impl Worker {
         if !self.parts.shared.flows.take() {
             return self.refuse_tunnel(&accepted, ticket, EndReason::Limit);
         }
-        let target = match self.connect_flow(forward, accepted.port_offset, Transport::Udp) {
+        let target = match self.connect_flow(forward, client.ip(), accepted.port_offset, Transport::Udp) {
             Ok(target) => target,
             Err(cause) => {
                 let _ = self.parts.shared.flows.give();
