@@ -3,6 +3,7 @@
 //! A [`Plan`] is made by [`crate::config`] and never changes afterwards. Sizes are bytes, times are
 //! [`Duration`]s, and `None` always means "no limit" or "leave it to the kernel", as the field says.
 
+mod client;
 mod limits;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::client::{AcceptProxy, Egress};
 pub use self::limits::{Limits, Rate, WhenFull};
 
 /// Everything one process does.
@@ -73,6 +75,10 @@ pub struct Forward {
     pub tcp: TcpOptions,
     /// Local addresses of connections to the targets, used in turn; empty leaves the choice to the kernel.
     pub sources: Vec<IpAddr>,
+    /// What connections to the targets carry beside the client's bytes.
+    pub egress: Egress,
+    /// Who may say on whose behalf it connects; `None` is nobody.
+    pub accept_proxy: Option<AcceptProxy>,
     /// Who may connect.
     pub access: Access,
 }
@@ -184,6 +190,8 @@ pub struct TcpOptions {
     pub receive_buffer: Option<usize>,
     /// `SO_SNDBUF` in bytes. Setting it ends the kernel's autotuning.
     pub send_buffer: Option<usize>,
+    /// DSCP of every packet we send, 0 to 63 (`IP_TOS`, `IPV6_TCLASS`).
+    pub dscp: Option<u8>,
     /// Connections the kernel queues before `accept`; capped by `net.core.somaxconn`.
     pub backlog: u32,
 }
@@ -195,6 +203,7 @@ impl Default for TcpOptions {
             user_timeout: None,
             receive_buffer: None,
             send_buffer: None,
+            dscp: None,
             backlog: 4096,
         }
     }

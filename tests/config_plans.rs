@@ -4,12 +4,14 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
-    Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan,
-    Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
+    AcceptProxy, Access, Arm, Confinement, Egress, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan,
+    Pattern, Pin, Plan, Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
 };
+use spliced::proxy::Version;
 
 fn plan(text: &str) -> Plan {
     parse("FILE", text, &Overrides::default(), &Lookup::fixed()).unwrap_or_else(|error| panic!("{error}\n{text}"))
@@ -48,6 +50,8 @@ fn yaml_defaults() {
         stall_warning: Some(Forward::STALL_WARNING),
         tcp: TcpOptions::default(),
         sources: Vec::new(),
+        egress: Egress::default(),
+        accept_proxy: None,
         access: Access::default(),
     };
     let expected = Plan {
@@ -311,6 +315,36 @@ fn limits() -> impl Strategy<Value = (Limits, Vec<IpAddr>)> {
     )
 }
 
+/// Of a forward, beside its egress.
+#[derive(Debug, Clone)]
+struct Options {
+    dscp: Option<u8>,
+    transparent: bool,
+}
+
+fn identity() -> impl Strategy<Value = (Options, Egress, Option<AcceptProxy>)> {
+    let version = proptest::option::of(prop_oneof![Just(Version::V1), Just(Version::V2)]);
+    let device =
+        proptest::option::of("[a-z0-9.@-]{0,12}[a-z0-9]".prop_filter("the word for none", |name| name != "none"));
+    let egress = (version, proptest::option::of(1u32..), device).prop_map(|(send_proxy, mark, device)| Egress {
+        send_proxy,
+        mark,
+        device,
+        transparent: false,
+    });
+    let from = proptest::collection::hash_set((any::<std::net::Ipv4Addr>(), 0u8..=32), 1..4);
+    let accept = (from, 1u64..=600_000, any::<bool>()).prop_map(|(from, ms, required)| {
+        let net = |(ip, len): (std::net::Ipv4Addr, u8)| IpNet::new(ip.into(), len).expect("a length").trunc();
+        let mut from: Vec<IpNet> = from.into_iter().map(net).collect();
+        from.sort_unstable();
+        from.dedup();
+        AcceptProxy { from, timeout: Duration::from_millis(ms), required }
+    });
+    let options =
+        (proptest::option::of(0u8..64), any::<bool>()).prop_map(|(dscp, transparent)| Options { dscp, transparent });
+    (options, egress, proptest::option::of(accept))
+}
+
 fn forward() -> impl Strategy<Value = Forward> {
     let time = || proptest::option::of((1u64..100_000_000).prop_map(Duration::from_millis));
     let buffer = || proptest::option::of(1024usize..=1 << 30);
@@ -329,6 +363,7 @@ fn forward() -> impl Strategy<Value = Forward> {
         (time(), time(), time()),
         tcp,
         (patterns(), patterns()),
+        identity(),
     )
         .prop_map(
             |(
@@ -338,6 +373,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                 times,
                 tcp,
                 (allow, deny),
+                identity,
             )| {
                 Forward {
                     name,
@@ -358,10 +394,13 @@ fn forward() -> impl Strategy<Value = Forward> {
                         user_timeout: tcp.1,
                         receive_buffer: tcp.2,
                         send_buffer: tcp.3,
+                        dscp: identity.0.dscp,
                         backlog: tcp.4,
                     },
                     stall_warning: times.1,
+                    egress: Egress { transparent: identity.0.transparent && limits.1.is_empty(), ..identity.1 },
                     sources: limits.1,
+                    accept_proxy: identity.2,
                     access: Access { allow, deny, ..Access::default() },
                 }
             },

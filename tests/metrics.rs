@@ -44,6 +44,7 @@ const PROMISED: [(&str, &str); 27] = [
     ("spliced_first_byte_seconds", "histogram"),
     ("spliced_session_seconds", "histogram"),
     ("spliced_rate_waits_total", "counter"),
+    ("spliced_proxy_headers_total", "counter"),
 ];
 
 type Labels = BTreeMap<String, String>;

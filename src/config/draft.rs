@@ -9,7 +9,7 @@ use super::error::{Fault, Mark};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
-    Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts,
+    Access, Egress, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts,
 };
 
 /// Everything one file says.
@@ -134,9 +134,17 @@ impl DraftForward {
                 user_timeout: options.user_timeout.map_or(tcp.user_timeout, |time| time.0),
                 receive_buffer: options.receive_buffer.map_or(tcp.receive_buffer, |size| size.0),
                 send_buffer: options.send_buffer.map_or(tcp.send_buffer, |size| size.0),
+                dscp: options.dscp.and_then(|dscp| dscp.0),
                 backlog: options.backlog.unwrap_or(tcp.backlog),
             },
             sources: options.source.clone().unwrap_or_default().0,
+            egress: Egress {
+                send_proxy: options.send_proxy.and_then(|version| version.0),
+                transparent: options.transparent.unwrap_or_default(),
+                mark: options.mark.and_then(|mark| mark.0),
+                device: options.bind_device.clone().and_then(|device| device.0),
+            },
+            accept_proxy: options.accept_proxy.clone().and_then(|accept| accept.0),
             access,
         };
         (forward, Marks { name: name_mark, listen: listen_marks, targets: target_marks })

@@ -8,6 +8,7 @@
 
 mod address;
 mod check;
+mod client;
 mod depth;
 mod diff;
 mod draft;

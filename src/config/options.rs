@@ -12,7 +12,8 @@ use super::limit::Sources;
 use super::node::{Key, Node};
 use super::value::{self, Maybe};
 use super::{address, node};
-use crate::plan::{Confinement, Keep, LogFormat, Pattern, Pin, Rate, RunAs, WhenFull};
+use crate::plan::{AcceptProxy, Confinement, Keep, LogFormat, Pattern, Pin, Rate, RunAs, WhenFull};
+use crate::proxy::Version;
 
 /// Makes a struct of options that is a part of the command line, and lets YAML set the same fields by name.
 macro_rules! options {
@@ -167,6 +168,28 @@ options! {
         /// no port left the next is tried [default: none, the kernel chooses]
         #[arg(value_name = "ADDRESS", help_heading = "Sockets")]
         source: Sources = sources, SOURCES;
+        /// DSCP of all packets to both sides: 0 to 63, a name such as ef, af21 or cs1, or none [default: none]
+        #[arg(value_name = "CLASS", help_heading = "Sockets")]
+        dscp: Maybe<u8> = dscp, DSCP;
+        /// SO_MARK of the connections to the target, for routing and packet filters: a number such as 7 or 0x7, or none;
+        /// needs CAP_NET_ADMIN [default: none]
+        #[arg(value_name = "MARK", help_heading = "Sockets")]
+        mark: Maybe<u32> = mark, MARK;
+        /// Network device the connections to the target leave through, such as eth1, or none [default: none]
+        #[arg(value_name = "DEVICE", help_heading = "Sockets")]
+        bind_device: Maybe<String> = device, DEVICE;
+        /// Connect to the target from the client's own address: on, off; needs CAP_NET_ADMIN and routing that brings
+        /// the answers back to this host [default: off]
+        #[arg(value_name = "WHEN", help_heading = "Who the client is")]
+        transparent: bool = transparent, TRANSPARENT;
+        /// Tell the target who the client is with a header of the PROXY protocol: v1, v2, off [default: off]
+        #[arg(value_name = "VERSION", help_heading = "Who the client is")]
+        send_proxy: Maybe<Version> = send_proxy, SEND_PROXY;
+        /// Take a PROXY header from these proxies, addresses or networks with commas, or none; with "timeout 3s" it must
+        /// come so soon (3s unless given). Others are refused, and so are connections without one, unless it says
+        /// "optional" [default: none]
+        #[arg(value_name = "NETWORKS", help_heading = "Who the client is")]
+        accept_proxy: Maybe<AcceptProxy> = accept_proxy, ACCEPT_PROXY;
     }
 }
 

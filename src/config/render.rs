@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::client::write_accept_proxy;
 use super::limit::{write_bytes, write_connections};
 use super::value::{Size, Time};
 use crate::plan::{Forward, LogFormat, Pattern, Pin, Plan};
@@ -107,7 +108,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 18] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 24] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -128,6 +129,12 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 18] {
         ("send_buffer", size(forward.tcp.send_buffer)),
         ("backlog", forward.tcp.backlog.to_string()),
         ("source", sources(&forward.sources)),
+        ("dscp", forward.tcp.dscp.map_or("none".to_owned(), |dscp| dscp.to_string())),
+        ("mark", forward.egress.mark.map_or("none".to_owned(), |mark| mark.to_string())),
+        ("bind_device", forward.egress.device.as_deref().map_or("none".to_owned(), quote)),
+        ("transparent", if forward.egress.transparent { "on" } else { "off" }.to_owned()),
+        ("send_proxy", forward.egress.send_proxy.map_or("off".to_owned(), |version| version.to_string())),
+        ("accept_proxy", write_accept_proxy(forward.accept_proxy.as_ref())),
     ]
 }
 

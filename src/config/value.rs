@@ -8,6 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(super) use super::client::{
+    ACCEPT_PROXY, DEVICE, DSCP, MARK, SEND_PROXY, TRANSPARENT, accept_proxy, device, dscp, mark, send_proxy,
+    transparent,
+};
 pub(super) use super::engine::{ENGINE, engine};
 use super::error::{found, quoted};
 pub(super) use super::limit::{
@@ -45,10 +49,10 @@ pub(super) const KEEP_CAPABILITIES: &str = "auto, none, net_bind_service, sys_re
 pub(super) const SANDBOX: &str = "auto, strict, off";
 pub(super) const NAME: &str = "1 to 128 visible characters";
 
-type Parsed<T> = Result<T, String>;
+pub(super) type Parsed<T> = Result<T, String>;
 
 /// One of a few words.
-fn word<T: Copy>(text: &str, words: &[(&str, T)], allowed: &str) -> Parsed<T> {
+pub(super) fn word<T: Copy>(text: &str, words: &[(&str, T)], allowed: &str) -> Parsed<T> {
     words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| found(text, allowed))
 }
 
@@ -73,7 +77,7 @@ pub(super) fn number(text: &str, least: u64, most: u64, allowed: &str) -> Parsed
 }
 
 /// The parser's result, unless the text is the word for "nothing set".
-fn unless<T>(none: &str, text: &str, parse: impl FnOnce(&str) -> Parsed<T>) -> Parsed<Maybe<T>> {
+pub(super) fn unless<T>(none: &str, text: &str, parse: impl FnOnce(&str) -> Parsed<T>) -> Parsed<Maybe<T>> {
     if text == none { Ok(Maybe(None)) } else { parse(text).map(|value| Maybe(Some(value))) }
 }
 
@@ -140,7 +144,7 @@ pub(super) fn socket_buffer(text: &str) -> Parsed<Maybe<usize>> {
 }
 
 /// A time with its unit: ms, s, m, h or d. Whole milliseconds within the limits.
-fn time(text: &str, least_ms: u64, most_ms: u64, allowed: &str) -> Parsed<Duration> {
+pub(super) fn time(text: &str, least_ms: u64, most_ms: u64, allowed: &str) -> Parsed<Duration> {
     let Some((value, unit)) = number_and_unit(text) else { return Err(found(text, allowed)) };
     let factor = match unit {
         "ms" => 1,

@@ -5,7 +5,7 @@ use super::draft::{Draft, DraftForward, nothing_to_forward};
 use super::error::{Fault, Mark};
 use super::node::{Key, Node, set_once};
 use super::options::{ForwardOptions, ProcessOptions};
-use super::{limit, tree, value};
+use super::{client, limit, tree, value};
 use crate::plan::{Pattern, Target};
 
 const ROOT: &str = "a mapping with forwards, such as `forwards: [{listen: \"0.0.0.0:9000\", to: \"10.0.0.2:9001\"}]`";
@@ -29,6 +29,7 @@ pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
             "deny" => draft.deny = patterns(node)?,
             "forwards" => written = Some(node),
             "source" => draft.defaults.source = Some(limit::source_list(node)?),
+            "accept_proxy" => draft.defaults.accept_proxy = Some(client::accept_proxy_of(node)?),
             name => {
                 if !draft.process.set(name, key, node)? {
                     draft.defaults.set(name, key, node)?;
@@ -76,6 +77,7 @@ fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
                 forward.max_per_source = Some(value);
             }
             "source" => forward.options.source = Some(limit::source_list(node)?),
+            "accept_proxy" => forward.options.accept_proxy = Some(client::accept_proxy_of(node)?),
             "timeouts" => timeouts(node, &mut forward.options, None)?,
             "allow" => forward.allow = patterns(node)?,
             "deny" => forward.deny = patterns(node)?,

@@ -299,6 +299,8 @@ pub(super) mod tests {
                 stall_warning: None,
                 tcp: TcpOptions::default(),
                 sources: Vec::new(),
+                egress: crate::plan::Egress::default(),
+                accept_proxy: None,
                 access: Access::default(),
             }],
         }

@@ -28,6 +28,8 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         stall_warning: None,
         tcp: TcpOptions::default(),
         sources: Vec::new(),
+        egress: crate::plan::Egress::default(),
+        accept_proxy: None,
         access: Access::default(),
     };
     Plan {

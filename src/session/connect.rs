@@ -151,7 +151,7 @@ impl Session {
             if let Some(late) = self.backend.take() {
                 give_up(&late);
             }
-            match begin(address, by, connecting.attempts) {
+            match begin(address, self.origin.client.ip(), by, connecting.attempts) {
                 Ok((socket, local)) => {
                     self.attempt = connecting.attempts;
                     connecting.attempts += 1;
@@ -189,13 +189,17 @@ impl Session {
         if let Some(e) = self.failed(Side::Backend) {
             return self.next_address(Some(connect_end(&e)), by);
         }
-        let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
+        let Phase::Connecting(connecting) = &self.phase else { return self.go_on_announcing(by) };
+        let give_up_ms = connecting.give_up_ms;
         by.stats.connect_time.record(Duration::from_micros(by.now_us - connecting.began_us));
         self.phase = Phase::Open;
         self.active_us = by.now_us;
         // Whatever was said before the handshake ended is stale, and the first write needs no event.
         (self.client_ready.writable, self.backend_ready.writable) = (true, true);
-        Step::Again
+        match by.forward.egress.send_proxy {
+            Some(version) => self.announce(version, give_up_ms, by),
+            None => Step::Again,
+        }
     }
 
     /// Gives up on the present address.
@@ -209,7 +213,18 @@ impl Session {
 
 /// Makes the socket and starts the handshake, from the first source address that has a port left; also says which local
 /// address it has got.
-fn begin(address: SocketAddr, by: &Connector<'_>, attempt: u32) -> io::Result<(Socket, Option<SocketAddr>)> {
+fn begin(
+    address: SocketAddr,
+    client: IpAddr,
+    by: &Connector<'_>,
+    attempt: u32,
+) -> io::Result<(Socket, Option<SocketAddr>)> {
+    if by.forward.egress.transparent {
+        if client.is_ipv4() != address.is_ipv4() {
+            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
+        return begin_from(Some(client), address, by, attempt);
+    }
     if by.sources.is_empty() {
         return begin_from(None, address, by, attempt);
     }
@@ -235,6 +250,9 @@ fn begin_from(
 ) -> io::Result<(Socket, Option<SocketAddr>)> {
     let socket = sys::stream(address)?;
     sys::set_options(&socket, &by.forward.tcp)?;
+    if by.forward.egress.is_marked() {
+        sys::set_egress(&socket, &by.forward.egress, address.is_ipv6())?;
+    }
     if let Some(source) = source {
         sys::bind_source(&socket, source).map_err(|e| {
             by.sources.lacks(source, &e);

@@ -7,6 +7,7 @@
 //! sockets, so that a truncated stream never looks complete.
 
 mod connect;
+mod header;
 mod moving;
 
 use std::io;
@@ -16,6 +17,8 @@ use std::time::Duration;
 use socket2::Socket;
 
 pub use self::connect::{Connecting, Connector};
+use self::header::{Announcing, Introduction};
+pub use self::header::{Awaited, Awaiting};
 use crate::arms::ArmIndex;
 use crate::flow::{Flow, Progress};
 use crate::limits::Pace;
@@ -73,6 +76,8 @@ pub struct Session {
     down: Way,
     bytes: Bytes,
     phase: Phase,
+    /// What the client's PROXY header said, where there was one.
+    introduction: Option<Box<Introduction>>,
     target: Option<SocketAddr>,
     /// Number of the connect attempt `backend` belongs to.
     attempt: u32,
@@ -99,7 +104,11 @@ struct Way {
 
 #[derive(Debug)]
 enum Phase {
+    /// For the client to say who it is.
+    Awaiting(Box<Awaiting>),
     Connecting(Connecting),
+    /// The backend is being told.
+    Announcing(Box<Announcing>),
     Open,
 }
 
@@ -151,9 +160,19 @@ impl End {
 }
 
 impl Session {
+    /// A session that has been accepted, and whose client is still to say who it is.
+    #[must_use]
+    pub fn awaiting(client: Socket, origin: Origin, choice: Choice, awaiting: Awaiting) -> Self {
+        Self::in_phase(client, origin, choice, Phase::Awaiting(Box::new(awaiting)))
+    }
+
     /// A session that has been accepted and is not connected yet.
     #[must_use]
     pub fn new(client: Socket, origin: Origin, choice: Choice, connecting: Connecting) -> Self {
+        Self::in_phase(client, origin, choice, Phase::Connecting(connecting))
+    }
+
+    fn in_phase(client: Socket, origin: Origin, choice: Choice, phase: Phase) -> Self {
         let way = || Way { flow: Flow::default(), pump: Pump::new(choice) };
         Self {
             origin,
@@ -166,7 +185,8 @@ impl Session {
             up: way(),
             down: way(),
             bytes: Bytes::default(),
-            phase: Phase::Connecting(connecting),
+            phase,
+            introduction: None,
             target: None,
             attempt: 0,
             active_us: origin.opened_us,
@@ -382,7 +402,9 @@ impl Session {
     #[must_use]
     pub fn deadline_ms(&self, timeouts: &Timeouts) -> Option<u64> {
         match &self.phase {
+            Phase::Awaiting(awaiting) => Some(awaiting.until_ms),
             Phase::Connecting(connecting) => connecting.deadline_ms(),
+            Phase::Announcing(announcing) => Some(announcing.give_up_ms).filter(|ms| *ms > 0),
             Phase::Open => {
                 let half = if self.is_half_closed() { timeouts.half_closed } else { None };
                 let timeout = [half, timeouts.idle].into_iter().flatten().min()?;
@@ -395,7 +417,9 @@ impl Session {
     #[must_use]
     pub fn overdue(&self, timeouts: &Timeouts) -> EndReason {
         match &self.phase {
+            Phase::Awaiting(_) => EndReason::ProxyTimeout,
             Phase::Connecting(connecting) => connecting.overdue(),
+            Phase::Announcing(_) => EndReason::ConnectTimeout,
             Phase::Open => match (self.is_half_closed(), timeouts.half_closed, timeouts.idle) {
                 (true, Some(half), Some(idle)) if half <= idle => EndReason::HalfClosed,
                 (true, Some(_), None) => EndReason::HalfClosed,

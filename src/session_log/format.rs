@@ -31,6 +31,8 @@ struct JsonLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     arm: Option<&'a str>,
     client: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<SocketAddr>,
     listener: SocketAddr,
     target: Option<SocketAddr>,
     bytes: Bytes,
@@ -79,7 +81,11 @@ impl Formatter {
         if let Some(arm) = arm(record) {
             write!(out, "arm={arm} ")?;
         }
-        write!(out, "client={} listener={} ", record.client, record.listener)?;
+        write!(out, "client={} ", record.client)?;
+        if let Some(proxy) = record.proxy {
+            write!(out, "proxy={proxy} ")?;
+        }
+        write!(out, "listener={} ", record.listener)?;
         match record.target {
             Some(target) => write!(out, "target={target} ")?,
             None => out.write_str("target=- ")?,
@@ -99,6 +105,7 @@ impl Formatter {
             forward: &record.forward.name,
             arm: arm(record),
             client: record.client,
+            proxy: record.proxy,
             listener: record.listener,
             target: record.target,
             bytes: record.bytes,
@@ -245,7 +252,13 @@ fn rinetd_result(reason: EndReason) -> &'static str {
         EndReason::NoDescriptors => "local-socket-failed",
         EndReason::NoPorts => "local-bind-failed",
         EndReason::Denied | EndReason::Limit | EndReason::Rate | EndReason::Loop => "denied",
-        EndReason::NotAllowed => "not-allowed",
+        EndReason::NotAllowed
+        | EndReason::ProxyTimeout
+        | EndReason::ProxyTruncated
+        | EndReason::ProxyTooLong
+        | EndReason::ProxyInvalid
+        | EndReason::ProxyChecksum
+        | EndReason::ProxyUnlisted => "not-allowed",
     }
 }
 

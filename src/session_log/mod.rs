@@ -279,6 +279,8 @@ mod tests {
                 stall_warning: None,
                 tcp: TcpOptions::default(),
                 sources: Vec::new(),
+                egress: crate::plan::Egress::default(),
+                accept_proxy: None,
                 access: Access::default(),
             }],
         }
@@ -290,6 +292,7 @@ mod tests {
             forward: Arc::new(plan("web", Host::Ip([10, 0, 0, 2].into())).forwards.remove(0)),
             arm: None,
             client: ([127, 0, 0, 1], client_port).into(),
+            proxy: None,
             listener: ([127, 0, 0, 1], 9000).into(),
             target: None,
             bytes: Bytes::default(),
