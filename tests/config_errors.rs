@@ -351,7 +351,7 @@ fn yaml_who_the_client_is() {
         (with("dscp: 64"), (2, 7), "found \"64\"; allowed: none, a number from 0 to 63"),
         (with("bind_device: a/b"), (2, 14), "found \"a/b\"; allowed: none, or the name of a network device"),
         (with("transparent: maybe"), (2, 14), "found \"maybe\"; allowed: on, off"),
-        (with("transparent: on\nsource: 10.0.0.1"), (1, 12), "transparent together with source"),
+        (with("transparent: on\nsource: 10.0.0.1"), (1, 21), "transparent together with source"),
     ];
     check(&texts.iter().map(|(text, place, part)| (text.as_str(), *place, *part)).collect::<Vec<_>>());
 }

@@ -16,7 +16,7 @@ use common::spliced::{Launcher, Spliced};
 use serde_json::Value;
 
 /// Everything that must be counted, and how.
-const PROMISED: [(&str, &str); 27] = [
+const PROMISED: [(&str, &str); 28] = [
     ("spliced_build_info", "gauge"),
     ("spliced_uptime_seconds", "gauge"),
     ("spliced_draining", "gauge"),
