@@ -234,6 +234,9 @@ pub struct RunAs {
 pub struct Keep {
     /// `CAP_NET_BIND_SERVICE`, so that a reload can add low ports; `None` keeps it where a port of the plan is low.
     pub bind: Option<bool>,
+    /// `CAP_NET_ADMIN`, so that connections to targets can come from the client's address or have a mark; `None` keeps
+    /// it where a forward of the plan asks for that.
+    pub net: Option<bool>,
     /// `CAP_SYS_RESOURCE`, so that `fs.pipe-user-pages-soft` and `fs.pipe-max-size` do not bound the pipes.
     pub pipes: bool,
 }
@@ -454,14 +457,14 @@ impl fmt::Display for RunAs {
 
 impl fmt::Display for Keep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.bind, self.pipes) {
-            (None, false) => "auto",
-            (None, true) => "auto,sys_resource",
-            (Some(false), false) => "none",
-            (Some(false), true) => "sys_resource",
-            (Some(true), false) => "net_bind_service",
-            (Some(true), true) => "net_bind_service,sys_resource",
-        })
+        let names = [
+            (self.bind.is_none() || self.net.is_none(), "auto"),
+            (self.bind == Some(true), "net_bind_service"),
+            (self.net == Some(true), "net_admin"),
+            (self.pipes, "sys_resource"),
+        ];
+        let names: Vec<&str> = names.into_iter().filter(|(is_kept, _)| *is_kept).map(|(_, name)| name).collect();
+        f.write_str(if names.is_empty() { "none".to_owned() } else { names.join(",") }.as_str())
     }
 }
 

@@ -92,9 +92,10 @@ options! {
         /// where it is not the user's own [default: stay]
         #[arg(value_name = "NAME[:GROUP]", help_heading = "Least privilege")]
         user: RunAs = user, USER;
-        /// Capabilities that stay: none, or net_bind_service (a reload may add low ports), sys_resource (pipes past the
-        /// limits of an ordinary user), or both with a comma; auto is net_bind_service where a listener has a low port
-        /// [default: auto]
+        /// Capabilities that stay: none, or net_bind_service (a reload may add low ports), net_admin (it may add
+        /// --transparent and --mark), sys_resource (pipes past the limits of an ordinary user), or several with commas;
+        /// auto is net_bind_service where a listener has a low port, and net_admin where a forward is transparent or has
+        /// a mark [default: auto]
         #[arg(value_name = "LIST", help_heading = "Least privilege")]
         keep_capabilities: Keep = keep_capabilities, KEEP_CAPABILITIES;
         /// Confine the process (no_new_privs, system-call filters, Landlock): auto as far as the kernel can; strict all of

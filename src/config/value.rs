@@ -45,7 +45,7 @@ pub(super) const USER_TIMEOUT: &str = "none, or a time from 1ms to 24d, such as 
 pub(super) const METRICS: &str = "ADDRESS:PORT with a port from 1 to 65535, such as 127.0.0.1:9464";
 pub(super) const PATH: &str = "a path";
 pub(super) const USER: &str = "a user such as nobody or 65534, or with a group such as spliced:adm";
-pub(super) const KEEP_CAPABILITIES: &str = "auto, none, net_bind_service, sys_resource, or several with commas";
+pub(super) const KEEP_CAPABILITIES: &str = "auto, none, net_admin, net_bind_service, sys_resource, or several with commas";
 pub(super) const SANDBOX: &str = "auto, strict, off";
 pub(super) const NAME: &str = "1 to 128 visible characters";
 
@@ -211,13 +211,16 @@ pub(super) fn user(text: &str) -> Parsed<RunAs> {
 }
 
 pub(super) fn keep_capabilities(text: &str) -> Parsed<Keep> {
-    let mut keep = Keep { bind: Some(false), pipes: false };
+    let mut keep = Keep { bind: Some(false), net: Some(false), pipes: false };
     if text == "none" {
         return Ok(keep);
     }
+    // Named ones stay whatever else is written.
+    let unless_named = |kept: Option<bool>| if kept == Some(true) { kept } else { None };
     for name in text.split(',').map(str::trim) {
         match name {
-            "auto" => keep.bind = if keep.bind == Some(true) { keep.bind } else { None },
+            "auto" => (keep.bind, keep.net) = (unless_named(keep.bind), unless_named(keep.net)),
+            "net_admin" => keep.net = Some(true),
             "net_bind_service" => keep.bind = Some(true),
             "sys_resource" => keep.pipes = true,
             _ => return Err(found(text, KEEP_CAPABILITIES)),
@@ -333,7 +336,10 @@ mod tests {
             assert!(user(bad).is_err(), "{bad:?}");
         }
         for text in
-            ["auto", "none", "net_bind_service", "sys_resource", "net_bind_service,sys_resource", "auto,sys_resource"]
+            [
+                "auto", "none", "net_admin", "net_bind_service", "sys_resource", "net_bind_service,sys_resource",
+                "auto,sys_resource", "auto,net_admin", "auto,net_bind_service", "net_bind_service,net_admin,sys_resource",
+            ]
         {
             assert_eq!(keep_capabilities(text).unwrap().to_string(), text);
         }

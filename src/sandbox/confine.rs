@@ -115,8 +115,9 @@ pub fn confine() -> io::Result<()> {
 pub fn enter(role: Role) {
     let Some(confined) = CONFINED.get() else { return };
     if let Some(kept) = &confined.kept {
-        // Workers open pipes; none but the main thread binds listeners.
-        let worker = |capability: &&Capability| role == Role::Worker && **capability == Capability::CAP_SYS_RESOURCE;
+        // Workers open pipes and make connections; none but the main thread binds listeners.
+        let of_workers = [Capability::CAP_SYS_RESOURCE, Capability::CAP_NET_ADMIN];
+        let worker = |capability: &&Capability| role == Role::Worker && of_workers.contains(*capability);
         if let Err(why) = capabilities::limit_to(&kept.iter().filter(worker).copied().collect()) {
             warn!("sandbox: this {role:?} thread keeps its capabilities: {why}");
         }
