@@ -9,6 +9,7 @@
 mod change;
 mod closing;
 mod doors;
+mod egress;
 mod ledger;
 mod names;
 mod pools;

@@ -245,7 +245,7 @@ fn privileges() -> impl Strategy<Value = Privileges> {
     let sandbox = prop_oneof![Just(Confinement::Auto), Just(Confinement::Strict), Just(Confinement::Off)];
     (user, keep, sandbox).prop_map(|(user, (bind, pipes), sandbox)| Privileges {
         user: user.map(|(user, group)| RunAs { user, group }),
-        keep: Keep { bind, pipes },
+        keep: Keep { bind, net: if bind.is_none() { None } else { Some(pipes) }, pipes },
         sandbox,
     })
 }

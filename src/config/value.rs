@@ -45,7 +45,8 @@ pub(super) const USER_TIMEOUT: &str = "none, or a time from 1ms to 24d, such as 
 pub(super) const METRICS: &str = "ADDRESS:PORT with a port from 1 to 65535, such as 127.0.0.1:9464";
 pub(super) const PATH: &str = "a path";
 pub(super) const USER: &str = "a user such as nobody or 65534, or with a group such as spliced:adm";
-pub(super) const KEEP_CAPABILITIES: &str = "auto, none, net_admin, net_bind_service, sys_resource, or several with commas";
+pub(super) const KEEP_CAPABILITIES: &str =
+    "auto, none, net_admin, net_bind_service, sys_resource, or several with commas";
 pub(super) const SANDBOX: &str = "auto, strict, off";
 pub(super) const NAME: &str = "1 to 128 visible characters";
 
@@ -335,12 +336,18 @@ mod tests {
         for bad in ["", ":", "a:", ":b", "a:b:c", "a b", "-a", "a\n"] {
             assert!(user(bad).is_err(), "{bad:?}");
         }
-        for text in
-            [
-                "auto", "none", "net_admin", "net_bind_service", "sys_resource", "net_bind_service,sys_resource",
-                "auto,sys_resource", "auto,net_admin", "auto,net_bind_service", "net_bind_service,net_admin,sys_resource",
-            ]
-        {
+        for text in [
+            "auto",
+            "none",
+            "net_admin",
+            "net_bind_service",
+            "sys_resource",
+            "net_bind_service,sys_resource",
+            "auto,sys_resource",
+            "auto,net_admin",
+            "auto,net_bind_service",
+            "net_bind_service,net_admin,sys_resource",
+        ] {
             assert_eq!(keep_capabilities(text).unwrap().to_string(), text);
         }
         for bad in ["", "all", "none,sys_resource", "net_bind_service,", "CAP_NET_BIND_SERVICE"] {
