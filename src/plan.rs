@@ -5,6 +5,7 @@
 
 mod client;
 mod limits;
+mod nets;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 pub use self::client::{AcceptProxy, Egress};
 pub use self::limits::{Limits, Rate, WhenFull};
+pub use self::nets::{NetFile, NetSet, Summary};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -288,6 +290,28 @@ pub struct Access {
     pub allow: Vec<Pattern>,
     /// Deny patterns of this forward.
     pub deny: Vec<Pattern>,
+    /// Files with more of each.
+    pub files: AccessFiles,
+}
+
+/// Files with networks, as they were when the configuration was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AccessFiles {
+    /// Process-wide, to allow.
+    pub global_allow: Arc<[NetFile]>,
+    /// Process-wide, to deny.
+    pub global_deny: Arc<[NetFile]>,
+    /// Of this forward, to allow.
+    pub allow: Vec<NetFile>,
+    /// Of this forward, to deny.
+    pub deny: Vec<NetFile>,
+}
+
+impl AccessFiles {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &NetFile> {
+        self.global_allow.iter().chain(&*self.global_deny).chain(&self.allow).chain(&self.deny)
+    }
 }
 
 /// Matches client addresses.
@@ -356,13 +380,20 @@ impl Access {
             return None;
         }
         let client = client.to_canonical();
-        let text = client.to_string();
-        let any = |patterns: &[Pattern]| patterns.iter().any(|p| p.matches(client, &text));
-        for (allow, deny) in [(&*self.global_allow, &*self.global_deny), (&*self.allow, &*self.deny)] {
-            if !allow.is_empty() && !any(allow) {
+        let is_without_patterns = self.lists().iter().all(|list| list.is_empty());
+        let text = if is_without_patterns { String::new() } else { client.to_string() };
+        let any = |patterns: &[Pattern], files: &[NetFile]| {
+            patterns.iter().any(|p| p.matches(client, &text)) || files.iter().any(|file| file.nets.contains(client))
+        };
+        let AccessFiles { global_allow, global_deny, allow, deny } = &self.files;
+        for ((allow, allow_files), (deny, deny_files)) in [
+            ((&*self.global_allow, &**global_allow), (&*self.global_deny, &**global_deny)),
+            ((&*self.allow, &**allow), (&*self.deny, &**deny)),
+        ] {
+            if !(allow.is_empty() && allow_files.is_empty()) && !any(allow, allow_files) {
                 return Some(Refusal::NotAllowed);
             }
-            if any(deny) {
+            if any(deny, deny_files) {
                 return Some(Refusal::Denied);
             }
         }
@@ -372,7 +403,11 @@ impl Access {
     /// True when no rule exists.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        [&*self.global_allow, &*self.global_deny, &*self.allow, &*self.deny].iter().all(|list| list.is_empty())
+        self.lists().iter().all(|list| list.is_empty()) && self.files.iter().next().is_none()
+    }
+
+    fn lists(&self) -> [&[Pattern]; 4] {
+        [&self.global_allow, &self.global_deny, &self.allow, &self.deny]
     }
 }
 

@@ -1,15 +1,18 @@
 //! What a file or a command line said, with marks, and how it becomes a [`Plan`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::Lookup;
 use super::check;
 use super::error::{Fault, Mark};
+use super::nets::{Lists, Written};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
-    Access, Egress, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts,
+    Access, AccessFiles, Egress, Engine, Forward, Limits, Listen, LogPlan, NetFile, Pattern, Plan, Privileges, Target,
+    TcpOptions, Timeouts,
 };
 
 /// Everything one file says.
@@ -20,6 +23,8 @@ pub(super) struct Draft {
     pub(super) defaults: ForwardOptions,
     pub(super) allow: Vec<Pattern>,
     pub(super) deny: Vec<Pattern>,
+    pub(super) allow_files: Vec<Written>,
+    pub(super) deny_files: Vec<Written>,
     pub(super) forwards: Vec<DraftForward>,
 }
 
@@ -35,6 +40,8 @@ pub(super) struct DraftForward {
     pub(super) options: ForwardOptions,
     pub(super) allow: Vec<Pattern>,
     pub(super) deny: Vec<Pattern>,
+    pub(super) allow_files: Vec<Written>,
+    pub(super) deny_files: Vec<Written>,
 }
 
 /// Where the parts of a forward stand, in the order of the plan.
@@ -51,6 +58,14 @@ impl Draft {
         let process = overrides.process.clone().or(&self.process);
         let global_allow: Arc<[Pattern]> = [self.allow, overrides.allow.clone()].concat().into();
         let global_deny: Arc<[Pattern]> = [self.deny, overrides.deny.clone()].concat().into();
+        let mut lists = Lists::new(lookup);
+        let argument =
+            |name, paths: &[PathBuf]| paths.iter().map(|path| (Mark::Argument(name), path.clone())).collect();
+        let more: [Vec<Written>; 2] =
+            [argument("--allow-file", &overrides.allow_file), argument("--deny-file", &overrides.deny_file)];
+        let [more_allow, more_deny] = more;
+        let global_allow_files: Arc<[NetFile]> = lists.load(&[self.allow_files, more_allow].concat())?.into();
+        let global_deny_files: Arc<[NetFile]> = lists.load(&[self.deny_files, more_deny].concat())?.into();
         let mut forwards = Vec::with_capacity(self.forwards.len());
         let mut marks = Vec::with_capacity(self.forwards.len());
         for draft in self.forwards {
@@ -60,6 +75,12 @@ impl Draft {
                 global_deny: Arc::clone(&global_deny),
                 allow: draft.allow.clone(),
                 deny: draft.deny.clone(),
+                files: AccessFiles {
+                    global_allow: Arc::clone(&global_allow_files),
+                    global_deny: Arc::clone(&global_deny_files),
+                    allow: lists.load(&draft.allow_files)?,
+                    deny: lists.load(&draft.deny_files)?,
+                },
             };
             let (forward, mark) = draft.build(&options, access);
             forwards.push(forward);

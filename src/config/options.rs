@@ -209,4 +209,11 @@ pub struct Overrides {
     /// Keep these clients out, also when allowed; may be repeated, adds to the file's
     #[arg(long, value_name = "PATTERN", value_parser = address::pattern, help_heading = "Who may connect")]
     pub deny: Vec<Pattern>,
+    /// Let only the clients of this file in: an address or a network a line, read at the start and at a reload; may be
+    /// repeated, adds to the file's
+    #[arg(long, value_name = "PATH", value_parser = value::path, help_heading = "Who may connect")]
+    pub allow_file: Vec<PathBuf>,
+    /// Keep the clients of this file out, as --allow-file
+    #[arg(long, value_name = "PATH", value_parser = value::path, help_heading = "Who may connect")]
+    pub deny_file: Vec<PathBuf>,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::client::write_accept_proxy;
 use super::limit::{write_bytes, write_connections};
 use super::value::{Size, Time};
-use crate::plan::{Forward, LogFormat, Pattern, Pin, Plan};
+use crate::plan::{Forward, LogFormat, NetFile, Pattern, Pin, Plan};
 
 /// The plan as YAML that reads back to the same plan. What all forwards have in common stands at the top level.
 #[must_use]
@@ -78,6 +78,14 @@ pub(super) fn process(plan: &Plan) -> Vec<(&'static str, String)> {
             line(key, patterns(list));
         }
     }
+    let files = access.map(|access| &access.files);
+    for (key, list) in
+        [("allow_file", files.map(|files| &*files.global_allow)), ("deny_file", files.map(|files| &*files.global_deny))]
+    {
+        if let Some(list) = list.filter(|list| !list.is_empty()) {
+            line(key, paths(list));
+        }
+    }
     out
 }
 
@@ -102,6 +110,11 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
     for (key, rules) in [("allow", &forward.access.allow), ("deny", &forward.access.deny)] {
         if !rules.is_empty() {
             line(key, patterns(rules));
+        }
+    }
+    for (key, files) in [("allow_file", &forward.access.files.allow), ("deny_file", &forward.access.files.deny)] {
+        if !files.is_empty() {
+            line(key, paths(files));
         }
     }
     out
@@ -154,6 +167,10 @@ fn time(time: Option<Duration>) -> String {
 fn list(items: impl Iterator<Item = String>) -> String {
     let items: Vec<String> = items.collect();
     if let [only] = items.as_slice() { only.clone() } else { format!("[{}]", items.join(", ")) }
+}
+
+fn paths(files: &[NetFile]) -> String {
+    list(files.iter().map(|file| quote(&file.path.to_string_lossy())))
 }
 
 fn patterns(patterns: &[Pattern]) -> String {

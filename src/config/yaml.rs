@@ -5,7 +5,7 @@ use super::draft::{Draft, DraftForward, nothing_to_forward};
 use super::error::{Fault, Mark};
 use super::node::{Key, Node, set_once};
 use super::options::{ForwardOptions, ProcessOptions};
-use super::{client, limit, tree, value};
+use super::{client, limit, nets, tree, value};
 use crate::plan::{Pattern, Target};
 
 const ROOT: &str = "a mapping with forwards, such as `forwards: [{listen: \"0.0.0.0:9000\", to: \"10.0.0.2:9001\"}]`";
@@ -18,15 +18,21 @@ const TARGET: &str = "HOST:PORT, or a mapping of address and weight";
 /// Reads YAML text.
 pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
     let root = tree::parse(text)?;
-    let known: Vec<&str> =
-        [ProcessOptions::KEYS, ForwardOptions::KEYS, &["timeouts", "allow", "deny", "forwards"]].concat();
+    let known: Vec<&str> = [
+        ProcessOptions::KEYS,
+        ForwardOptions::KEYS,
+        &["timeouts", "allow", "allow_file", "deny", "deny_file", "forwards"],
+    ]
+    .concat();
     let mut draft = Draft::default();
     let mut written = None;
     for (key, node) in root.entries(ROOT, &known)? {
         match key.text.as_str() {
             "timeouts" => timeouts(node, &mut draft.defaults, Some(&mut draft.process))?,
             "allow" => draft.allow = patterns(node)?,
+            "allow_file" => draft.allow_files = nets::paths(node)?,
             "deny" => draft.deny = patterns(node)?,
+            "deny_file" => draft.deny_files = nets::paths(node)?,
             "forwards" => written = Some(node),
             "source" => draft.defaults.source = Some(limit::source_list(node)?),
             "accept_proxy" => draft.defaults.accept_proxy = Some(client::accept_proxy_of(node)?),
@@ -50,7 +56,18 @@ pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
 }
 
 fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
-    let own = ["name", "listen", "to", "max_connections", "max_connections_per_source", "timeouts", "allow", "deny"];
+    let own = [
+        "name",
+        "listen",
+        "to",
+        "max_connections",
+        "max_connections_per_source",
+        "timeouts",
+        "allow",
+        "allow_file",
+        "deny",
+        "deny_file",
+    ];
     let known: Vec<&str> = [&own, ForwardOptions::KEYS].concat();
     refuse_process_options(node, &known)?;
     let mut forward = DraftForward::default();
@@ -80,7 +97,9 @@ fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
             "accept_proxy" => forward.options.accept_proxy = Some(client::accept_proxy_of(node)?),
             "timeouts" => timeouts(node, &mut forward.options, None)?,
             "allow" => forward.allow = patterns(node)?,
+            "allow_file" => forward.allow_files = nets::paths(node)?,
             "deny" => forward.deny = patterns(node)?,
+            "deny_file" => forward.deny_files = nets::paths(node)?,
             name => {
                 forward.options.set(name, key, node)?;
             }

@@ -1,5 +1,6 @@
 //! The steps of the confinement on Linux, and what is remembered of them.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
@@ -36,6 +37,8 @@ struct Prepared {
     rules: Rules,
     config: Option<PathBuf>,
     log: Option<PathBuf>,
+    /// Lists of networks.
+    lists: BTreeSet<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -65,6 +68,7 @@ pub fn prepare(plan: &Plan, config: Option<&Path>) -> io::Result<()> {
         rules: Rules::of(plan, config),
         config: config.map(Path::to_owned),
         log: plan.log.file.clone(),
+        lists: plan.forwards.iter().flat_map(|f| f.access.files.iter()).map(|file| file.path.clone()).collect(),
     };
     *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
     Ok(())
@@ -283,9 +287,7 @@ fn say(parts: &[Part], sandbox: Confinement) -> io::Result<()> {
 fn check_reach(prepared: &Prepared) {
     let denied = |result: io::Result<File>| result.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
     let who = user::describe;
-    if let Some(path) = &prepared.config
-        && denied(File::open(path))
-    {
+    for path in prepared.config.iter().chain(&prepared.lists).filter(|path| denied(File::open(path))) {
         warn!(
             "user {} cannot read {}: a reload will fail; let it read the file and its directories",
             who(),
