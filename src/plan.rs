@@ -390,7 +390,8 @@ impl Access {
             ((&*self.global_allow, &**global_allow), (&*self.global_deny, &**global_deny)),
             ((&*self.allow, &**allow), (&*self.deny, &**deny)),
         ] {
-            if !(allow.is_empty() && allow_files.is_empty()) && !any(allow, allow_files) {
+            let allows_all = allow.is_empty() && allow_files.is_empty();
+            if !allows_all && !any(allow, allow_files) {
                 return Some(Refusal::NotAllowed);
             }
             if any(deny, deny_files) {
