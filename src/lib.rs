@@ -20,6 +20,7 @@ pub mod probe;
 pub mod proxy;
 pub mod pump;
 pub mod sandbox;
+pub mod scheduling;
 pub mod session;
 pub mod session_log;
 pub mod stats;

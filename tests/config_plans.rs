@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
-    AcceptProxy, Access, Arm, Confinement, Egress, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan,
-    Pattern, Pin, Plan, Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
+    AcceptProxy, Access, Arm, Confinement, Egress, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan,
+    Ports, Privileges, Rate, RunAs, Scheduling, Target, TcpOptions, Timeouts, WhenFull,
 };
 use spliced::proxy::Version;
 
@@ -58,6 +58,7 @@ fn yaml_defaults() {
         workers: None,
         pin: Pin::Auto,
         gather: true,
+        scheduling: Scheduling::Auto,
         max_connections: None,
         max_connections_per_source: None,
         drain: Some(Duration::from_secs(30)),
@@ -195,6 +196,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             proptest::option::of(1usize..=1024),
             prop_oneof![Just(Pin::Auto), Just(Pin::On), Just(Pin::Off)],
             any::<bool>(),
+            prop_oneof![Just(Scheduling::Auto), Just(Scheduling::Batch), Just(Scheduling::Normal)],
         ),
         (
             proptest::option::of(1u64..=1_000_000_000),
@@ -207,7 +209,7 @@ fn plans() -> impl Strategy<Value = Plan> {
     );
     process.prop_map(
         |(
-            (workers, pin, gather),
+            (workers, pin, gather, scheduling),
             (most, most_per_source, drain),
             (control, file, pid_file, metrics, privileges),
             format,
@@ -223,6 +225,7 @@ fn plans() -> impl Strategy<Value = Plan> {
                 workers,
                 pin,
                 gather,
+                scheduling,
                 max_connections: most,
                 max_connections_per_source: most_per_source,
                 drain: drain.map(Duration::from_millis),

@@ -17,7 +17,7 @@ use super::error::{found, quoted};
 pub(super) use super::limit::{
     BYTE_RATE, CONNECTION_RATE, SOURCES, WHEN_FULL, byte_rate, connection_rate, sources, when_full,
 };
-use crate::plan::{Confinement, Keep, LogFormat, Pin, RunAs};
+use crate::plan::{Confinement, Keep, LogFormat, Pin, RunAs, Scheduling};
 
 /// A value, or the word for "no limit" or "leave it to the system" (`none`, `auto`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,7 @@ const YEAR_MS: u64 = 365 * 24 * 3_600_000;
 
 pub(super) const PIN: &str = "auto, on, off";
 pub(super) const GATHER: &str = "on, off";
+pub(super) const SCHEDULING: &str = "auto, batch, normal";
 pub(super) const LOG_FORMAT: &str = "text, json, rinetd, common";
 pub(super) const WORKERS: &str = "auto, or a number from 1 to 1024";
 pub(super) const MAX_CONNECTIONS: &str = "none, or a number from 1 to 1000000000";
@@ -63,6 +64,11 @@ pub(super) fn pin(text: &str) -> Parsed<Pin> {
 
 pub(super) fn gather(text: &str) -> Parsed<bool> {
     word(text, &[("on", true), ("off", false)], GATHER)
+}
+
+pub(super) fn scheduling(text: &str) -> Parsed<Scheduling> {
+    let words = [("auto", Scheduling::Auto), ("batch", Scheduling::Batch), ("normal", Scheduling::Normal)];
+    word(text, &words, SCHEDULING)
 }
 
 pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {

@@ -32,6 +32,8 @@ pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// False while it is another process's, whose it is to remove.
+    ours: bool,
 }
 
 /// Binds the control socket with mode 0600. A socket nobody answers on is replaced.
@@ -61,14 +63,14 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), RunError> 
     Ok((UnixListener::from_std(listener), file))
 }
 
-/// A socket another process has passed on, whose file is at `path`.
+/// A socket another process has passed on, whose file is at `path` and that process's until [`SocketFile::take_over`].
 ///
 /// # Errors
 /// What fcntl(2) reports.
 pub(super) fn inherit(path: &Path, control: Control) -> Result<(UnixListener, SocketFile), RunError> {
     let Control { listener, device, inode } = control;
     listener.set_nonblocking(true).map_err(|error| failed(path, &error.to_string()))?;
-    Ok((UnixListener::from_std(listener), SocketFile { path: path.to_owned(), device, inode }))
+    Ok((UnixListener::from_std(listener), SocketFile { path: path.to_owned(), device, inode, ours: false }))
 }
 
 fn failed(path: &Path, why: &str) -> RunError {
@@ -152,7 +154,7 @@ fn listen(path: &Path) -> io::Result<(StdListener, SocketFile)> {
     nix::sys::stat::fchmod(&socket, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let metadata = fs::symlink_metadata(path)?;
-    let file = SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() };
+    let file = SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino(), ours: true };
     if metadata.permissions().mode() & 0o777 != 0o600 {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     }
@@ -170,12 +172,20 @@ impl SocketFile {
 
     /// Leaves the file where it is: another process answers on the socket.
     pub(super) fn leave(mut self) {
-        self.path = PathBuf::new();
+        self.ours = false;
+    }
+
+    /// From here on the file goes with this process.
+    pub(super) fn take_over(&mut self) {
+        self.ours = true;
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
         match fs::symlink_metadata(&self.path) {
             Ok(found) if (found.dev(), found.ino()) == (self.device, self.inode) => {
                 if let Err(error) = fs::remove_file(&self.path) {

@@ -40,7 +40,9 @@ use std::fmt;
 use std::path::Path;
 
 pub(crate) use self::confine::may_own;
-pub use self::confine::{confine, enter, environment, give, give_path, give_socket, prepare, report, support};
+pub use self::confine::{
+    confine, enter, environment, give, give_path, give_socket, prepare, report, support, why_not_started,
+};
 
 /// What a thread is there for, which decides what it may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,7 +58,7 @@ pub enum Role {
 /// One part of the confinement and how it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// `user`, `capabilities`, `no_new_privs`, `seccomp` or `landlock`.
+    /// `user`, `capabilities`, `no_new_privs`, `seccomp` or `landlock`; `threads` where some are left out.
     pub name: &'static str,
     /// How it stands.
     pub state: State,
