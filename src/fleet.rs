@@ -7,6 +7,7 @@
 //! without having been told to is replaced; see [`Fleet::reap`].
 
 mod change;
+mod checks;
 mod closing;
 mod doors;
 mod egress;
@@ -14,6 +15,7 @@ mod ledger;
 mod names;
 mod pools;
 mod seat;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +31,7 @@ use mio::Waker;
 
 pub use self::change::Ready;
 use self::change::{Entry, Settling};
+use self::checks::Checks;
 pub use self::doors::{Doors, Inherited};
 pub use self::ledger::ForwardView;
 use self::ledger::Ledger;
@@ -72,6 +75,7 @@ pub struct Fleet {
     limits: Limits,
     pools: Pools,
     names: Names,
+    checks: Checks,
     log: Option<SyncSender<Vec<SessionRecord>>>,
     splice_off: Arc<AtomicBool>,
     say_ended: Sender<u64>,
@@ -121,6 +125,7 @@ impl Fleet {
             limits: Limits::read(),
             pools: Pools::default(),
             names: Names::default(),
+            checks: Checks::default(),
             log: None,
             splice_off: Arc::new(AtomicBool::new(!sys::HAS_SPLICE)),
             say_ended,

@@ -22,6 +22,7 @@ mod options;
 mod render;
 mod running;
 mod source;
+mod target;
 mod toml;
 mod tree;
 mod value;
@@ -38,6 +39,7 @@ pub use options::{ForwardOptions, Overrides, ProcessOptions};
 pub use render::render;
 pub use running::{parse_running, render_running};
 pub use source::MOST_BYTES;
+pub(crate) use target::weight_or_default;
 pub use value::Maybe;
 pub(crate) use value::{Size, size};
 
@@ -127,7 +129,7 @@ fn plan_of_args(listen: &str, target: &str, overrides: &Overrides, lookup: &Look
     let (host, ports) = address::target(target).map_err(|message| Fault::new(at_target, message))?;
     let forward = DraftForward {
         listen: vec![(at_listen, listens)],
-        to: vec![(at_target, Target { host, ports, weight: 1 })],
+        to: vec![(at_target, Target::new(host, ports))],
         ..DraftForward::default()
     };
     Draft { forwards: vec![forward], ..Draft::default() }.build(overrides, lookup)

@@ -17,6 +17,10 @@ use super::error::{found, quoted};
 pub(super) use super::limit::{
     BYTE_RATE, CONNECTION_RATE, SOURCES, WHEN_FULL, byte_rate, connection_rate, sources, when_full,
 };
+pub(super) use super::target::{
+    ATTEMPT_TIMEOUT, BALANCE, CHECK, HEALTH, ON_DOWN, RETRIES, attempt_timeout, balance, check, health, on_down,
+    retries,
+};
 use crate::plan::{Confinement, Keep, LogFormat, Pin, RunAs, Scheduling};
 
 /// A value, or the word for "no limit" or "leave it to the system" (`none`, `auto`).

@@ -128,10 +128,13 @@ pub fn confine() -> io::Result<()> {
 pub fn enter(role: Role) {
     let Some(confined) = CONFINED.get() else { return };
     if let Some(kept) = &confined.kept {
-        // Workers open pipes and make connections; none but the main thread binds listeners.
-        let of_workers = [Capability::CAP_SYS_RESOURCE, Capability::CAP_NET_ADMIN];
-        let worker = |capability: &&Capability| role == Role::Worker && of_workers.contains(*capability);
-        if let Err(why) = capabilities::limit_to(&kept.iter().filter(worker).copied().collect()) {
+        // Workers open pipes and make connections, checks make connections; none but the main thread binds listeners.
+        let needed: &[Capability] = match role {
+            Role::Worker => &[Capability::CAP_SYS_RESOURCE, Capability::CAP_NET_ADMIN],
+            Role::Check => &[Capability::CAP_NET_ADMIN],
+            Role::Log | Role::Resolver => &[],
+        };
+        if let Err(why) = capabilities::limit_to(&kept.iter().filter(|held| needed.contains(held)).copied().collect()) {
             warn!("sandbox: this {role:?} thread keeps its capabilities: {why}");
         }
     }

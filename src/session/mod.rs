@@ -13,6 +13,7 @@ mod moving;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::Socket;
@@ -28,6 +29,7 @@ use crate::plan::Timeouts;
 use crate::pump::{Choice, Pump, Pumps, Ready};
 pub use crate::stats::Side;
 use crate::stats::{Bytes, EndReason, ForwardStats};
+use crate::upstream::{Endpoint, Lease};
 
 /// The token of the client's socket of the session with that slab key.
 #[must_use]
@@ -78,6 +80,8 @@ pub struct Session {
     /// What the client's PROXY header said, where there was one.
     introduction: Option<Box<Introduction>>,
     target: Option<SocketAddr>,
+    /// Its hold of that target.
+    lease: Option<Lease>,
     /// Number of the connect attempt `backend` belongs to.
     attempt: u32,
     active_us: u64,
@@ -189,6 +193,7 @@ impl Session {
             phase,
             introduction: None,
             target: None,
+            lease: None,
             attempt: 0,
             active_us: origin.opened_us,
             armed_ms: 0,
@@ -216,6 +221,17 @@ impl Session {
     #[must_use]
     pub fn target(&self) -> Option<SocketAddr> {
         self.target
+    }
+
+    /// Whether that target is its own.
+    #[must_use]
+    pub fn holds(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.lease.as_ref().is_some_and(|lease| Arc::ptr_eq(lease.endpoint(), endpoint))
+    }
+
+    /// Gives up its hold of the target; whether it had one.
+    pub fn release(&mut self) -> bool {
+        self.lease.take().is_some()
     }
 
     /// Bytes delivered so far.
@@ -352,7 +368,7 @@ mod tests {
     #[test]
     fn an_idle_session_is_small() {
         // Two sockets, two flows and what a log line needs; with its timer it stays well below 512 bytes.
-        assert!(size_of::<Session>() <= 336, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 352, "{}", size_of::<Session>());
     }
 
     #[test]

@@ -172,7 +172,7 @@ impl Worker {
         let choice = Choice::new(plan.engine);
         let session = match expected {
             Some(_) => Session::awaiting(socket, origin, choice, Awaiting::new(until_ms, port_offset, hop)),
-            None => Session::new(socket, origin, choice, Connecting::new(0, port_offset, hop, None, self.now_us)),
+            None => Session::new(socket, origin, choice, Connecting::new(port_offset, hop, None, self.now_us)),
         };
         let waits = expected.is_some();
         let key = self.sessions.insert(session);

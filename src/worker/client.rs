@@ -94,11 +94,10 @@ impl Worker {
             // A client that is refused moves no byte by any engine: it belongs to no arm.
             return self.end(key, End::of(reason));
         }
-        let first = self.parts.routes[forward].upstreams.pick();
         let route = &self.parts.routes[forward];
         let plan = route.forward();
         let arm = if plan.arms.is_empty() { None } else { Some(self.trial.deal(&plan.arms)) };
-        let connecting = Connecting::new(first, port_offset, hop, plan.timeouts.connect, self.now_us);
+        let connecting = Connecting::new(port_offset, hop, plan.timeouts.connect, self.now_us);
         let session = &mut self.sessions[key];
         session.begin_to_connect(connecting);
         if let Some(arm) = arm {
