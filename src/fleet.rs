@@ -10,6 +10,7 @@ mod change;
 mod checks;
 mod closing;
 mod doors;
+mod egress;
 mod ledger;
 mod names;
 mod pools;

@@ -17,6 +17,7 @@ pub mod listener;
 pub mod manual;
 pub mod plan;
 pub mod probe;
+pub mod proxy;
 pub mod pump;
 pub mod sandbox;
 pub mod scheduling;

@@ -3,9 +3,11 @@
 //! A [`Plan`] is made by [`crate::config`] and never changes afterwards. Sizes are bytes, times are
 //! [`Duration`]s, and `None` always means "no limit" or "leave it to the kernel", as the field says.
 
+mod client;
 #[cfg(test)]
 pub(crate) mod example;
 mod limits;
+mod nets;
 mod targets;
 mod udp;
 
@@ -15,7 +17,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::client::{AcceptProxy, Egress};
 pub use self::limits::{Limits, Rate, WhenFull};
+pub use self::nets::{NetFile, NetSet, Summary};
 pub use self::targets::{Balance, Balancing, Check, Health, OnDown};
 pub use self::udp::{Transport, Udp};
 
@@ -85,6 +89,10 @@ pub struct Forward {
     pub sources: Vec<IpAddr>,
     /// Its datagrams.
     pub udp: Udp,
+    /// What connections to the targets carry beside the client's bytes.
+    pub egress: Egress,
+    /// Who may say on whose behalf it connects; `None` is nobody.
+    pub accept_proxy: Option<AcceptProxy>,
     /// Who may connect.
     pub access: Access,
 }
@@ -214,6 +222,8 @@ pub struct TcpOptions {
     pub receive_buffer: Option<usize>,
     /// `SO_SNDBUF` in bytes. Setting it ends the kernel's autotuning.
     pub send_buffer: Option<usize>,
+    /// DSCP of every packet we send, 0 to 63 (`IP_TOS`, `IPV6_TCLASS`).
+    pub dscp: Option<u8>,
     /// Connections the kernel queues before `accept`; capped by `net.core.somaxconn`.
     pub backlog: u32,
 }
@@ -225,6 +235,7 @@ impl Default for TcpOptions {
             user_timeout: None,
             receive_buffer: None,
             send_buffer: None,
+            dscp: None,
             backlog: 4096,
         }
     }
@@ -255,6 +266,9 @@ pub struct RunAs {
 pub struct Keep {
     /// `CAP_NET_BIND_SERVICE`, so that a reload can add low ports; `None` keeps it where a port of the plan is low.
     pub bind: Option<bool>,
+    /// `CAP_NET_ADMIN`, so that connections to targets can come from the client's address or have a mark; `None` keeps
+    /// it where a forward of the plan asks for that.
+    pub net: Option<bool>,
     /// `CAP_SYS_RESOURCE`, so that `fs.pipe-user-pages-soft` and `fs.pipe-max-size` do not bound the pipes.
     pub pipes: bool,
 }
@@ -306,6 +320,28 @@ pub struct Access {
     pub allow: Vec<Pattern>,
     /// Deny patterns of this forward.
     pub deny: Vec<Pattern>,
+    /// Files with more of each.
+    pub files: AccessFiles,
+}
+
+/// Files with networks, as they were when the configuration was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AccessFiles {
+    /// Process-wide, to allow.
+    pub global_allow: Arc<[NetFile]>,
+    /// Process-wide, to deny.
+    pub global_deny: Arc<[NetFile]>,
+    /// Of this forward, to allow.
+    pub allow: Vec<NetFile>,
+    /// Of this forward, to deny.
+    pub deny: Vec<NetFile>,
+}
+
+impl AccessFiles {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &NetFile> {
+        self.global_allow.iter().chain(&*self.global_deny).chain(&self.allow).chain(&self.deny)
+    }
 }
 
 /// Matches client addresses.
@@ -413,13 +449,21 @@ impl Access {
             return None;
         }
         let client = client.to_canonical();
-        let text = client.to_string();
-        let any = |patterns: &[Pattern]| patterns.iter().any(|p| p.matches(client, &text));
-        for (allow, deny) in [(&*self.global_allow, &*self.global_deny), (&*self.allow, &*self.deny)] {
-            if !allow.is_empty() && !any(allow) {
+        let is_without_patterns = self.lists().iter().all(|list| list.is_empty());
+        let text = if is_without_patterns { String::new() } else { client.to_string() };
+        let any = |patterns: &[Pattern], files: &[NetFile]| {
+            patterns.iter().any(|p| p.matches(client, &text)) || files.iter().any(|file| file.nets.contains(client))
+        };
+        let AccessFiles { global_allow, global_deny, allow, deny } = &self.files;
+        for ((allow, allow_files), (deny, deny_files)) in [
+            ((&*self.global_allow, &**global_allow), (&*self.global_deny, &**global_deny)),
+            ((&*self.allow, &**allow), (&*self.deny, &**deny)),
+        ] {
+            let allows_all = allow.is_empty() && allow_files.is_empty();
+            if !allows_all && !any(allow, allow_files) {
                 return Some(Refusal::NotAllowed);
             }
-            if any(deny) {
+            if any(deny, deny_files) {
                 return Some(Refusal::Denied);
             }
         }
@@ -429,7 +473,11 @@ impl Access {
     /// True when no rule exists.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        [&*self.global_allow, &*self.global_deny, &*self.allow, &*self.deny].iter().all(|list| list.is_empty())
+        self.lists().iter().all(|list| list.is_empty()) && self.files.iter().next().is_none()
+    }
+
+    fn lists(&self) -> [&[Pattern]; 4] {
+        [&self.global_allow, &self.global_deny, &self.allow, &self.deny]
     }
 }
 
@@ -514,14 +562,14 @@ impl fmt::Display for RunAs {
 
 impl fmt::Display for Keep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.bind, self.pipes) {
-            (None, false) => "auto",
-            (None, true) => "auto,sys_resource",
-            (Some(false), false) => "none",
-            (Some(false), true) => "sys_resource",
-            (Some(true), false) => "net_bind_service",
-            (Some(true), true) => "net_bind_service,sys_resource",
-        })
+        let names = [
+            (self.bind.is_none() || self.net.is_none(), "auto"),
+            (self.bind == Some(true), "net_bind_service"),
+            (self.net == Some(true), "net_admin"),
+            (self.pipes, "sys_resource"),
+        ];
+        let names: Vec<&str> = names.into_iter().filter(|(is_kept, _)| *is_kept).map(|(_, name)| name).collect();
+        f.write_str(if names.is_empty() { "none".to_owned() } else { names.join(",") }.as_str())
     }
 }
 

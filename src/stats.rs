@@ -129,6 +129,18 @@ named! {
         NotAllowed = "not_allowed",
         /// It came from one of our own forwards in a circle.
         Loop = "loop",
+        /// The header of the PROXY protocol did not come in time.
+        ProxyTimeout = "proxy_timeout",
+        /// The connection ended in, or before, its PROXY header.
+        ProxyTruncated = "proxy_truncated",
+        /// Its PROXY header was longer than is accepted.
+        ProxyTooLong = "proxy_too_long",
+        /// What came first was no PROXY header.
+        ProxyInvalid = "proxy_invalid",
+        /// The checksum of its PROXY header did not hold.
+        ProxyChecksum = "proxy_checksum",
+        /// A PROXY header was required, and it came from a source that may not send one.
+        ProxyUnlisted = "proxy_unlisted",
         /// No descriptor for the connection to the backend within `timeouts.connect`.
         NoDescriptors = "no_descriptors",
         /// No local port was left for the connection to the backend, at any of the source addresses.
@@ -245,6 +257,10 @@ pub struct ForwardStats {
     pub retries: Counter,
     /// Times a direction waited for bytes of a rate.
     pub rate_waits: Counter,
+    /// PROXY headers accepted from clients.
+    pub proxy_received: Counter,
+    /// PROXY headers sent to backends.
+    pub proxy_sent: Counter,
     /// By [`Fallback`].
     pub fallbacks: [Counter; Fallback::ALL.len()],
     /// By [`EndReason`].
@@ -387,6 +403,10 @@ pub struct ForwardSnapshot {
     pub retries: u64,
     /// Times a direction waited for bytes of a rate.
     pub rate_waits: u64,
+    /// PROXY headers accepted from clients.
+    pub proxy_received: u64,
+    /// PROXY headers sent to backends.
+    pub proxy_sent: u64,
     /// By name of [`Fallback`].
     pub fallbacks: ByName,
     /// By name of [`EndReason`].
@@ -461,6 +481,8 @@ impl ForwardSnapshot {
         self.bytes.backend_to_client.copy += stats.down_copy.get();
         self.retries += stats.retries.get();
         self.rate_waits += stats.rate_waits.get();
+        self.proxy_received += stats.proxy_received.get();
+        self.proxy_sent += stats.proxy_sent.get();
         for (reason, counter) in Fallback::ALL.iter().zip(&stats.fallbacks) {
             *self.fallbacks.entry(reason.name()).or_default() += counter.get();
         }
@@ -485,6 +507,8 @@ impl ForwardSnapshot {
         self.bytes.backend_to_client.merge(other.bytes.backend_to_client);
         self.retries += other.retries;
         self.rate_waits += other.rate_waits;
+        self.proxy_received += other.proxy_received;
+        self.proxy_sent += other.proxy_sent;
         for (own, others) in [(&mut self.fallbacks, &other.fallbacks), (&mut self.ends, &other.ends)] {
             for (name, count) in others {
                 *own.entry(name).or_default() += count;
@@ -524,6 +548,8 @@ pub struct SessionRecord {
     pub client: std::net::SocketAddr,
     /// What the client speaks.
     pub transport: crate::plan::Transport,
+    /// Who brought the client's address in a PROXY header.
+    pub proxy: Option<std::net::SocketAddr>,
     /// The local address the client connected to.
     pub listener: std::net::SocketAddr,
     /// The last target tried, if any was.

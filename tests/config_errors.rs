@@ -372,3 +372,26 @@ fn toml() {
         (&format!("{good}{good}"), (7, 16), "listens on 127.0.0.1:1 already"),
     ]);
 }
+
+#[test]
+fn yaml_who_the_client_is() {
+    let with = |line: &str| format!("{GOOD}{line}\n");
+    let texts = [
+        (with("send_proxy: v3"), (2, 13), "found \"v3\"; allowed: v1, v2, off"),
+        (with("accept_proxy: []"), (2, 15), "found an empty list"),
+        (with("accept_proxy: [10.0.0.0/8, 10.*]"), (2, 28), "found \"10.*\"; allowed: an address or a network"),
+        (with("accept_proxy: [10.0.0.1, 10.0.0.1]"), (2, 26), "a second time"),
+        (with("accept_proxy: 10.0.0.0/40"), (2, 15), "found \"10.0.0.0/40\""),
+        (with("accept_proxy: {timeout: 1s}"), (2, 15), "without from"),
+        (with("accept_proxy: {from: ['::/0'], timeout: 0s}"), (2, 41), "allowed: a time from 1ms to 10m"),
+        (with("accept_proxy: {from: ['::/0'], required: maybe}"), (2, 42), "allowed: true, false"),
+        (with("accept_proxy: {form: ['::/0']}"), (2, 16), "did you mean \"from\""),
+        (with("accept_proxy: true"), (2, 15), "found true"),
+        (with("mark: 0"), (2, 7), "found \"0\"; allowed: none, or a number from 1"),
+        (with("dscp: 64"), (2, 7), "found \"64\"; allowed: none, a number from 0 to 63"),
+        (with("bind_device: a/b"), (2, 14), "found \"a/b\"; allowed: none, or the name of a network device"),
+        (with("transparent: maybe"), (2, 14), "found \"maybe\"; allowed: on, off"),
+        (with("transparent: on\nsource: 10.0.0.1"), (1, 21), "transparent together with source"),
+    ];
+    check(&texts.iter().map(|(text, place, part)| (text.as_str(), *place, *part)).collect::<Vec<_>>());
+}

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
+use std::path::Path;
 
 use super::error::{found, quoted};
+use super::nets;
 use crate::plan::{Host, Listen, Pattern, Ports, Transport};
 
 pub(super) const LISTEN: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000), with udp: before it for datagrams";
@@ -24,16 +26,23 @@ pub struct Lookup {
     pub services: fn() -> io::Result<String>,
     /// Addresses of the local interfaces.
     pub local: fn() -> Vec<IpAddr>,
+    /// The text of a file with networks.
+    pub lists: fn(&Path) -> io::Result<String>,
 }
 
 impl Lookup {
     /// Asks this host: its resolver, `/etc/services`, its interfaces.
     #[must_use]
     pub fn host() -> Self {
-        Self { names: resolve, services: || std::fs::read_to_string("/etc/services"), local: interfaces }
+        Self {
+            names: resolve,
+            services: || std::fs::read_to_string("/etc/services"),
+            local: interfaces,
+            lists: nets::text_of,
+        }
     }
 
-    /// Knows `localhost`, two services and the loopback addresses, always the same and without asking anybody.
+    /// Knows `localhost`, two services, the loopback addresses and empty lists of networks, always the same and without asking anybody.
     #[must_use]
     pub fn fixed() -> Self {
         fn names(name: &str) -> io::Result<Vec<IpAddr>> {
@@ -46,6 +55,7 @@ impl Lookup {
             names,
             services: || Ok("ssh 22/tcp\nhttp 80/tcp www # web\ntftp 69/udp\n".to_owned()),
             local: || vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::from([10, 0, 1, 1])],
+            lists: |_| Ok(String::new()),
         }
     }
 }

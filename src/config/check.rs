@@ -69,6 +69,11 @@ fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     if forward.sources.is_empty() {
         return Ok(());
     }
+    if forward.egress.transparent {
+        let message =
+            "found transparent together with source; allowed: one of them, as both say where connections come from";
+        return Err(Fault::new(marks.name, message));
+    }
     for (target, mark) in forward.targets.iter().zip(&marks.targets) {
         if let Host::Ip(ip) = target.host
             && !forward.sources.iter().any(|source| source.is_ipv4() == ip.is_ipv4())

@@ -1,16 +1,18 @@
 //! What a file or a command line said, with marks, and how it becomes a [`Plan`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::Lookup;
 use super::check;
 use super::error::{Fault, Mark};
+use super::nets::{Lists, Written};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
-    Access, Balancing, Engine, Forward, Health, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions,
-    Timeouts, Transport, Udp,
+    Access, AccessFiles, Balancing, Egress, Engine, Forward, Health, Limits, Listen, LogPlan, NetFile, Pattern, Plan,
+    Privileges, Target, TcpOptions, Timeouts, Transport, Udp,
 };
 
 /// Everything one file says.
@@ -21,6 +23,8 @@ pub(super) struct Draft {
     pub(super) defaults: ForwardOptions,
     pub(super) allow: Vec<Pattern>,
     pub(super) deny: Vec<Pattern>,
+    pub(super) allow_files: Vec<Written>,
+    pub(super) deny_files: Vec<Written>,
     pub(super) forwards: Vec<DraftForward>,
 }
 
@@ -38,6 +42,8 @@ pub(super) struct DraftForward {
     pub(super) options: ForwardOptions,
     pub(super) allow: Vec<Pattern>,
     pub(super) deny: Vec<Pattern>,
+    pub(super) allow_files: Vec<Written>,
+    pub(super) deny_files: Vec<Written>,
 }
 
 /// Where the parts of a forward stand, in the order of the plan.
@@ -55,6 +61,14 @@ impl Draft {
         let process = overrides.process.clone().or(&self.process);
         let global_allow: Arc<[Pattern]> = [self.allow, overrides.allow.clone()].concat().into();
         let global_deny: Arc<[Pattern]> = [self.deny, overrides.deny.clone()].concat().into();
+        let mut lists = Lists::new(lookup);
+        let argument =
+            |name, paths: &[PathBuf]| paths.iter().map(|path| (Mark::Argument(name), path.clone())).collect();
+        let more: [Vec<Written>; 2] =
+            [argument("--allow-file", &overrides.allow_file), argument("--deny-file", &overrides.deny_file)];
+        let [more_allow, more_deny] = more;
+        let global_allow_files: Arc<[NetFile]> = lists.load(&[self.allow_files, more_allow].concat())?.into();
+        let global_deny_files: Arc<[NetFile]> = lists.load(&[self.deny_files, more_deny].concat())?.into();
         let mut forwards = Vec::with_capacity(self.forwards.len());
         let mut marks = Vec::with_capacity(self.forwards.len());
         for draft in self.forwards {
@@ -64,6 +78,12 @@ impl Draft {
                 global_deny: Arc::clone(&global_deny),
                 allow: draft.allow.clone(),
                 deny: draft.deny.clone(),
+                files: AccessFiles {
+                    global_allow: Arc::clone(&global_allow_files),
+                    global_deny: Arc::clone(&global_deny_files),
+                    allow: lists.load(&draft.allow_files)?,
+                    deny: lists.load(&draft.deny_files)?,
+                },
             };
             let (forward, mark) = draft.build(&options, access);
             forwards.push(forward);
@@ -176,6 +196,7 @@ impl DraftForward {
                 user_timeout: options.user_timeout.map_or(tcp.user_timeout, |time| time.0),
                 receive_buffer: options.receive_buffer.map_or(tcp.receive_buffer, |size| size.0),
                 send_buffer: options.send_buffer.map_or(tcp.send_buffer, |size| size.0),
+                dscp: options.dscp.and_then(|dscp| dscp.0),
                 backlog: options.backlog.unwrap_or(tcp.backlog),
             },
             sources: options.source.clone().unwrap_or_default().0,
@@ -185,6 +206,13 @@ impl DraftForward {
                 responses: options.udp_responses.and_then(|n| n.0),
                 targets: to_transport,
             },
+            egress: Egress {
+                send_proxy: options.send_proxy.and_then(|version| version.0),
+                transparent: options.transparent.unwrap_or_default(),
+                mark: options.mark.and_then(|mark| mark.0),
+                device: options.bind_device.clone().and_then(|device| device.0),
+            },
+            accept_proxy: options.accept_proxy.clone().and_then(|accept| accept.0),
             access,
         };
         (forward, Marks { name: name_mark, listen: listen_marks, udp: udp_marks, targets: target_marks })

@@ -8,6 +8,7 @@
 
 mod address;
 mod check;
+mod client;
 mod depth;
 mod diff;
 mod draft;
@@ -15,9 +16,11 @@ mod engine;
 mod error;
 mod limit;
 mod lines;
+mod nets;
 mod node;
 mod options;
 mod render;
+mod running;
 mod source;
 mod target;
 mod toml;
@@ -34,6 +37,7 @@ pub use error::ConfigError;
 pub use limit::Sources;
 pub use options::{ForwardOptions, Overrides, ProcessOptions};
 pub use render::render;
+pub use running::{parse_running, render_running};
 pub use source::MOST_BYTES;
 pub(crate) use target::weight_or_default;
 pub use value::Maybe;

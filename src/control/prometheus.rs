@@ -242,6 +242,11 @@ fn forwards(page: &mut Page, forwards: &[NamedForward]) {
     for f in forwards {
         page.sample(&[("forward", &f.name)], f.counters.rate_waits);
     }
+    page.family("spliced_proxy_headers_total", "counter", "PROXY headers accepted from clients and sent to backends.");
+    for f in forwards {
+        page.sample(&[("forward", &f.name), ("direction", &"received")], f.counters.proxy_received);
+        page.sample(&[("forward", &f.name), ("direction", &"sent")], f.counters.proxy_sent);
+    }
     page.family("spliced_stalls_total", "counter", "Times bytes waited too long, by the side that took none.");
     for f in forwards {
         for (side, stalls) in &f.counters.stalls {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::Fleet;
 use super::doors::Prepared;
 use super::seat::{Seat, choose_cpus, worker_count};
-use super::{checks, names};
+use super::{checks, egress, names};
 use crate::gather::Board;
 use crate::limits;
 use crate::plan::{Forward, Plan};
@@ -92,6 +92,7 @@ impl Fleet {
             sandbox::confine()?;
             (self.confined, self.limits) = (true, Limits::read());
         }
+        egress::probe(plan)?;
         let fail = |what: &str, e: &io::Error| explain(what, workers, e);
         let names = self.names.prepare(plan).map_err(|e| fail("start the threads that look up names", &e))?;
         let needed = plan.forwards.iter().any(|forward| forward.balancing.check.is_some());

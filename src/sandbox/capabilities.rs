@@ -20,6 +20,7 @@ pub(super) fn kept(plan: &Plan) -> CapsHashSet {
     let held = caps::read(None, CapSet::Permitted).unwrap_or_default();
     let wanted = [
         (Capability::CAP_NET_BIND_SERVICE, keep.bind.unwrap_or_else(|| has_low_port(plan, low_ports()))),
+        (Capability::CAP_NET_ADMIN, keep.net.unwrap_or_else(|| plan.forwards.iter().any(|f| f.egress.is_privileged()))),
         (Capability::CAP_SYS_RESOURCE, keep.pipes),
     ];
     wanted.into_iter().filter(|(capability, wanted)| *wanted && held.contains(capability)).map(|(c, _)| c).collect()

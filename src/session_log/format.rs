@@ -34,6 +34,8 @@ struct JsonLine<'a> {
     /// Left out for TCP.
     #[serde(skip_serializing_if = "Option::is_none")]
     protocol: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<SocketAddr>,
     listener: SocketAddr,
     target: Option<SocketAddr>,
     bytes: Bytes,
@@ -82,7 +84,11 @@ impl Formatter {
         if let Some(arm) = arm(record) {
             write!(out, "arm={arm} ")?;
         }
-        write!(out, "client={} listener={}{} ", record.client, record.transport.scheme(), record.listener)?;
+        write!(out, "client={} ", record.client)?;
+        if let Some(proxy) = record.proxy {
+            write!(out, "proxy={proxy} ")?;
+        }
+        write!(out, "listener={}{} ", record.transport.scheme(), record.listener)?;
         match record.target {
             Some(target) => write!(out, "target={target} ")?,
             None => out.write_str("target=- ")?,
@@ -103,6 +109,7 @@ impl Formatter {
             arm: arm(record),
             client: record.client,
             protocol: Some(record.transport).filter(|t| *t == Transport::Udp).map(|t| t.to_string()),
+            proxy: record.proxy,
             listener: record.listener,
             target: record.target,
             bytes: record.bytes,
@@ -253,7 +260,13 @@ fn rinetd_result(reason: EndReason) -> &'static str {
         EndReason::NoDescriptors => "local-socket-failed",
         EndReason::NoPorts => "local-bind-failed",
         EndReason::Denied | EndReason::Limit | EndReason::Rate | EndReason::Loop => "denied",
-        EndReason::NotAllowed => "not-allowed",
+        EndReason::NotAllowed
+        | EndReason::ProxyTimeout
+        | EndReason::ProxyTruncated
+        | EndReason::ProxyTooLong
+        | EndReason::ProxyInvalid
+        | EndReason::ProxyChecksum
+        | EndReason::ProxyUnlisted => "not-allowed",
     }
 }
 

@@ -261,6 +261,7 @@ mod tests {
             arm: None,
             client: ([127, 0, 0, 1], client_port).into(),
             transport: crate::plan::Transport::Tcp,
+            proxy: None,
             listener: ([127, 0, 0, 1], 9000).into(),
             target: None,
             bytes: Bytes::default(),

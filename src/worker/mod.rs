@@ -9,6 +9,7 @@
 
 mod accept;
 mod change;
+mod client;
 mod connect;
 mod datagrams;
 mod drive;

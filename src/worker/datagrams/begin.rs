@@ -231,6 +231,7 @@ impl Worker {
                 arm: None,
                 client: flow.key.client,
                 transport,
+                proxy: None,
                 listener,
                 target: Some(flow.target),
                 bytes: flow.bytes,
