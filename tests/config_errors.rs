@@ -204,6 +204,19 @@ fn yaml_addresses() {
 }
 
 #[test]
+fn datagrams_have_no_stream_around_them() {
+    for (key, found) in [
+        ("accept_proxy: [10.0.0.0/8]", "found accept_proxy"),
+        ("send_proxy: v2", "found send_proxy"),
+        ("transparent: on", "found transparent"),
+        ("check: connect", "found check, which connects by TCP,"),
+    ] {
+        let text = format!("forwards:\n- {{listen: \"udp:127.0.0.1:1\", to: \"10.0.0.2:1\", {key}}}\n");
+        check(&[(&text, (2, 12), found)]);
+    }
+}
+
+#[test]
 fn one_listener_twice() {
     let two = |first: &str, second: &str| {
         format!(

@@ -257,8 +257,11 @@ fn a_flow_survives_a_reload_that_does_not_concern_it() {
     ));
     assert_eq!(ask(&client, b"still"), b"still");
     let late = common::udp::client(listen);
-    late.send(b"too late").expect("sent");
-    spliced.stats_until("it is dropped", |stats| stats.number("/total/datagrams/drops/drain") == 1);
+    // A worker without a flow there has closed its socket, perhaps with one of these in it.
+    spliced.stats_until("it is dropped", |stats| {
+        late.send(b"too late").expect("sent");
+        stats.number("/total/datagrams/drops/drain") > 0
+    });
     assert_eq!(spliced.stats().open(), 2);
     // It is there no more once it has no flow.
     assert!(UdpSocket::bind(listen).is_err());

@@ -23,6 +23,7 @@ pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(),
         ranges(forward, marks)?;
         target::each_once(&forward.targets, &marks.targets)?;
         source(forward, marks)?;
+        datagrams(forward, marks)?;
     }
     // Two forwards on one address have one default name too, and the address is what to complain about.
     let sockets = Sockets::of(plan, marks)?;
@@ -41,6 +42,27 @@ fn names(plan: &Plan, marks: &[Marks]) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// What is said in a stream, or of one, has no place among datagrams.
+fn datagrams(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
+    let Some(mark) = marks.udp.first() else { return Ok(()) };
+    let (egress, check) = (&forward.egress, forward.balancing.check.is_some());
+    let speaks_udp = forward.udp.targets.unwrap_or(Transport::Udp) == Transport::Udp;
+    let stray = [
+        ("accept_proxy", forward.accept_proxy.is_some()),
+        ("send_proxy", egress.send_proxy.is_some()),
+        ("transparent", egress.transparent),
+        ("check, which connects by TCP,", check && speaks_udp),
+    ];
+    match stray.into_iter().find(|(_, is)| *is) {
+        Some((key, _)) => {
+            let message =
+                format!("found {key} in a forward that listens to datagrams; allowed: a forward of its own for udp:");
+            Err(Fault::new(*mark, message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A range goes to one port, or to a range of the same length.

@@ -122,6 +122,8 @@ pub struct WorkerSnapshot {
     pub moved: u64,
     /// True while it does not accept for want of descriptors or slots.
     pub accept_paused: bool,
+    /// True while the scheduler takes it as a batch job.
+    pub batch: bool,
     /// How often accepting was paused for want of descriptors.
     pub accept_pauses: u64,
     /// Session log records dropped because the log did not keep up.
@@ -218,6 +220,7 @@ fn worker(view: &WorkerView<'_>) -> WorkerSnapshot {
         handed_over: stats.handed_over.get(),
         moved: stats.moved.get(),
         accept_paused: stats.accept_paused.get() != 0,
+        batch: stats.batch.get() != 0,
         accept_pauses: stats.accept_pauses.get(),
         log_dropped: stats.log_dropped.get(),
         pipes: Pipes {
