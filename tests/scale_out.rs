@@ -41,17 +41,12 @@ fn config() -> String {
     block.split("```").next().expect("the end of it").to_owned()
 }
 
-/// One of the hosts that forward.
-struct Host {
-    number: u8,
-    namespace: Netns,
-}
-
 /// A router between clients and hosts, and a server behind them.
 struct Cluster {
     client: Netns,
     router: Netns,
-    hosts: Vec<Host>,
+    /// From host 1 on.
+    hosts: Vec<Netns>,
     server: Netns,
 }
 
@@ -87,7 +82,7 @@ impl Cluster {
                 namespace.line(&format!("ip route add 10.1.0.0/24 via 10.2.{n}.1"));
                 namespace.line(&format!("ip route add {} via 10.3.{n}.2", SERVER.ip()));
                 router.line(&format!("ip nexthop add id {n} via 10.2.{n}.2 dev host{n}"));
-                Host { number: n, namespace }
+                namespace
             })
             .collect();
         Self { client, router, hosts, server }
@@ -102,7 +97,7 @@ impl Cluster {
         let output = self.router.enter(|| Command::new("ip").args(line.split(' ')).output()).expect("ip runs");
         if !output.status.success() {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            cannot_run(&format!("resilient next-hop groups need Linux 5.12 and iproute2 5.12: {why}"));
+            cannot_run(&format!("resilient next-hop groups need Linux 5.13 and iproute2 5.13: {why}"));
             return false;
         }
         self.router.line(&format!("ip route add {} nhid 10", SERVICE.ip()));
@@ -139,9 +134,7 @@ impl Cluster {
     }
 
     fn start(&self, host: u8) -> Spliced {
-        let host = &self.hosts[usize::from(host) - 1];
-        assert_eq!(usize::from(host.number), self.hosts.iter().position(|h| h.number == host.number).unwrap_or(9) + 1);
-        Launcher::config(&config()).inside(&host.namespace).start()
+        Launcher::config(&config()).inside(&self.hosts[usize::from(host) - 1]).start()
     }
 
     /// A connection to the service, and the number of the host that serves it.
@@ -206,12 +199,6 @@ impl Session {
         Self { host, moved, finish, thread }
     }
 
-    /// Waits until it has moved more than it had.
-    fn goes_on(&self) {
-        let before = self.moved.load(Ordering::Relaxed);
-        until("the session goes on", LONG, || self.moved.load(Ordering::Relaxed) > before + STEP);
-    }
-
     /// Its bytes, all of them right, to a clean end.
     fn finish(self) -> u64 {
         self.finish.store(true, Ordering::Relaxed);
@@ -239,6 +226,14 @@ fn exchange(mut stream: &TcpStream, pattern: &Pattern, moved: &AtomicU64, finish
     }
 }
 
+/// Waits until each has moved more than it had.
+fn go_on(sessions: &[Session]) {
+    let moved = |session: &Session| session.moved.load(Ordering::Relaxed);
+    let before: Vec<u64> = sessions.iter().map(moved).collect();
+    until("all sessions go on", LONG, || sessions.iter().zip(&before).all(|(now, before)| moved(now) > before + STEP));
+}
+
+/// Takes those of a host out.
 fn of_host(sessions: &mut Vec<Session>, host: u8) -> Vec<Session> {
     let (these, others) = sessions.drain(..).partition(|session| session.host == host);
     *sessions = others;
@@ -278,7 +273,7 @@ fn play(cluster: &Cluster) {
     let share = [1, 2, 3].map(|host| sessions.iter().filter(|session| session.host == host).count());
     say(&format!("buckets {:?}, sessions {share:?}", &cluster.buckets()[1..]));
     assert!(share.iter().all(|&count| count > 0), "{share:?}");
-    sessions.iter().for_each(Session::goes_on);
+    go_on(&sessions);
 
     killed(cluster, third, &mut sessions);
     drained(cluster, second, &mut sessions);
@@ -312,19 +307,19 @@ fn killed(cluster: &Cluster, third: Spliced, sessions: &mut Vec<Session>) {
         assert!(session.thread.join().expect("what came before was right").is_err(), "its host is gone");
     }
     say(&format!("{count} sessions of host 3 had ended within {:?}", start.elapsed()));
-    sessions.iter().for_each(Session::goes_on);
+    go_on(sessions);
 }
 
-/// The second host's weight goes to the least: quiet buckets leave at once, those with sessions once these have ended. Then
-/// SIGTERM has nothing left to cut.
-fn drained(cluster: &Cluster, second: Spliced, sessions: &mut Vec<Session>) {
+/// The second host's weight goes to the least: quiet buckets leave at once, those with sessions once these have ended.
+/// SIGTERM comes while some are left, and cuts none of them.
+fn drained(cluster: &Cluster, mut second: Spliced, sessions: &mut Vec<Session>) {
     let before = cluster.buckets()[2];
-    let start = Instant::now();
     // Says nothing for the whole time: keepalive keeps its bucket busy.
     let quiet = eventually("a session of host 2", LONG, || match cluster.connect() {
         Ok((stream, 2)) => Ok(stream),
         other => Err(format!("{other:?}")),
     });
+    let start = Instant::now();
     cluster.router.line("ip nexthop replace id 10 group 1,255/2,1 type resilient");
     let busy = of_host(sessions, 2);
     let most = busy.len() + 1;
@@ -333,27 +328,35 @@ fn drained(cluster: &Cluster, second: Spliced, sessions: &mut Vec<Session>) {
         kept => Err(format!("{kept} buckets for {most} sessions")),
     });
     say(&format!("host 2 drains: of {before} buckets {kept} stay for {most} sessions after {:?}", start.elapsed()));
-    busy.iter().for_each(Session::goes_on);
-    assert!(start.elapsed() < LONG, "or the rest shows nothing");
+    go_on(&busy);
     let served = cluster.probe(60);
     say(&format!("of 60 new connections {:?}, refused {}", &served[1..], served[0]));
     assert_eq!(served[0], 0, "it accepts while it has buckets");
 
+    second.signal(Signal::SIGTERM);
+    until("it drains", LONG, || !cluster.is_ready(2));
+    let served = cluster.probe(60);
+    say(&format!("after SIGTERM of 60 new connections {:?}, refused {}", &served[1..], served[0]));
+    assert_eq!(served[2], 0, "it accepts no more");
+    go_on(&busy);
     let bytes: u64 = busy.into_iter().map(Session::finish).sum();
-    // Quiet for several times as long as a bucket may be.
     until("only the quiet session's bucket is left", LONG, || cluster.buckets()[2] <= 1);
-    thread::park_timeout(IDLE * 2);
-    assert_eq!(cluster.buckets()[2], 1, "keepalive keeps the bucket of a session that says nothing");
+    // For several times as long as a bucket may be quiet.
+    for _ in 0..8 {
+        thread::sleep(IDLE / 4);
+        assert_eq!(cluster.buckets()[2], 1, "keepalive keeps the bucket of a session that says nothing");
+    }
     Pattern::new(1000).send(&quiet, 0, STEP).expect("the quiet session lives");
     Pattern::new(1000).expect(&quiet, 0, STEP);
     drop(quiet);
+    assert_eq!(second.wait(LONG).code(), Some(0), "it ends with its last session");
+    assert!(second.logged("reason=drain").is_empty(), "none was cut");
     until("its last bucket leaves", LONG, || cluster.buckets()[2] == 0);
     cluster.router.line("ip nexthop del id 2");
-    second.finish();
     say(&format!("host 2 had finished its {most} sessions ({bytes} bytes) and exited 0 after {:?}", start.elapsed()));
     let served = cluster.probe(30);
     assert_eq!(served, [0, 30, 0, 0], "host 1 has all");
-    sessions.iter().for_each(Session::goes_on);
+    go_on(sessions);
 }
 
 /// The third host starts again: it is given quiet buckets, and no session loses its own.
@@ -371,6 +374,6 @@ fn comes_back(cluster: &Cluster, sessions: &[Session]) -> Spliced {
     let served = cluster.probe(60);
     say(&format!("host 3 is back with {got} buckets; of 60 new connections {:?}", &served[1..]));
     assert!(served[0] == 0 && served[1] > 0 && served[3] > 0, "{served:?}");
-    sessions.iter().for_each(Session::goes_on);
+    go_on(sessions);
     third
 }
