@@ -12,8 +12,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::deadline::LONG;
 use common::netns::{Netns, with_namespaces};
 use common::spliced::Launcher;
+use nix::sys::signal::Signal;
 
 /// A block between fences.
 struct Block {
@@ -129,6 +131,28 @@ fn every_command_line_of_the_recipes_starts() {
             }
             Launcher::with_arguments(command.split(' ')).inside(&namespace).start().finish();
         }
+    });
+}
+
+/// Each on a host that has the addresses its recipe names.
+#[test]
+fn every_recipe_starts() {
+    with_namespaces("every_recipe_starts", || {
+        let logs = tempfile::tempdir().unwrap();
+        let recipes = blocks().into_iter().filter(|block| block.document == "MIGRATION.md" && block.language == "yaml");
+        let mut started = 0;
+        for block in recipes.filter(|block| !plan(block, "recipe.yaml").is_empty()) {
+            let namespace = Netns::new();
+            for last in 1..=5 {
+                namespace.line(&format!("ip address add 10.0.0.{last}/32 dev lo"));
+            }
+            let text = block.text.replace("/var/log", &logs.path().to_string_lossy());
+            let mut spliced = Launcher::config(&text).inside(&namespace).start();
+            spliced.signal(Signal::SIGTERM);
+            assert_eq!(spliced.wait(LONG).code(), Some(0), "{}: {}", block.place(), spliced.text());
+            started += 1;
+        }
+        assert!(started >= 3, "{started}");
     });
 }
 
