@@ -52,6 +52,9 @@ impl Worker {
     }
 
     fn accept_one(&mut self, index: usize) {
+        if let Err(e) = self.reserve.fill() {
+            return self.starve(&format!("cannot accept connections: {e}"));
+        }
         let forward = self.parts.listeners[index].forward;
         let limits = &self.parts.routes[forward].edition.limits;
         let (admission, told) = self.parts.shared.limits.admit(limits, self.parts.id, self.now_us);
@@ -71,9 +74,11 @@ impl Worker {
         let forward = listener.forward;
         match sys::accept(&listener.socket) {
             Ok((socket, client)) => {
+                self.reserve.note(&socket);
                 let (listener, port_offset) = (listener.index, listener.port_offset);
                 let hop = self.parts.shared.trace.look_up(client, || sys::meant_for(&socket));
-                let accepted = Accepted { socket, client, forward, listener, port_offset, hop, ticket: None };
+                let accepted =
+                    Accepted { socket, client, forward, listener, port_offset, hop, ticket: None, spare: None };
                 if let Admission::Refuse(reason) = admission {
                     return self.turn_down(&accepted, reason);
                 }
@@ -134,7 +139,8 @@ impl Worker {
     /// spreads connections by hash, which is uneven for few and heavy sessions. Where sessions are gathered they move
     /// later, once they have shown that they last.
     fn hand_on(&mut self, accepted: Accepted) {
-        let (me, load) = (&self.parts.me, |peer: &Peer| peer.load.load(Ordering::Relaxed));
+        let load = |peer: &Peer| peer.load.load(Ordering::Relaxed);
+        let me = &self.parts.me;
         if self.parts.board.gathers() {
             me.load.fetch_add(1, Ordering::Relaxed);
             return self.begin(accepted);
@@ -145,12 +151,17 @@ impl Worker {
         // Exact while sessions are few; with many, an eighth more is not worth a wake-up each.
         if surplus > mine / 8 && !Arc::ptr_eq(least, me) && self.life == Life::Serving {
             least.load.fetch_add(1, Ordering::Relaxed);
-            match least.mailbox.post(Message::Accepted(accepted)) {
-                Ok(()) => return self.parts.stats.handed_over.add(1),
+            let least = Arc::clone(least);
+            let spare = self.provision();
+            match least.mailbox.post(Message::Accepted(Accepted { spare, ..accepted })) {
+                Ok(()) => {
+                    self.refill();
+                    return self.parts.stats.handed_over.add(1);
+                }
                 // That worker is gone; its count stays high, so that it is not asked again.
                 Err(Message::Accepted(back)) => {
                     least.load.store(GONE, Ordering::Relaxed);
-                    me.load.fetch_add(1, Ordering::Relaxed);
+                    self.parts.me.load.fetch_add(1, Ordering::Relaxed);
                     return self.begin(back);
                 }
                 Err(_) => return,
@@ -162,7 +173,8 @@ impl Worker {
 
     /// Makes a session of a connection. Its slot and its place in the load table are taken already.
     pub(super) fn begin(&mut self, accepted: Accepted) {
-        let Accepted { socket, client, forward, listener, port_offset, hop, ticket } = accepted;
+        let Accepted { socket, client, forward, listener, port_offset, hop, ticket, spare } = accepted;
+        self.reserve.add(spare);
         self.parts.routes.open(forward);
         let route = &self.parts.routes[forward];
         let plan = route.forward();
@@ -194,7 +206,7 @@ impl Worker {
             log::warn!("cannot watch a connection: {e}; fs.epoll.max_user_watches limits how many there may be");
             return self.end(key, End { reason: EndReason::Error, errno: e.raw_os_error() });
         }
-        let step = self.connect_with(key, Session::connect);
+        let step = self.connect_first(key);
         self.settle(key, step);
     }
 
