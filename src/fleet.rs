@@ -17,7 +17,6 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -34,6 +33,7 @@ use self::names::Names;
 use self::pools::Pools;
 use self::seat::Seat;
 pub use self::seat::{WorkerEnd, WorkerView};
+use crate::endpoint::Endpoint;
 use crate::gather::{Board, Transit};
 use crate::limits;
 use crate::listener::Shortage;
@@ -185,7 +185,7 @@ impl Fleet {
     }
 
     /// Every listening address, ranges expanded.
-    pub fn listening(&self) -> impl Iterator<Item = SocketAddr> {
+    pub fn listening(&self) -> impl Iterator<Item = Endpoint> {
         self.doors.addresses()
     }
 

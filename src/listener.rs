@@ -1,5 +1,7 @@
 //! Listening sockets: bind, accept, admission.
 
+pub(crate) mod unix;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +10,9 @@ use std::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::endpoint::Endpoint;
 use crate::plan::Forward;
+use crate::socket_file::SocketFile;
 use crate::sys;
 
 /// One listening socket as one worker sees it. The socket belongs to the fleet: a worker that ends, however it ends,
@@ -37,7 +41,12 @@ pub(crate) fn backlog(forward: &Forward) -> i32 {
 }
 
 /// Sockets that share an address by SO_REUSEPORT do not notice another process that does the same; one without it does.
-pub(crate) fn probe(address: SocketAddr) -> io::Result<()> {
+pub(crate) fn probe(address: Endpoint) -> io::Result<()> {
+    let address = match address {
+        Endpoint::Ip(address) => address,
+        Endpoint::Unix(name) => return unix::probe(name),
+        Endpoint::Caller(_) => return Ok(()),
+    };
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     only_v6(&socket, address)?;
@@ -45,22 +54,26 @@ pub(crate) fn probe(address: SocketAddr) -> io::Result<()> {
 }
 
 /// Listens alone, and only then lets others share the address: of two processes that do this at once, listen(2) tells
-/// the later one (`inet_csk_listen_start` in net/ipv4/inet_connection_sock.c looks for conflicts once more).
-pub(crate) fn claim(address: SocketAddr, forward: &Forward) -> io::Result<Socket> {
+/// the later one (`inet_csk_listen_start` in net/ipv4/inet_connection_sock.c looks for conflicts once more). A unix
+/// socket stays alone, and has a file.
+pub(crate) fn claim(address: Endpoint, forward: &Forward) -> io::Result<(Socket, Option<SocketFile>)> {
+    if let Endpoint::Unix(name) = address {
+        return unix::claim(name, forward);
+    }
     let socket = bind(address, forward, false)?;
     socket.listen(backlog(forward))?;
     socket.set_reuse_port(true)?;
-    Ok(socket)
+    Ok((socket, None))
 }
 
 /// Binds without listening; `shared` lets it stand beside others on the address.
-pub(crate) fn bind(address: SocketAddr, forward: &Forward, shared: bool) -> io::Result<Socket> {
+pub(crate) fn bind(address: Endpoint, forward: &Forward, shared: bool) -> io::Result<Socket> {
     let socket = sys::stream(address)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    only_v6(&socket, address)?;
-    sys::set_options(&socket, &forward.tcp)?;
-    socket.bind(&address.into())?;
+    address.socket().map_or(Ok(()), |address| only_v6(&socket, address))?;
+    sys::set_options(&socket, address, &forward.tcp)?;
+    socket.bind(&address.to_sock_addr()?)?;
     Ok(socket)
 }
 
@@ -70,15 +83,20 @@ fn only_v6(socket: &Socket, address: SocketAddr) -> io::Result<()> {
 }
 
 /// An error about a listening address, with what can be done.
-pub(crate) fn explain(address: SocketAddr, forward: &Forward, error: &io::Error) -> io::Error {
+pub(crate) fn explain(address: Endpoint, forward: &Forward, error: &io::Error) -> io::Error {
+    let of_unix;
     let advice = match error.kind() {
+        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            "out of descriptors; raise the limit (ulimit -n, LimitNOFILE=), or use fewer workers or ports"
+        }
+        _ if let Endpoint::Unix(name) = address => {
+            of_unix = unix::advice(name, error);
+            &of_unix
+        }
         io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
         io::ErrorKind::AddrNotAvailable => "no interface of this host has that address; `ip address` lists them",
         io::ErrorKind::PermissionDenied => {
             "ports below net.ipv4.ip_unprivileged_port_start need root or CAP_NET_BIND_SERVICE; or choose a higher port"
-        }
-        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-            "out of descriptors; raise the limit (ulimit -n, LimitNOFILE=), or use fewer workers or ports"
         }
         _ => "check the address",
     };

@@ -4,6 +4,7 @@
 //! [`Duration`]s, and `None` always means "no limit" or "leave it to the kernel", as the field says.
 
 mod limits;
+mod listen;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::limits::{Limits, Rate, WhenFull};
+pub use self::listen::{Listen, ListenOptions, Local};
+use crate::endpoint::{Endpoint, UnixName};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,22 +74,15 @@ pub struct Forward {
     pub stall_warning: Option<Duration>,
     /// Options of both sockets.
     pub tcp: TcpOptions,
+    /// Options of the listening sockets.
+    pub listen_options: ListenOptions,
     /// Local addresses of connections to the targets, used in turn; empty leaves the choice to the kernel.
     pub sources: Vec<IpAddr>,
     /// Who may connect.
     pub access: Access,
 }
 
-/// One listening address with one port or a range of ports.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Listen {
-    /// The local address; host names are resolved while the plan is made.
-    pub ip: IpAddr,
-    /// First and last port, both included.
-    pub ports: Ports,
-}
-
-/// A range of ports, both ends included; a single port is a range of one. Never contains 0.
+/// A range of ports, both ends included; a single port is a range of one. Contains 0 only as [`Ports::NONE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ports {
     /// The first port.
@@ -113,6 +109,8 @@ pub enum Host {
     Ip(IpAddr),
     /// A name, resolved while running and never on the data path.
     Name(String),
+    /// A unix socket; the ports of its target are [`Ports::NONE`].
+    Unix(UnixName),
 }
 
 /// How bytes move between the sockets of a session.
@@ -288,6 +286,9 @@ pub enum Pattern {
 }
 
 impl Ports {
+    /// What stands in for the ports of a unix socket, which has none.
+    pub const NONE: Self = Self { first: 0, last: 0 };
+
     /// A single port.
     #[must_use]
     pub fn one(port: u16) -> Self {
@@ -307,6 +308,15 @@ impl Ports {
     }
 }
 
+impl Plan {
+    /// Whether a target is a unix socket.
+    #[must_use]
+    pub fn has_unix_target(&self) -> bool {
+        let mut targets = self.forwards.iter().flat_map(|forward| &forward.targets);
+        targets.any(|target| matches!(target.host, Host::Unix(_)))
+    }
+}
+
 impl Forward {
     /// `stall_warning` where nobody says otherwise.
     pub const STALL_WARNING: Duration = Duration::from_secs(60);
@@ -322,11 +332,8 @@ impl Forward {
     }
 
     /// Every address it listens on, ranges expanded, with the place of the port in its range.
-    pub fn addresses(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
-        self.listen.iter().flat_map(|listen| {
-            let address = |offset| SocketAddr::new(listen.ip, listen.ports.first + offset);
-            (0..listen.ports.len() as u16).map(move |offset| (address(offset), offset))
-        })
+    pub fn addresses(&self) -> impl Iterator<Item = (Endpoint, u16)> {
+        self.listen.iter().flat_map(Listen::addresses)
     }
 
     /// Most bytes a read of any of its sessions may take.
@@ -417,21 +424,13 @@ impl fmt::Display for Ports {
     }
 }
 
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ip {
-            IpAddr::V4(ip) => write!(f, "{ip}:{}", self.ports),
-            IpAddr::V6(ip) => write!(f, "[{ip}]:{}", self.ports),
-        }
-    }
-}
-
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
             Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.ports),
             Host::Ip(ip) => write!(f, "{ip}:{}", self.ports),
             Host::Name(name) => write!(f, "{name}:{}", self.ports),
+            Host::Unix(name) => name.fmt(f),
         }
     }
 }

@@ -409,11 +409,11 @@ pub struct SessionRecord {
     /// Index of the arm in the forward's, in a live A/B.
     pub arm: Option<usize>,
     /// The client's address.
-    pub client: std::net::SocketAddr,
+    pub client: crate::endpoint::Endpoint,
     /// The local address the client connected to.
-    pub listener: std::net::SocketAddr,
+    pub listener: crate::endpoint::Endpoint,
     /// The last target tried, if any was.
-    pub target: Option<std::net::SocketAddr>,
+    pub target: Option<crate::endpoint::Endpoint>,
     /// Bytes by direction and path.
     pub bytes: Bytes,
     /// From accept to the end.

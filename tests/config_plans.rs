@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
+use spliced::endpoint::UnixName;
 use spliced::plan::{
-    Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan,
-    Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
+    Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, ListenOptions, Local, LogFormat, LogPlan,
+    Pattern, Pin, Plan, Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
 };
 
 fn plan(text: &str) -> Plan {
@@ -36,7 +37,7 @@ fn yaml_defaults() {
     let plan = plan("forwards: [{listen: \"localhost:9000\", to: \"DB:9001\"}]");
     let forward = Forward {
         name: "127.0.0.1:9000".to_owned(),
-        listen: vec![Listen { ip: IpAddr::from([127, 0, 0, 1]), ports: Ports::one(9000) }],
+        listen: vec![Listen { local: Local::Ip(IpAddr::from([127, 0, 0, 1])), ports: Ports::one(9000) }],
         targets: vec![Target { host: Host::Name("db".to_owned()), ports: Ports::one(9001), weight: 1 }],
         engine: Engine::Auto,
         arms: Vec::new(),
@@ -47,6 +48,7 @@ fn yaml_defaults() {
         timeouts: Timeouts::default(),
         stall_warning: Some(Forward::STALL_WARNING),
         tcp: TcpOptions::default(),
+        listen_options: ListenOptions::default(),
         sources: Vec::new(),
         access: Access::default(),
     };
@@ -211,7 +213,13 @@ fn plans() -> impl Strategy<Value = Plan> {
         )| {
             for (number, forward) in (0u8..).zip(&mut all) {
                 forward.name.push_str(&number.to_string());
-                forward.listen.iter_mut().for_each(|listen| listen.ip = IpAddr::from([10, 9, 0, number]));
+                for listen in &mut forward.listen {
+                    listen.local = Local::Ip(IpAddr::from([10, 9, 0, number]));
+                }
+                let name = UnixName::new(&format!("/run/a b/{number}")).expect("a name");
+                forward.listen.push(Listen { local: Local::Unix(name), ports: Ports::NONE });
+                let name = UnixName::new(&format!("@{}\"{number}", forward.name)).expect("a name");
+                forward.targets.push(Target { host: Host::Unix(name), ports: Ports::NONE, weight: 3 });
                 forward.access.global_allow = allow.clone().into();
                 forward.access.global_deny = deny.clone().into();
             }
@@ -341,7 +349,7 @@ fn forward() -> impl Strategy<Value = Forward> {
             )| {
                 Forward {
                     name,
-                    listen: vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }],
+                    listen: vec![Listen { local: Local::Ip(IpAddr::from([0, 0, 0, 0])), ports }],
                     targets,
                     engine: if arms.is_empty() { engine } else { Engine::Auto },
                     arms: arms
@@ -359,6 +367,11 @@ fn forward() -> impl Strategy<Value = Forward> {
                         receive_buffer: tcp.2,
                         send_buffer: tcp.3,
                         backlog: tcp.4,
+                    },
+                    listen_options: ListenOptions {
+                        unix_mode: tcp.4.is_multiple_of(2).then_some(tcp.4 & 0o777 | 0o200),
+                        unix_owner: (tcp.4.is_multiple_of(3))
+                            .then(|| RunAs { user: "redis".to_owned(), group: Some("7".to_owned()) }),
                     },
                     stall_warning: times.1,
                     sources: limits.1,

@@ -5,12 +5,13 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
 
 use super::error::{found, quoted};
-use crate::plan::{Host, Listen, Pattern, Ports};
+use crate::endpoint::UnixName;
+use crate::plan::{Host, Listen, Local, Pattern, Ports};
 
-pub(super) const LISTEN: &str =
-    "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000)";
-pub(super) const TARGET: &str =
-    "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432)";
+pub(super) const LISTEN: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000), or \
+     unix:/PATH or unix:@NAME";
+pub(super) const TARGET: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), \
+     or unix:/PATH or unix:@NAME";
 pub(super) const PORT: &str = "a port from 1 to 65535, or a range such as 9000-9010";
 pub(super) const PATTERN: &str =
     "an address (10.0.0.1), a network (10.0.0.0/8, fd00::/8), or a text with * and ? (192.168.*.1?)";
@@ -113,13 +114,8 @@ pub(super) fn ports(text: &str) -> Result<Ports, String> {
 
 /// `HOST:PORTS`, with brackets around IPv6.
 fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
-    for scheme in ["unix:", "udp:"] {
-        if text.starts_with(scheme) {
-            return Err(format!(
-                "found {}, but {scheme} is not supported by this version; allowed: {allowed}",
-                quoted(text)
-            ));
-        }
+    if text.starts_with("udp:") {
+        return Err(format!("found {}, but udp: is not supported by this version; allowed: {allowed}", quoted(text)));
     }
     let (host_text, ports_text) = if let Some(rest) = text.strip_prefix('[') {
         let (inner, after) = rest.split_once(']').ok_or_else(|| found(text, allowed))?;
@@ -154,13 +150,25 @@ fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
 
 /// Where to send sessions; names stay names.
 pub(super) fn target(text: &str) -> Result<(Host, Ports), String> {
+    if let Some(name) = unix(text, TARGET) {
+        return name.map(|name| (Host::Unix(name), Ports::NONE));
+    }
     host_and_ports(text, TARGET)
 }
 
 /// Where to listen; a name becomes each of its addresses.
 pub(super) fn listen(text: &str, lookup: &Lookup) -> Result<Vec<Listen>, String> {
+    if let Some(name) = unix(text, LISTEN) {
+        return name.map(|name| vec![Listen { local: Local::Unix(name), ports: Ports::NONE }]);
+    }
     let (host, ports) = host_and_ports(text, LISTEN)?;
-    Ok(addresses(host, lookup)?.into_iter().map(|ip| Listen { ip, ports }).collect())
+    Ok(addresses(host, lookup)?.into_iter().map(|ip| Listen { local: Local::Ip(ip), ports }).collect())
+}
+
+/// The name behind `unix:`, where the text begins so.
+fn unix(text: &str, allowed: &str) -> Option<Result<UnixName, String>> {
+    let name = UnixName::new(text.strip_prefix("unix:")?);
+    Some(name.map_err(|why| format!("found {}, {why}; allowed: {allowed}", quoted(text))))
 }
 
 /// Every address of a host to listen on or to connect from, each once.
@@ -168,6 +176,7 @@ pub(super) fn addresses(host: Host, lookup: &Lookup) -> Result<Vec<IpAddr>, Stri
     let name = match host {
         Host::Ip(ip) => return Ok(vec![ip]),
         Host::Name(name) => name,
+        Host::Unix(name) => return Err(format!("found {name}; allowed: {HOST}")),
     };
     let fault = |why: &str| format!("found host name {}, which has no address ({why}); allowed: {HOST}", quoted(&name));
     let mut known: Vec<IpAddr> = Vec::new();
@@ -181,11 +190,6 @@ pub(super) fn addresses(host: Host, lookup: &Lookup) -> Result<Vec<IpAddr>, Stri
         known.retain(IpAddr::is_ipv4);
     }
     if known.is_empty() { Err(fault("the answer is empty")) } else { Ok(known) }
-}
-
-/// `ip:port`, with brackets where IPv6 needs them.
-pub(super) fn with_port(ip: IpAddr, port: u16) -> String {
-    std::net::SocketAddr::new(ip, port).to_string()
 }
 
 /// Who may connect: an address, a network, or rinetd's text with `*` and `?`.
@@ -244,7 +248,9 @@ mod tests {
     #[test]
     fn listens() {
         let lookup = Lookup::fixed();
-        let one = |address: &str, first, last| Ok(vec![Listen { ip: ip(address), ports: Ports { first, last } }]);
+        let one = |address: &str, first, last| {
+            Ok(vec![Listen { local: Local::Ip(ip(address)), ports: Ports { first, last } }])
+        };
         assert_eq!(listen("0.0.0.0:9000", &lookup), one("0.0.0.0", 9000, 9000));
         assert_eq!(listen("[::]:9000", &lookup), one("::", 9000, 9000));
         assert_eq!(listen("[::1]:9000-9010", &lookup), one("::1", 9000, 9010));
@@ -268,7 +274,11 @@ mod tests {
             ("[::1:80", "allowed"),
             ("[10.0.0.1]:80", "brackets without an IPv6"),
             ("[fe80::1%eth0]:80", "zone"),
-            ("unix:/tmp/x", "unix: is not supported by this version"),
+            ("unix:tmp/x", "neither an absolute path nor @"),
+            ("unix:", "neither an absolute path nor @"),
+            ("unix:@", "without a name"),
+            ("unix:/tmp/", "without a name"),
+            ("unix:/a\u{7}", "control character"),
             ("udp:10.0.0.1:53", "udp: is not supported by this version"),
             ("nowhere.invalid:80", "has no address"),
             ("a b:80", "is no address"),
@@ -277,6 +287,18 @@ mod tests {
             let message = listen(text, &lookup).unwrap_err();
             assert!(message.contains(part) && message.contains("; allowed: "), "{text}: {message}");
         }
+    }
+
+    #[test]
+    fn unix_sockets_have_a_path_or_a_name() {
+        for text in ["unix:/run/web.sock", "unix:@web", "unix:/run/a b:80"] {
+            let listens = listen(text, &Lookup::fixed()).unwrap();
+            assert_eq!(listens.iter().map(ToString::to_string).collect::<Vec<_>>(), [text]);
+            let (host, ports) = target(text).unwrap();
+            assert_eq!((host.clone(), ports), (Host::Unix(UnixName::new(&text[5..]).unwrap()), Ports::NONE));
+        }
+        let long = format!("unix:/{}", "x".repeat(107));
+        assert!(listen(&long, &Lookup::fixed()).unwrap_err().contains("108 bytes, and 107 is the most"));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Checks across values: what no single value shows.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::address::Lookup;
 use super::draft::Marks;
 use super::error::{Fault, Mark, quoted};
+use crate::endpoint::Endpoint;
 use crate::plan::{Forward, Host, Plan};
 
 /// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
@@ -81,23 +82,27 @@ fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     Ok(())
 }
 
-/// One listening port.
+/// One listening port, or unix socket.
 #[derive(Debug, Clone, Copy)]
 struct Socket {
     forward: usize,
     listen: usize,
-    port: u16,
+    at: Endpoint,
+    /// Place of the port in its range.
+    offset: u16,
 }
 
 /// Every listening port of a plan, by address.
 #[derive(Debug)]
 struct Sockets {
     all: Vec<Socket>,
-    at: HashMap<(IpAddr, u16), usize>,
+    at: HashMap<Endpoint, usize>,
 }
 
-fn unspecified(like: IpAddr) -> IpAddr {
-    if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+/// The wildcard address of a family with the same port.
+fn wildcard(like: SocketAddr) -> Endpoint {
+    let ip = if like.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    SocketAddr::new(ip, like.port()).into()
 }
 
 impl Sockets {
@@ -114,26 +119,28 @@ impl Sockets {
                         format!("found more than {MOST_PORTS} listening ports in all; allowed: at most {MOST_PORTS}");
                     return Err(Fault::new(mark, message));
                 }
-                for port in at.ports.first..=at.ports.last {
-                    let earlier =
-                        sockets.at.get(&(at.ip, port)).or_else(|| sockets.at.get(&(unspecified(at.ip), port)));
-                    let covered = of_family.get(&(at.ip.is_ipv4(), port)).filter(|_| at.ip.is_unspecified());
-                    if let Some(earlier) = earlier.or(covered) {
-                        return Err(sockets.taken(plan, *earlier, at.ip, port, mark));
+                for (at, offset) in at.addresses() {
+                    let mut earlier = sockets.at.get(&at).copied();
+                    if let Endpoint::Ip(ip) = at {
+                        let covered = of_family.get(&(ip.is_ipv4(), ip.port())).filter(|_| ip.ip().is_unspecified());
+                        let wildcard = || sockets.at.get(&wildcard(ip)).or(covered).copied();
+                        earlier = earlier.or_else(wildcard);
+                        of_family.insert((ip.is_ipv4(), ip.port()), sockets.all.len());
                     }
-                    of_family.insert((at.ip.is_ipv4(), port), sockets.all.len());
-                    sockets.at.insert((at.ip, port), sockets.all.len());
-                    sockets.all.push(Socket { forward, listen, port });
+                    if let Some(earlier) = earlier {
+                        return Err(sockets.taken(plan, earlier, at, mark));
+                    }
+                    sockets.at.insert(at, sockets.all.len());
+                    sockets.all.push(Socket { forward, listen, at, offset });
                 }
             }
         }
         Ok(sockets)
     }
 
-    fn taken(&self, plan: &Plan, earlier: usize, ip: IpAddr, port: u16, mark: Mark) -> Fault {
+    fn taken(&self, plan: &Plan, earlier: usize, address: Endpoint, mark: Mark) -> Fault {
         let owner = &plan.forwards[self.all[earlier].forward];
         let other = &owner.listen[self.all[earlier].listen];
-        let address = super::address::with_port(ip, port);
         let message = format!(
             "found listener {address}, but forward {} listens on {other} already; allowed: one forward for each address",
             quoted(&owner.name)
@@ -149,11 +156,12 @@ impl Sockets {
             IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             _ => ip,
         };
-        if let Some(exact) = self.at.get(&(ip, port)) {
+        let address = SocketAddr::new(ip, port);
+        if let Some(exact) = self.at.get(&address.into()) {
             return Some(*exact);
         }
         let is_local = ip.is_loopback() || local.contains(&ip);
-        self.at.get(&(unspecified(ip), port)).copied().filter(|_| is_local)
+        self.at.get(&wildcard(address)).copied().filter(|_| is_local)
     }
 }
 
@@ -161,10 +169,10 @@ impl Sockets {
 fn metrics(plan: &Plan, marks: &[Marks], sockets: &Sockets) -> Result<(), Fault> {
     let Some(metrics) = plan.metrics else { return Ok(()) };
     let clash = sockets.all.iter().find(|socket| {
-        let ip = plan.forwards[socket.forward].listen[socket.listen].ip;
-        let same_family = ip.is_ipv4() == metrics.is_ipv4();
-        let overlap = ip == metrics.ip() || (same_family && (ip.is_unspecified() || metrics.ip().is_unspecified()));
-        socket.port == metrics.port() && overlap
+        let Some(at) = socket.at.socket() else { return false };
+        let same_family = at.is_ipv4() == metrics.is_ipv4();
+        let any = at.ip().is_unspecified() || metrics.ip().is_unspecified();
+        at.port() == metrics.port() && (at.ip() == metrics.ip() || (same_family && any))
     });
     match clash {
         None => Ok(()),
@@ -227,7 +235,7 @@ struct Ways<'p> {
 
 impl<'p> Ways<'p> {
     fn new(plan: &'p Plan, sockets: &'p Sockets, lookup: &'p Lookup) -> Self {
-        let ports = sockets.all.iter().map(|socket| socket.port).collect();
+        let ports = sockets.all.iter().filter_map(|socket| Some(socket.at.socket()?.port())).collect();
         let (local, names) = ((lookup.local)().into_iter().collect(), HashMap::new());
         Self { plan, sockets, ports, local, lookup, names, begun: Instant::now() }
     }
@@ -236,16 +244,20 @@ impl<'p> Ways<'p> {
     fn from(&mut self, socket: Socket) -> Vec<(usize, usize)> {
         let plan = self.plan;
         let forward = &plan.forwards[socket.forward];
-        let nth = socket.port - forward.listen[socket.listen].ports.first;
         let mut ways = Vec::new();
         for (index, target) in forward.targets.iter().enumerate() {
-            let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + nth };
+            let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + socket.offset };
+            if let Host::Unix(name) = target.host {
+                ways.extend(self.sockets.at.get(&Endpoint::Unix(name)).map(|reached| (index, *reached)));
+                continue;
+            }
             // A name costs a question to the resolver, so it is asked only where the port makes a loop possible.
             if !self.ports.contains(&port) {
                 continue;
             }
             let reached = |ip: &IpAddr| self.sockets.reached(*ip, port, &self.local).map(|reached| (index, reached));
             match &target.host {
+                Host::Unix(_) => {}
                 Host::Ip(ip) => ways.extend(reached(ip)),
                 Host::Name(name) => {
                     let late = self.begun.elapsed() > PATIENCE;
@@ -263,8 +275,7 @@ fn loop_fault(plan: &Plan, sockets: &Sockets, path: &[(usize, usize)], back_to: 
     let from = path.iter().position(|(socket, _)| *socket == back_to).unwrap_or(0);
     let name = |socket: usize| quoted(&plan.forwards[sockets.all[socket].forward].name);
     let round: Vec<String> = path[from..].iter().map(|(socket, _)| name(*socket)).collect();
-    let listen = &plan.forwards[sockets.all[back_to].forward].listen[sockets.all[back_to].listen];
-    let address = super::address::with_port(listen.ip, sockets.all[back_to].port);
+    let address = sockets.all[back_to].at;
     let message = if round.len() == 1 {
         format!("found a loop: forward {} leads back to its own listener {address}", round[0])
     } else {

@@ -9,7 +9,8 @@ use super::error::{Fault, Mark};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
-    Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts,
+    Access, Engine, Forward, Limits, Listen, ListenOptions, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions,
+    Timeouts,
 };
 
 /// Everything one file says.
@@ -135,6 +136,10 @@ impl DraftForward {
                 receive_buffer: options.receive_buffer.map_or(tcp.receive_buffer, |size| size.0),
                 send_buffer: options.send_buffer.map_or(tcp.send_buffer, |size| size.0),
                 backlog: options.backlog.unwrap_or(tcp.backlog),
+            },
+            listen_options: ListenOptions {
+                unix_mode: options.unix_mode.and_then(|mode| mode.0),
+                unix_owner: options.unix_owner.clone().and_then(|owner| owner.0),
             },
             sources: options.source.clone().unwrap_or_default().0,
             access,

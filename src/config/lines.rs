@@ -10,7 +10,7 @@ use super::draft::{Draft, DraftForward, nothing_to_forward, push_rule};
 use super::error::{Fault, Mark, found, quoted};
 use super::{source, value};
 use crate::config::Sources;
-use crate::plan::{Host, Listen, LogFormat, Ports, Target};
+use crate::plan::{Host, Listen, Local, LogFormat, Ports, Target};
 
 const LINE: &str =
     "BIND PORT HOST PORT [options], allow PATTERN, deny PATTERN, logfile PATH, pidlogfile PATH, logcommon, # comment";
@@ -141,7 +141,7 @@ impl Reader<'_> {
         let ips = self.bind_addresses(bind)?;
         let ports = self.port(bind_port)?;
         let target = Target { host: host_of(host)?, ports: self.port(port)?, weight: 1 };
-        let listens = ips.into_iter().map(|ip| Listen { ip, ports }).collect();
+        let listens = ips.into_iter().map(|ip| Listen { local: Local::Ip(ip), ports }).collect();
         let mut forward = DraftForward {
             listen: vec![(bind.mark, listens)],
             to: vec![(host.mark, target)],

@@ -163,6 +163,14 @@ options! {
         /// Connections the kernel queues before they are accepted, capped by net.core.somaxconn [default: 4096]
         #[arg(value_name = "N", help_heading = "Sockets")]
         backlog: u32 = backlog, BACKLOG;
+        /// Permission bits of the files of unix listeners, in octal, such as 0660; auto is what the umask leaves
+        /// [default: auto]
+        #[arg(value_name = "MODE", help_heading = "Sockets")]
+        unix_mode: Maybe<u32> = unix_mode, UNIX_MODE;
+        /// Who owns the files of unix listeners: a name or number, with the group after a colon where it is not the
+        /// user's own, or none; only root may give them away [default: none, who the process becomes]
+        #[arg(value_name = "NAME[:GROUP]", help_heading = "Sockets")]
+        unix_owner: Maybe<RunAs> = unix_owner, UNIX_OWNER;
         /// Local address of the connections to the target; of several, with commas, each takes its turn, and where one has
         /// no port left the next is tried [default: none, the kernel chooses]
         #[arg(value_name = "ADDRESS", help_heading = "Sockets")]

@@ -107,7 +107,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 18] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 20] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -127,6 +127,11 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 18] {
         ("receive_buffer", size(forward.tcp.receive_buffer)),
         ("send_buffer", size(forward.tcp.send_buffer)),
         ("backlog", forward.tcp.backlog.to_string()),
+        ("unix_mode", forward.listen_options.unix_mode.map_or("auto".to_owned(), |mode| format!("\"{mode:04o}\""))),
+        (
+            "unix_owner",
+            forward.listen_options.unix_owner.as_ref().map_or("none".to_owned(), |owner| quote(&owner.to_string())),
+        ),
         ("source", sources(&forward.sources)),
     ]
 }

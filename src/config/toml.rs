@@ -9,7 +9,7 @@ use super::error::{Fault, Mark, found, printable};
 use super::limit::Sources;
 use super::node::{Key, Node, Value};
 use super::value;
-use crate::plan::{Host, Listen, LogFormat, Pattern, Ports, Target};
+use crate::plan::{Host, Listen, Local, LogFormat, Pattern, Ports, Target};
 
 const TOP: &[&str] = &["forwarding_rules", "global_rules", "log_file", "pid_file", "log_format"];
 const RULE: &[&str] =
@@ -90,7 +90,7 @@ fn rule(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
     let ports = bind_port.ok_or_else(|| missing("bind_port"))?;
     let (target_mark, host) = connect.ok_or_else(|| missing("connect_address"))?;
     let target = Target { host, ports: connect_port.ok_or_else(|| missing("connect_port"))?, weight: 1 };
-    forward.listen = vec![(bind_mark, ips.into_iter().map(|ip| Listen { ip, ports }).collect())];
+    forward.listen = vec![(bind_mark, ips.into_iter().map(|ip| Listen { local: Local::Ip(ip), ports }).collect())];
     forward.to = vec![(target_mark, target)];
     Ok(forward)
 }

@@ -40,6 +40,8 @@ pub(super) const KEEPALIVE: &str = "none, or whole seconds from 1s to 32767s, su
 pub(super) const USER_TIMEOUT: &str = "none, or a time from 1ms to 24d, such as 30s or 2m";
 pub(super) const METRICS: &str = "ADDRESS:PORT with a port from 1 to 65535, such as 127.0.0.1:9464";
 pub(super) const PATH: &str = "a path";
+pub(super) const UNIX_MODE: &str = "auto, or permission bits in octal that let the owner write, such as 0660 or 0666";
+pub(super) const UNIX_OWNER: &str = "none, a user such as redis or 65534, or with a group such as redis:adm";
 pub(super) const USER: &str = "a user such as nobody or 65534, or with a group such as spliced:adm";
 pub(super) const KEEP_CAPABILITIES: &str = "auto, none, net_bind_service, sys_resource, or several with commas";
 pub(super) const SANDBOX: &str = "auto, strict, off";
@@ -191,6 +193,21 @@ pub(super) fn path(text: &str) -> Parsed<PathBuf> {
         return Err(found(text, "a path without control characters"));
     }
     Ok(PathBuf::from(text))
+}
+
+/// Permission bits. Who may not write a socket may not connect to it, so the owner must; that also finds the 0o660 of
+/// YAML 1.2, which comes here in decimal.
+pub(super) fn unix_mode(text: &str) -> Parsed<Maybe<u32>> {
+    unless("auto", text, |text| {
+        let octal = (3..=4).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+        let mode = if octal { u32::from_str_radix(text, 8).ok() } else { None };
+        mode.filter(|mode| (0o200..=0o777).contains(mode) && mode & 0o200 != 0).ok_or_else(|| found(text, UNIX_MODE))
+    })
+}
+
+/// Who owns a file, `none` for who makes it.
+pub(super) fn unix_owner(text: &str) -> Parsed<Maybe<RunAs>> {
+    unless("none", text, |text| user(text).map_err(|_| found(text, UNIX_OWNER)))
 }
 
 /// NAME or NAME:GROUP. Whether the host knows them is seen where the process starts.

@@ -20,12 +20,13 @@ use super::pid_file::PidFile;
 use super::reload::{Reloader, Source};
 use super::service::{Service, TOKENS};
 use super::snapshot::{Reloads, Snapshot, Sources};
-use super::socket::{self, SocketFile};
+use super::socket;
 use super::{RunError, metrics, prometheus};
 use crate::config;
 use crate::fleet::{Fleet, Ready, WorkerEnd};
 use crate::plan::Plan;
 use crate::session_log::SessionLog;
+use crate::socket_file::SocketFile;
 use crate::systemd::{Facts, Notifier};
 
 const SIGNALS: Token = Token(0);

@@ -287,7 +287,7 @@ pub(super) mod tests {
             privileges: Default::default(),
             forwards: vec![Forward {
                 name: name.to_owned(),
-                listen: vec![Listen { ip: [127, 0, 0, 1].into(), ports: Ports::one(9000) }],
+                listen: vec![Listen { local: crate::plan::Local::Ip([127, 0, 0, 1].into()), ports: Ports::one(9000) }],
                 targets: vec![Target { host: Host::Ip([10, 0, 0, 2].into()), ports: Ports::one(9001), weight: 1 }],
                 engine: Engine::Auto,
                 arms: Vec::new(),
@@ -298,6 +298,7 @@ pub(super) mod tests {
                 timeouts: Timeouts::default(),
                 stall_warning: None,
                 tcp: TcpOptions::default(),
+                listen_options: crate::plan::ListenOptions::default(),
                 sources: Vec::new(),
                 access: Access::default(),
             }],

@@ -7,7 +7,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use super::Fleet;
 use super::doors::Prepared;
 use super::names;
 use super::seat::{Seat, choose_cpus, worker_count};
+use crate::endpoint::Endpoint;
 use crate::gather::Board;
 use crate::limits;
 use crate::plan::{Forward, Plan};
@@ -304,7 +304,7 @@ impl Fleet {
     /// Leaves the listening sockets to whoever they were passed on to: nothing is accepted from them any more and nothing
     /// in their queues is lost. Those on the addresses in `given_up` nobody else serves: they close as after a reload,
     /// once their queues are empty. Sessions go on, each worker ends when its last one has.
-    pub fn let_go(&mut self, given_up: &[SocketAddr], now: Instant) {
+    pub fn let_go(&mut self, given_up: &[Endpoint], now: Instant) {
         self.letting_go = true;
         self.doors.leave(given_up, now);
         if !self.doors.is_empty() {

@@ -10,15 +10,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use crate::endpoint::Endpoint;
 use crate::listener::{self, Listener};
-use crate::plan::{Forward, Plan, TcpOptions};
+use crate::plan::{Forward, ListenOptions, Plan, TcpOptions};
 use crate::sandbox;
+use crate::socket_file::SocketFile;
 use crate::sys;
 
 /// From this many ports in a range on, a port has one listener, dealt to the workers in turn, instead of one in each.
@@ -46,17 +47,22 @@ pub struct Inherited {
 /// The sockets that listen on one address.
 #[derive(Debug, Clone)]
 struct Door {
-    address: SocketAddr,
+    address: Endpoint,
     sockets: Vec<Arc<Socket>>,
+    /// The file of a unix socket, which goes with the last to hold it here.
+    file: Option<Arc<SocketFile>>,
     /// The worker the first of the sockets goes to; the others go to those that follow.
     turn: usize,
     /// They were lent: no other is put beside them.
     lent: bool,
     /// What the sockets are set to.
-    set: Option<(TcpOptions, i32)>,
+    set: Option<Settings>,
     /// What its connections belong to; `None` while no plan has asked for it.
     place: Option<Place>,
 }
+
+/// What the sockets of a door are set to.
+type Settings = (TcpOptions, i32, ListenOptions);
 
 /// What the connections of an address belong to.
 #[derive(Debug, Clone, Copy)]
@@ -101,27 +107,31 @@ impl Doors {
     /// Sockets that listen already: passed on by a service manager or by the process this one replaces.
     ///
     /// # Errors
-    /// A socket that does not listen, or not on an IP address.
+    /// A socket that does not listen, or has no address a configuration could name.
     pub fn inherit(sockets: Vec<Inherited>) -> io::Result<Self> {
         let mut doors = Self::default();
+        let mut known: HashMap<Endpoint, usize> = HashMap::new();
         for Inherited { socket, lent } in sockets {
-            let address = socket.local_addr()?.as_socket();
+            let address = Endpoint::of(&socket.local_addr()?);
             let refuse = |why| io::Error::new(io::ErrorKind::InvalidInput, format!("an inherited socket {why}"));
-            let address = address.ok_or_else(|| refuse("has no IP address"))?;
+            let address = address.ok_or_else(|| refuse("has neither an IP address nor a name"))?;
             #[cfg(any(target_os = "linux", target_os = "android"))]
             if !socket.is_listener()? {
                 return Err(refuse("does not listen"));
             }
             socket.set_nonblocking(true)?;
             socket.set_cloexec(true)?;
-            match doors.open.iter_mut().find(|door| door.address == address) {
+            match known.get(&address) {
                 Some(door) => {
+                    let door = &mut doors.open[*door];
                     door.sockets.push(Arc::new(socket));
                     door.lent |= lent;
                 }
                 None => {
+                    known.insert(address, doors.open.len());
+                    let file = address.path().and_then(|path| SocketFile::found(path).ok()).map(Arc::new);
                     let sockets = vec![Arc::new(socket)];
-                    doors.open.push(Door { address, sockets, turn: 0, lent, set: None, place: None });
+                    doors.open.push(Door { address, sockets, file, turn: 0, lent, set: None, place: None });
                 }
             }
         }
@@ -135,7 +145,7 @@ impl Doors {
     }
 
     /// Every listening address.
-    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+    pub fn addresses(&self) -> impl Iterator<Item = Endpoint> {
         self.open.iter().map(|door| door.address)
     }
 
@@ -146,8 +156,9 @@ impl Doors {
     /// # Errors
     /// An address that cannot be bound, named in the message with what can be done; nothing has changed then.
     pub fn prepare(&self, plan: &Plan, workers: usize) -> io::Result<Prepared> {
-        let known: HashMap<SocketAddr, &Door> =
-            self.open.iter().chain(self.closing.iter().map(|c| &c.door)).map(|door| (door.address, door)).collect();
+        let closing = self.closing.iter().filter(|closing| closing.may_reopen()).map(|closing| &closing.door);
+        let known: HashMap<Endpoint, &Door> =
+            self.open.iter().chain(closing).map(|door| (door.address, door)).collect();
         let places = || plan.forwards.iter().flat_map(|forward| forward.addresses().map(move |(at, _)| (at, forward)));
         // An address that is taken is found before any other is opened to clients.
         for (address, forward) in places().filter(|(address, _)| !known.contains_key(address)) {
@@ -157,9 +168,8 @@ impl Doors {
         for (number, forward) in plan.forwards.iter().enumerate() {
             let mut index = 0;
             for listen in &forward.listen {
-                for port_offset in 0..listen.ports.len() as u16 {
-                    let address = SocketAddr::new(listen.ip, listen.ports.first + port_offset);
-                    let shared = sys::REUSE_PORT_BALANCES && listen.ports.len() < DEALT_FROM;
+                for (address, port_offset) in listen.addresses() {
+                    let shared = sys::REUSE_PORT_BALANCES && listen.ports.len() < DEALT_FROM && !address.is_unix();
                     let wanted = if shared { workers } else { 1 };
                     let place = Place { forward: number, index, port_offset };
                     let door = prepared.open(address, place, forward, wanted, known.get(&address).copied());
@@ -179,12 +189,15 @@ impl Doors {
         for door in &mut doors {
             if let Some(place) = door.place {
                 door.set_to(&plan.forwards[place.forward], &bound);
+                if let Some(file) = door.file.as_ref().filter(|_| !door.lent) {
+                    file.own();
+                }
                 door.place = Some(Place { forward: editions[place.forward], ..place });
             }
         }
-        let taken: HashSet<SocketAddr> = doors.iter().map(|door| door.address).collect();
-        let (again, closing) =
-            std::mem::take(&mut self.closing).into_iter().partition(|closing| taken.contains(&closing.door.address));
+        let taken: HashSet<Endpoint> = doors.iter().map(|door| door.address).collect();
+        let is_again = |closing: &Closing| taken.contains(&closing.door.address) && closing.may_reopen();
+        let (again, closing) = std::mem::take(&mut self.closing).into_iter().partition(is_again);
         let again: Vec<Closing> = again;
         again.iter().flat_map(|closing| &closing.door.sockets).for_each(|socket| take_syns(socket));
         self.closing = closing;
@@ -193,10 +206,15 @@ impl Doors {
     }
 
     /// Leaves every open door to another process, but for addresses that one does not serve: those are given up.
-    pub(super) fn leave(&mut self, given_up: &[SocketAddr], now: Instant) {
-        let given_up: HashSet<&SocketAddr> = given_up.iter().collect();
-        let open = std::mem::take(&mut self.open).into_iter();
-        open.filter(|door| given_up.contains(&door.address)).for_each(|door| self.give_up(door, now));
+    pub(super) fn leave(&mut self, given_up: &[Endpoint], now: Instant) {
+        let given_up: HashSet<&Endpoint> = given_up.iter().collect();
+        for door in std::mem::take(&mut self.open) {
+            if given_up.contains(&door.address) {
+                self.give_up(door, now);
+            } else if let Some(file) = &door.file {
+                file.leave();
+            }
+        }
     }
 
     /// Whether no socket is open or about to close.
@@ -204,8 +222,12 @@ impl Doors {
         self.open.is_empty() && self.closing.is_empty()
     }
 
-    fn give_up(&mut self, door: Door, now: Instant) {
-        door.sockets.iter().for_each(|socket| refuse_syns(socket));
+    fn give_up(&mut self, mut door: Door, now: Instant) {
+        if !door.address.is_unix() {
+            door.sockets.iter().for_each(|socket| refuse_syns(socket));
+        }
+        // Without its file nobody finds a unix socket any more; a service manager keeps its own.
+        door.file = None;
         // Without a place no worker has it, and nobody would serve its queue.
         if door.place.is_some() {
             self.closing.push(Closing { door, until: now + GRACE, told: false });
@@ -256,18 +278,30 @@ impl Doors {
     }
 }
 
+impl Closing {
+    /// Whether a plan that has the address again gets the same sockets: not those of a file that is gone.
+    fn may_reopen(&self) -> bool {
+        self.door.address.path().is_none()
+    }
+}
+
 impl Door {
     /// Brings its sockets to what a forward wants of them, and has those listen that do not yet.
     fn set_to(&mut self, forward: &Forward, bound: &HashSet<*const Socket>) {
-        let wanted = (forward.tcp, listener::backlog(forward));
-        let changed = self.set.replace(wanted) != Some(wanted);
+        let wanted = (forward.tcp, listener::backlog(forward), forward.listen_options.clone());
+        let changed = self.set.as_ref() != Some(&wanted);
         if !changed && bound.is_empty() {
             return;
         }
         let address = self.address;
+        if let Some(file) = self.file.as_ref().filter(|_| changed && !self.lent)
+            && let Err(e) = listener::unix::set_file(file.path(), &wanted.2)
+        {
+            log::warn!("{address}: cannot change mode or owner: {e}; both stay as they are");
+        }
         self.sockets.retain(|socket| {
             let new = bound.contains(&Arc::as_ptr(socket));
-            if changed && let Err(e) = sys::reset_options(socket, &wanted.0) {
+            if changed && let Err(e) = sys::reset_options(socket, address, &wanted.0) {
                 log::warn!("{address}: cannot change the options of a listener: {e}; new sessions keep the old ones");
             }
             if !new && !changed {
@@ -281,6 +315,7 @@ impl Door {
             }
             listens.is_ok() || !new
         });
+        self.set = Some(wanted);
     }
 }
 
@@ -292,7 +327,7 @@ impl Prepared {
 
     fn open(
         &mut self,
-        address: SocketAddr,
+        address: Endpoint,
         place: Place,
         forward: &Forward,
         wanted: usize,
@@ -300,14 +335,18 @@ impl Prepared {
     ) -> io::Result<Door> {
         let mut door = match known {
             Some(door) => Door { place: Some(place), ..door.clone() },
-            None => Door {
-                address,
-                sockets: vec![Arc::new(listener::claim(address, forward)?)],
-                turn: if wanted > 1 { 0 } else { self.doors.len() },
-                lent: false,
-                set: Some((forward.tcp, listener::backlog(forward))),
-                place: Some(place),
-            },
+            None => {
+                let (socket, file) = listener::claim(address, forward)?;
+                Door {
+                    address,
+                    sockets: vec![Arc::new(socket)],
+                    file: file.map(Arc::new),
+                    turn: if wanted > 1 { 0 } else { self.doors.len() },
+                    lent: false,
+                    set: Some((forward.tcp, listener::backlog(forward), forward.listen_options.clone())),
+                    place: Some(place),
+                }
+            }
         };
         while door.sockets.len() < wanted && !door.lent {
             // An inherited socket may be alone; so that others can stand beside it, it must allow that.

@@ -1,12 +1,15 @@
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use mio::Poll;
 
 use super::*;
 use crate::limits::{Admission, ForwardLimits};
-use crate::plan::{Access, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts};
+use crate::plan::{
+    Access, Engine, Forward, Host, Limits, Listen, ListenOptions, Local, LogPlan, Pin, Ports, Target, TcpOptions,
+    Timeouts,
+};
 use crate::pump::Pumps;
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys::pipes::PipeBudget;
@@ -16,7 +19,7 @@ use crate::worker::{Accepted, Edition, MAILBOX, Parts, Peer, Route, Routes, Work
 fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
     let forward = Forward {
         name: "test".into(),
-        listen: vec![Listen { ip: listen.ip(), ports: Ports::one(listen.port()) }],
+        listen: vec![Listen { local: Local::Ip(listen.ip()), ports: Ports::one(listen.port()) }],
         targets: vec![Target { host: Host::Ip(target.ip()), ports: Ports::one(target.port()), weight: 1 }],
         engine: Engine::Auto,
         arms: Vec::new(),
@@ -27,6 +30,7 @@ fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
         timeouts: Timeouts::default(),
         stall_warning: None,
         tcp: TcpOptions::default(),
+        listen_options: ListenOptions::default(),
         sources: Vec::new(),
         access: Access::default(),
     };

@@ -32,7 +32,8 @@ fn low_ports() -> u16 {
 }
 
 fn has_low_port(plan: &Plan, free_from: u16) -> bool {
-    let listeners = plan.forwards.iter().flat_map(|forward| &forward.listen).map(|listen| listen.ports.first);
+    let listeners = plan.forwards.iter().flat_map(|forward| &forward.listen);
+    let listeners = listeners.filter(|listen| listen.ip().is_some()).map(|listen| listen.ports.first);
     listeners.chain(plan.metrics.map(|address| address.port())).any(|port| port < free_from)
 }
 

@@ -19,7 +19,7 @@ use super::filter::Filters;
 use super::handover::{self, Marks};
 use super::user::{self, Identity};
 use super::{Part, Role, State, capabilities};
-use crate::plan::{Confinement, Plan};
+use crate::plan::{Confinement, Plan, RunAs};
 
 /// What [`prepare`] has found out and [`confine`] does.
 static PREPARED: Mutex<Option<Prepared>> = Mutex::new(None);
@@ -36,6 +36,8 @@ struct Prepared {
     rules: Rules,
     config: Option<PathBuf>,
     log: Option<PathBuf>,
+    /// Workers may connect to unix sockets.
+    unix_targets: bool,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,8 @@ pub fn prepare(plan: &Plan, config: Option<&Path>) -> io::Result<()> {
         rules: Rules::of(plan, config),
         config: config.map(Path::to_owned),
         log: plan.log.file.clone(),
+        // A reload may bring the first unix socket; strict knows only what there was at the start.
+        unix_targets: privileges.sandbox != Confinement::Strict || plan.has_unix_target(),
     };
     *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
     Ok(())
@@ -94,7 +98,7 @@ pub fn confine() -> io::Result<()> {
     }
     let filters = if sandboxed {
         parts.push(landlock(ruleset, prepared.sandbox == Confinement::Strict, || marks.domain = Some(domain)));
-        let (part, filters) = seccomp(&inherited);
+        let (part, filters) = seccomp(&inherited, prepared.unix_targets);
         parts.push(part);
         filters
     } else {
@@ -144,7 +148,7 @@ pub fn support() -> Vec<Part> {
         };
         let ruleset = Rules::default().open();
         let landlock = landlock(Some(ruleset), false, || ());
-        vec![no_new_privs, landlock, seccomp(&Marks::default()).0]
+        vec![no_new_privs, landlock, seccomp(&Marks::default(), true).0]
     });
     let mut parts = vec![Part::on("user", user::describe()), Part::on("capabilities", capabilities::describe())];
     match tried.map(std::thread::JoinHandle::join) {
@@ -206,6 +210,14 @@ pub(crate) fn may_own(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw() || OWNER.get().is_some_and(|owner| owner.uid.as_raw() == uid)
 }
 
+/// User and group by number, as this host knows them.
+///
+/// # Errors
+/// A name this host does not know, or a number of a user without an entry and without a group.
+pub fn find_user(run_as: &RunAs) -> io::Result<(u32, u32)> {
+    user::find(run_as).map(|found| (found.uid.as_raw(), found.gid.as_raw()))
+}
+
 fn change_user(prepared: &Prepared, parts: &mut Vec<Part>) -> io::Result<()> {
     let kept = &prepared.kept;
     if prepared.identity.is_none() && prepared.sandbox == Confinement::Off {
@@ -244,8 +256,8 @@ fn landlock(ruleset: Option<Result<RulesetCreated, String>>, ports: bool, in_for
     }
 }
 
-fn seccomp(inherited: &Marks) -> (Part, Option<Filters>) {
-    let filters = match Filters::compile() {
+fn seccomp(inherited: &Marks, unix_targets: bool) -> (Part, Option<Filters>) {
+    let filters = match Filters::compile(unix_targets) {
         Ok(filters) => filters,
         Err(why) => return (Part::missing("seccomp", format!("no filter for this processor: {why}")), None),
     };

@@ -40,7 +40,9 @@ use std::fmt;
 use std::path::Path;
 
 pub(crate) use self::confine::may_own;
-pub use self::confine::{confine, enter, environment, give, give_path, give_socket, prepare, report, support};
+pub use self::confine::{
+    confine, enter, environment, find_user, give, give_path, give_socket, prepare, report, support,
+};
 
 /// What a thread is there for, which decides what it may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -12,6 +12,7 @@ use mio::unix::SourceFd;
 use socket2::Socket;
 
 use super::{End, Phase, Ready, Session, Side, Step, millis};
+use crate::endpoint::Endpoint;
 use crate::plan::Forward;
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys;
@@ -34,8 +35,13 @@ pub struct Connecting {
     /// What the last address said.
     last: Option<End>,
     wait: Wait,
+    /// When to give up on the unix socket whose queue is full; 0 while there is none.
+    queue_ms: u64,
     began_us: u64,
 }
+
+/// How soon a unix socket whose queue was full is asked again.
+const QUEUE_MS: u64 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
@@ -82,6 +88,7 @@ impl Connecting {
             next_ms: 0,
             last: None,
             wait: Wait::Backend,
+            queue_ms: 0,
             began_us: now_us,
         }
     }
@@ -96,6 +103,20 @@ impl Connecting {
             Wait::Descriptor => EndReason::NoDescriptors,
             Wait::Name => EndReason::Unresolved,
         }
+    }
+
+    /// Asks a full queue again a little later, unless the next address's time has come.
+    fn wait_for_queue(&mut self, left: u32, now_ms: u64) -> bool {
+        if self.queue_ms == 0 {
+            self.set_next(left, now_ms);
+            self.queue_ms = if self.next_ms == 0 { u64::MAX } else { self.next_ms };
+        }
+        if now_ms >= self.queue_ms {
+            (self.queue_ms, self.next_ms) = (0, 0);
+            return false;
+        }
+        self.next_ms = (now_ms + QUEUE_MS).min(self.queue_ms);
+        true
     }
 
     /// Shares what is left of the time among the addresses that are left.
@@ -157,12 +178,24 @@ impl Session {
                     connecting.attempts += 1;
                     connecting.set_next(candidates.saturating_sub(connecting.attempts), by.now_us / 1000);
                     by.trace.forget(self.trace);
-                    self.trace =
-                        local.map_or(0, |l| by.trace.remember(l, address, connecting.hop, self.origin.forward));
+                    self.trace = local.zip(address.socket()).map_or(0, |(local, target)| {
+                        by.trace.remember(local, target, connecting.hop, self.origin.forward)
+                    });
+                    connecting.queue_ms = 0;
                     self.target = Some(address);
                     (self.backend_ready, self.backend_failed) = (Ready::default(), false);
                     self.backend = Some(socket);
                     return Step::Wait;
+                }
+                // The listener's queue is full, and no event tells when it has room (connect(2)).
+                Err(e) if address.is_unix() && e.kind() == io::ErrorKind::WouldBlock => {
+                    self.target = Some(address);
+                    let left = candidates.saturating_sub(connecting.attempts + 1);
+                    if connecting.wait_for_queue(left, by.now_us / 1000) {
+                        return Step::Wait;
+                    }
+                    connecting.attempts += 1;
+                    connecting.last = Some(End::of(EndReason::ConnectTimeout));
                 }
                 Err(e) if is_exhausted(&e) => {
                     connecting.wait = Wait::Descriptor;
@@ -171,6 +204,7 @@ impl Session {
                 }
                 Err(e) => {
                     connecting.attempts += 1;
+                    connecting.queue_ms = 0;
                     connecting.last = Some(connect_end(&e));
                     self.target = Some(address);
                 }
@@ -209,13 +243,14 @@ impl Session {
 
 /// Makes the socket and starts the handshake, from the first source address that has a port left; also says which local
 /// address it has got.
-fn begin(address: SocketAddr, by: &Connector<'_>, attempt: u32) -> io::Result<(Socket, Option<SocketAddr>)> {
-    if by.sources.is_empty() {
-        return begin_from(None, address, by, attempt);
-    }
+fn begin(address: Endpoint, by: &Connector<'_>, attempt: u32) -> io::Result<(Socket, Option<SocketAddr>)> {
+    let ip = match address.ip() {
+        Some(ip) if !by.sources.is_empty() => ip,
+        _ => return begin_from(None, address, by, attempt),
+    };
     // Going out from another address than those asked for would be worse than trying the next target.
     let mut last = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
-    for source in by.sources.turn(address.ip()) {
+    for source in by.sources.turn(ip) {
         match begin_from(Some(source), address, by, attempt) {
             // That an address has no port left says more than that there is no such address.
             Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => {
@@ -229,12 +264,12 @@ fn begin(address: SocketAddr, by: &Connector<'_>, attempt: u32) -> io::Result<(S
 
 fn begin_from(
     source: Option<IpAddr>,
-    address: SocketAddr,
+    address: Endpoint,
     by: &Connector<'_>,
     attempt: u32,
 ) -> io::Result<(Socket, Option<SocketAddr>)> {
     let socket = sys::stream(address)?;
-    sys::set_options(&socket, &by.forward.tcp)?;
+    sys::set_options(&socket, address, &by.forward.tcp)?;
     if let Some(source) = source {
         sys::bind_source(&socket, source).map_err(|e| {
             by.sources.lacks(source, &e);
@@ -251,9 +286,10 @@ fn begin_from(
 }
 
 /// Asks again when it was interrupted: nothing else tells whether the handshake has begun (EALREADY, EISCONN) or not.
-fn start_handshake(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+fn start_handshake(socket: &Socket, address: Endpoint) -> io::Result<()> {
+    let to = address.to_sock_addr()?;
     loop {
-        match socket.connect(&address.into()).map_err(|e| (e.raw_os_error(), e)) {
+        match socket.connect(&to).map_err(|e| (e.raw_os_error(), e)) {
             Ok(()) | Err((Some(libc::EINPROGRESS | libc::EALREADY | libc::EISCONN), _)) => return Ok(()),
             Err((Some(libc::EINTR), _)) => {}
             Err((_, e)) => return Err(e),

@@ -10,13 +10,13 @@ mod connect;
 mod moving;
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::Socket;
 
 pub use self::connect::{Connecting, Connector};
 use crate::arms::ArmIndex;
+use crate::endpoint::Endpoint;
 use crate::flow::{Flow, Progress};
 use crate::limits::Pace;
 use crate::plan::Timeouts;
@@ -50,7 +50,7 @@ pub fn key_of(token: mio::Token) -> usize {
 #[derive(Debug, Clone, Copy)]
 pub struct Origin {
     /// The client's address.
-    pub client: SocketAddr,
+    pub client: Endpoint,
     /// Number of the forward's edition.
     pub forward: usize,
     /// Number of the listening address among those of its forward.
@@ -73,7 +73,7 @@ pub struct Session {
     down: Way,
     bytes: Bytes,
     phase: Phase,
-    target: Option<SocketAddr>,
+    target: Option<Endpoint>,
     /// Number of the connect attempt `backend` belongs to.
     attempt: u32,
     active_us: u64,
@@ -193,7 +193,7 @@ impl Session {
 
     /// The target it is connected or connecting to.
     #[must_use]
-    pub fn target(&self) -> Option<SocketAddr> {
+    pub fn target(&self) -> Option<Endpoint> {
         self.target
     }
 

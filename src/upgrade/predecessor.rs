@@ -17,6 +17,7 @@ use socket2::{Socket, Type};
 
 use super::DEADLINE;
 use super::protocol::{Bequest, MAX_ADDRESSES, Ready, Reply, VARIABLE, VERSION, receive, send};
+use crate::endpoint::Endpoint;
 use crate::fleet::Inherited;
 use crate::plan::{Forward, Plan};
 use crate::sys::channel::Channel;
@@ -29,8 +30,8 @@ pub struct Predecessor {
     pid: u32,
     /// The real standard input and standard error.
     streams: Option<[OwnedFd; 2]>,
-    listeners: Vec<(SocketAddr, Inherited)>,
-    given_up: Vec<SocketAddr>,
+    listeners: Vec<(Endpoint, Inherited)>,
+    given_up: Vec<Endpoint>,
     metrics: Option<TcpListener>,
     control: Option<Control>,
     pid_file: Option<File>,
@@ -86,7 +87,7 @@ impl Predecessor {
 
     /// The listeners the plan asks for. What waits in the others stays with the process before: it holds them too.
     pub fn take_listeners(&mut self, plan: &Plan) -> Vec<Inherited> {
-        let wanted: HashSet<SocketAddr> =
+        let wanted: HashSet<Endpoint> =
             plan.forwards.iter().flat_map(Forward::addresses).map(|(address, _)| address).collect();
         let all = std::mem::take(&mut self.listeners).into_iter();
         let (taken, given_up): (Vec<_>, Vec<_>) = all.partition(|(address, _)| wanted.contains(address));
@@ -200,13 +201,13 @@ fn invalid(text: String) -> io::Error {
 }
 
 /// What was passed on as a listener, when it is one.
-fn listener(descriptor: OwnedFd) -> io::Result<(SocketAddr, Socket)> {
+fn listener(descriptor: OwnedFd) -> io::Result<(Endpoint, Socket)> {
     let socket = Socket::from(descriptor);
-    let address = socket.local_addr()?.as_socket();
+    let address = Endpoint::of(&socket.local_addr()?);
     let listens = getsockopt(&socket, sockopt::AcceptConn)?;
     match address {
         Some(address) if listens && socket.r#type()? == Type::STREAM => Ok((address, socket)),
-        _ => Err(invalid(format!("no listening TCP socket ({address:?})"))),
+        _ => Err(invalid(format!("no listening stream socket with an address ({address:?})"))),
     }
 }
 
@@ -256,9 +257,13 @@ mod tests {
         let bound = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = bound.local_addr().unwrap();
         let (taken, _) = listener(bound.into()).unwrap();
-        assert_eq!(taken, address);
+        assert_eq!(taken, address.into());
         let connecting = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let unix = UnixListener::bind(tempfile::tempdir().unwrap().path().join("sock")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sock");
+        let named = UnixListener::bind(&path).unwrap();
+        assert_eq!(listener(named.into()).unwrap().0.to_string(), format!("unix:{}", path.display()));
+        let unix = std::os::unix::net::UnixDatagram::unbound().unwrap();
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         for stranger in [connecting.into(), unix.into(), udp.into(), OwnedFd::from(File::open("/dev/null").unwrap())] {
             assert!(listener(stranger).is_err());

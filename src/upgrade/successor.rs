@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use mio::{Interest, Registry, Token};
 use super::last_words::LastWords;
 use super::protocol::{Bequest, Parcel, Ready, Reply, parcels, receive};
 use super::{DEADLINE, Estate, Program};
+use crate::endpoint::Endpoint;
 use crate::sys::channel::Channel;
 
 /// How long one that has closed the channel may take to exit: its status says more than a kill.
@@ -29,7 +29,7 @@ pub struct Successor {
     stderr: Option<pipe::Receiver>,
     words: LastWords,
     outbox: VecDeque<Parcel>,
-    given_up: Vec<SocketAddr>,
+    given_up: Vec<Endpoint>,
     until: Instant,
     failing: Option<Failing>,
 }
@@ -224,13 +224,13 @@ impl Drop for Successor {
 #[derive(Debug)]
 pub struct Former {
     child: Option<Child>,
-    given_up: Vec<SocketAddr>,
+    given_up: Vec<Endpoint>,
 }
 
 impl Former {
     /// Addresses it was given listeners of and does not serve.
     #[must_use]
-    pub fn given_up(&self) -> &[SocketAddr] {
+    pub fn given_up(&self) -> &[Endpoint] {
         &self.given_up
     }
 

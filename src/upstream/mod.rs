@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 pub use self::resolve::{Resolver, names};
 pub use self::source::SourcePool;
 pub use self::trace::{Hop, Trace};
+use crate::endpoint::{Endpoint, UnixName};
 use crate::plan::{Forward, Host, Ports};
 
 /// Targets with their addresses. Every worker has its own, so that choosing takes no lock.
@@ -21,7 +22,9 @@ pub struct Upstreams {
 struct Upstream {
     /// `None` for a literal address.
     name: Option<String>,
+    /// Empty for a unix socket, which is its own and only address.
     addresses: Vec<IpAddr>,
+    unix: Option<UnixName>,
     ports: Ports,
     weight: i64,
     /// Smooth weighted round robin: grows by `weight` a pick, the largest wins and pays the sum of all weights.
@@ -39,8 +42,9 @@ impl Upstreams {
                 name: if let Host::Name(name) = &target.host { Some(name.clone()) } else { None },
                 addresses: match &target.host {
                     Host::Ip(ip) => vec![*ip],
-                    Host::Name(_) => Vec::new(),
+                    Host::Name(_) | Host::Unix(_) => Vec::new(),
                 },
+                unix: if let Host::Unix(name) = target.host { Some(name) } else { None },
                 ports: target.ports,
                 weight: i64::from(target.weight),
                 credit: 0,
@@ -73,15 +77,18 @@ impl Upstreams {
     /// The address of the given attempt (from 0): every address of the first target, then of the next one.
     /// `port_offset` is the listener's place in its range.
     #[must_use]
-    pub fn candidate(&self, first: u32, attempt: u32, port_offset: u16) -> Option<SocketAddr> {
+    pub fn candidate(&self, first: u32, attempt: u32, port_offset: u16) -> Option<Endpoint> {
         let (first, mut attempt) = (first as usize, attempt as usize);
         for step in 0..self.targets.len() {
             let target = &self.targets[(first + step) % self.targets.len()];
+            if let (Some(name), 0) = (target.unix, attempt) {
+                return Some(Endpoint::Unix(name));
+            }
             if let Some(ip) = target.addresses.get(attempt) {
                 let port = if target.ports.len() > 1 { target.ports.first + port_offset } else { target.ports.first };
-                return Some(SocketAddr::new(*ip, port));
+                return Some(SocketAddr::new(*ip, port).into());
             }
-            attempt -= target.addresses.len();
+            attempt -= target.candidates();
         }
         None
     }
@@ -89,7 +96,13 @@ impl Upstreams {
     /// How many attempts there are.
     #[must_use]
     pub fn candidates(&self) -> u32 {
-        self.targets.iter().map(|t| t.addresses.len() as u32).sum()
+        self.targets.iter().map(|t| t.candidates() as u32).sum()
+    }
+}
+
+impl Upstream {
+    fn candidates(&self) -> usize {
+        self.addresses.len() + usize::from(self.unix.is_some())
     }
 }
 
@@ -103,6 +116,7 @@ mod tests {
         let target = |(i, weight): (usize, &i64)| Upstream {
             name: Some("db".into()),
             addresses: vec![Ipv4Addr::new(10, 0, 0, i as u8).into(), Ipv4Addr::new(10, 0, 1, i as u8).into()],
+            unix: None,
             ports: Ports { first: 80, last: 82 },
             weight: *weight,
             credit: 0,
@@ -135,5 +149,16 @@ mod tests {
         assert_eq!(upstreams.candidate(0, 0, 0), None);
         upstreams.resolved("db", &["::1".parse().unwrap()]);
         assert_eq!(upstreams.candidate(0, 0, 0), Some("[::1]:80".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_unix_socket_is_one_candidate_among_others() {
+        let mut upstreams = upstreams(&[1, 1]);
+        upstreams.targets[0].unix = Some(UnixName::new("/run/db").unwrap());
+        upstreams.targets[0].addresses.clear();
+        let tried: Vec<String> =
+            (0..).map_while(|attempt| upstreams.candidate(0, attempt, 0)).map(|a| a.to_string()).collect();
+        assert_eq!(tried, ["unix:/run/db", "10.0.0.1:80", "10.0.1.1:80"]);
+        assert_eq!(upstreams.candidates(), 3);
     }
 }

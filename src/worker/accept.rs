@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mio::unix::SourceFd;
+use socket2::Socket;
 
 use super::{Accepted, GONE, Life, Message, PAUSE_MS, Peer, SLOT_PAUSE_MS, Worker};
-use crate::limits::{Admission, Told};
+use crate::endpoint::Endpoint;
+use crate::limits::{Admission, SourceKey, Told};
 use crate::listener::AcceptError;
 use crate::plan::Refusal;
 use crate::pump::Choice;
 use crate::session::{Connecting, End, Origin, Session, client_token};
 use crate::stats::EndReason;
 use crate::sys;
+use crate::upstream::Hop;
 
 /// Connections taken from one listener in a turn.
 pub(super) const BATCH: usize = 64;
@@ -72,13 +75,19 @@ impl Worker {
         match sys::accept(&listener.socket) {
             Ok((socket, client)) => {
                 let (listener, port_offset) = (listener.index, listener.port_offset);
-                let hop = self.parts.shared.trace.look_up(client, || sys::meant_for(&socket));
+                let hop = match client.socket() {
+                    Some(address) => self.parts.shared.trace.look_up(address, || sys::meant_for(&socket)),
+                    None => {
+                        self.set_options(&socket, client, forward);
+                        Hop::default()
+                    }
+                };
                 let accepted = Accepted { socket, client, forward, listener, port_offset, hop, ticket: None };
                 if let Admission::Refuse(reason) = admission {
                     return self.turn_down(&accepted, reason);
                 }
                 let limits = &self.parts.routes[forward].edition.limits;
-                match self.parts.shared.limits.enter(limits, client.ip(), self.now_us) {
+                match self.parts.shared.limits.enter(limits, SourceKey::of(client), self.now_us) {
                     Ok(ticket) => self.hand_on(Accepted { ticket, ..accepted }),
                     Err(reason) => {
                         let told = self.parts.shared.limits.withdraw(limits);
@@ -100,6 +109,13 @@ impl Worker {
                     self.starve(&format!("cannot accept connections: {e}"));
                 }
             }
+        }
+    }
+
+    /// A connection to a unix socket inherits nothing from its listener.
+    fn set_options(&self, socket: &Socket, client: Endpoint, forward: usize) {
+        if let Err(e) = sys::set_options(socket, client, &self.parts.routes[forward].forward().tcp) {
+            log::debug!("{client}: cannot set the options of a connection: {e}; it keeps the system's own");
         }
     }
 
@@ -171,7 +187,8 @@ impl Worker {
         route.stats.open.add(1);
         let origin = Origin { client, forward, listener, opened_us: self.now_us };
         let connecting = Connecting::new(first, port_offset, hop, plan.timeouts.connect, self.now_us);
-        let refused = match plan.access.refuses(client.ip()) {
+        // Rules name addresses, and who connects to a unix socket has none: its file says who may.
+        let refused = match client.ip().and_then(|ip| plan.access.refuses(ip)) {
             _ if self.life == Life::Stopping => Some(EndReason::Drain),
             Some(Refusal::Denied) => Some(EndReason::Denied),
             Some(Refusal::NotAllowed) => Some(EndReason::NotAllowed),

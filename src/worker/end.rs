@@ -1,12 +1,12 @@
 //! The end of a session, and what a worker reports.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use super::{Accepted, GONE, Life, Message, TRIM_MS, Worker};
 use crate::arms::ArmIndex;
+use crate::endpoint::Endpoint;
 use crate::limits::Ticket;
 use crate::plan::Forward;
 use crate::session::{End, Session};
@@ -82,7 +82,7 @@ impl Worker {
         &mut self,
         forward: usize,
         listener: usize,
-        session: impl FnOnce(Arc<Forward>, SocketAddr) -> SessionRecord,
+        session: impl FnOnce(Arc<Forward>, Endpoint) -> SessionRecord,
     ) {
         if self.parts.log.is_none() {
             return;

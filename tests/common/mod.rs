@@ -16,6 +16,7 @@ pub(crate) mod process;
 pub(crate) mod spliced;
 pub(crate) mod stats;
 pub(crate) mod strace;
+pub(crate) mod unix;
 pub(crate) mod upgraded;
 
 use std::io::Write;
