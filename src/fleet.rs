@@ -7,6 +7,7 @@
 //! without having been told to is replaced; see [`Fleet::reap`].
 
 mod change;
+mod closing;
 mod doors;
 mod ledger;
 mod names;

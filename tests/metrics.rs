@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use common::peer::{Reserved, accept, backend, connect};
+use common::peer::{Reserved, accept, backend, connect, connect_or_reset};
 use common::spliced::{Launcher, Spliced};
 use serde_json::Value;
 
@@ -180,7 +180,7 @@ fn scraped(engine: &str) -> (Spliced, String) {
         client.read_exact(&mut vec![0; 100_000]).unwrap();
     }
     drop(target);
-    drop(connect(port.address()));
+    drop(connect_or_reset(port.address()));
     spliced.ended("done", 3);
     spliced.ended("refused", 1);
     (spliced, get(address))

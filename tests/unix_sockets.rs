@@ -149,9 +149,9 @@ fn a_reset_of_a_tcp_client_is_an_end_for_a_unix_backend() {
 fn until_error(socket: &mut Socket) -> ErrorKind {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
-        match socket.write(b"x") {
+        match socket.write_all(b"x") {
             Err(e) => return e.kind(),
-            Ok(_) => assert!(Instant::now() < end, "the other end is gone"),
+            Ok(()) => assert!(Instant::now() < end, "the other end is gone"),
         }
     }
 }

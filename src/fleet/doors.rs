@@ -5,16 +5,17 @@
 //! socket when its SYN arrives, and `net.ipv4.tcp_migrate_req` is off by default).
 //!
 //! For the same reason an address never has fewer sockets than it once had: those that are more than workers are dealt
-//! to the workers in turn. An address nobody asks for any more takes no new SYN, goes on for [`GRACE`] so that
-//! handshakes that have begun come to their end, and is closed once its queue is empty.
+//! to the workers in turn. An address nobody asks for any more is given up; see [`super::closing`].
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::closing::{CLOSE, Closing};
 use crate::endpoint::Endpoint;
 use crate::listener::{self, Listener};
 use crate::plan::{Forward, ListenOptions, Plan, TcpOptions};
@@ -24,9 +25,6 @@ use crate::sys;
 
 /// From this many ports in a range on, a port has one listener, dealt to the workers in turn, instead of one in each.
 const DEALT_FROM: usize = 16;
-/// How long a listener that is given up waits for handshakes that have begun: the first retransmission of a lost
-/// segment of one comes after a second.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// All listening sockets.
 #[derive(Debug, Default)]
@@ -46,42 +44,32 @@ pub struct Inherited {
 
 /// The sockets that listen on one address.
 #[derive(Debug, Clone)]
-struct Door {
-    address: Endpoint,
-    sockets: Vec<Arc<Socket>>,
+pub(super) struct Door {
+    pub(super) address: Endpoint,
+    pub(super) sockets: Vec<Arc<Socket>>,
     /// The file of a unix socket, which goes with the last to hold it here.
-    file: Option<Arc<SocketFile>>,
+    pub(super) file: Option<Arc<SocketFile>>,
     /// The worker the first of the sockets goes to; the others go to those that follow.
-    turn: usize,
+    pub(super) turn: usize,
     /// They were lent: no other is put beside them.
-    lent: bool,
+    pub(super) lent: bool,
     /// What the sockets are set to.
-    set: Option<Settings>,
+    pub(super) set: Option<Settings>,
     /// What its connections belong to; `None` while no plan has asked for it.
-    place: Option<Place>,
+    pub(super) place: Option<Place>,
 }
 
 /// What the sockets of a door are set to.
-type Settings = (TcpOptions, i32, ListenOptions);
+pub(super) type Settings = (TcpOptions, i32, ListenOptions);
 
 /// What the connections of an address belong to.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+pub(super) struct Place {
     /// Index of the forward in the plan, and from [`Doors::commit`] on the number of its edition.
-    forward: usize,
+    pub(super) forward: usize,
     /// Number of the address among those of its forward.
-    index: usize,
-    port_offset: u16,
-}
-
-/// A door that is given up.
-#[derive(Debug)]
-struct Closing {
-    door: Door,
-    /// When handshakes have had their time.
-    until: Instant,
-    /// Workers were told to let go of it.
-    told: bool,
+    pub(super) index: usize,
+    pub(super) port_offset: u16,
 }
 
 /// What a plan needs, opened and not in use yet. Dropping it closes what is new and changes nothing.
@@ -156,13 +144,14 @@ impl Doors {
     /// # Errors
     /// An address that cannot be bound, named in the message with what can be done; nothing has changed then.
     pub fn prepare(&self, plan: &Plan, workers: usize) -> io::Result<Prepared> {
-        let closing = self.closing.iter().filter(|closing| closing.may_reopen()).map(|closing| &closing.door);
-        let known: HashMap<Endpoint, &Door> =
-            self.open.iter().chain(closing).map(|door| (door.address, door)).collect();
+        let again = self.closing.iter().filter_map(Closing::again);
+        // An address may be open, and have old listeners beside that hear nothing any more.
+        let doors = again.chain(self.open.iter().cloned());
+        let mut known: HashMap<Endpoint, Door> = doors.map(|door| (door.address, door)).collect();
         let places = || plan.forwards.iter().flat_map(|forward| forward.addresses().map(move |(at, _)| (at, forward)));
         // An address that is taken is found before any other is opened to clients.
         for (address, forward) in places().filter(|(address, _)| !known.contains_key(address)) {
-            listener::probe(address).map_err(|e| listener::explain(address, forward, &e))?;
+            self.probe(address).map_err(|e| listener::explain(address, forward, &e))?;
         }
         let mut prepared = Prepared { doors: Vec::new(), bound: Vec::new() };
         for (number, forward) in plan.forwards.iter().enumerate() {
@@ -172,13 +161,29 @@ impl Doors {
                     let shared = sys::REUSE_PORT_BALANCES && listen.ports.len() < DEALT_FROM && !address.is_unix();
                     let wanted = if shared { workers } else { 1 };
                     let place = Place { forward: number, index, port_offset };
-                    let door = prepared.open(address, place, forward, wanted, known.get(&address).copied());
+                    let door = prepared.open(address, place, forward, wanted, known.remove(&address));
                     prepared.doors.push(door.map_err(|e| listener::explain(address, forward, &e))?);
                     index += 1;
                 }
             }
         }
         Ok(prepared)
+    }
+
+    /// Looks whether an address is free. A worker may be closing our own last socket of it at this moment.
+    fn probe(&self, address: Endpoint) -> io::Result<()> {
+        let until = Instant::now() + CLOSE;
+        loop {
+            match listener::probe(address) {
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse && self.closing.iter().any(|c| c.address == address) => {
+                    if Instant::now() >= until {
+                        return Err(e);
+                    }
+                    std::thread::yield_now();
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Puts what was prepared into use. `editions` has the number of each forward's edition, in the order of the plan.
@@ -196,25 +201,22 @@ impl Doors {
             }
         }
         let taken: HashSet<Endpoint> = doors.iter().map(|door| door.address).collect();
-        let is_again = |closing: &Closing| taken.contains(&closing.door.address) && closing.may_reopen();
-        let (again, closing) = std::mem::take(&mut self.closing).into_iter().partition(is_again);
-        let again: Vec<Closing> = again;
-        again.iter().flat_map(|closing| &closing.door.sockets).for_each(|socket| take_syns(socket));
-        self.closing = closing;
+        self.closing.retain(|closing| closing.is_deaf || !taken.contains(&closing.address));
         let old = std::mem::replace(&mut self.open, doors);
-        old.into_iter().filter(|door| !taken.contains(&door.address)).for_each(|door| self.give_up(door, now));
+        self.give_up(old.into_iter().filter(|door| !taken.contains(&door.address)), now);
     }
 
     /// Leaves every open door to another process, but for addresses that one does not serve: those are given up.
     pub(super) fn leave(&mut self, given_up: &[Endpoint], now: Instant) {
         let given_up: HashSet<&Endpoint> = given_up.iter().collect();
-        for door in std::mem::take(&mut self.open) {
-            if given_up.contains(&door.address) {
-                self.give_up(door, now);
-            } else if let Some(file) = &door.file {
-                file.leave();
-            }
-        }
+        let open = std::mem::take(&mut self.open).into_iter();
+        let (given_up, left): (Vec<Door>, Vec<Door>) = open.partition(|door| given_up.contains(&door.address));
+        left.iter().filter_map(|door| door.file.as_ref()).for_each(|file| file.leave());
+        self.give_up(given_up.into_iter(), now);
+    }
+
+    fn give_up(&mut self, doors: impl Iterator<Item = Door>, now: Instant) {
+        self.closing.extend(doors.filter_map(|door| Closing::new(door, now)));
     }
 
     /// Whether no socket is open or about to close.
@@ -222,66 +224,50 @@ impl Doors {
         self.open.is_empty() && self.closing.is_empty()
     }
 
-    fn give_up(&mut self, mut door: Door, now: Instant) {
-        if !door.address.is_unix() {
-            door.sockets.iter().for_each(|socket| refuse_syns(socket));
-        }
-        // Without its file nobody finds a unix socket any more; a service manager keeps its own.
-        door.file = None;
-        // Without a place no worker has it, and nobody would serve its queue.
-        if door.place.is_some() {
-            self.closing.push(Closing { door, until: now + GRACE, told: false });
-        }
-    }
-
     /// The listeners of each of the workers in `seats`, whose numbers are in ascending order and more than none.
     #[must_use]
     pub fn deal(&self, seats: &[usize]) -> HashMap<usize, Vec<Listener>> {
         let mut sets: HashMap<usize, Vec<Listener>> = HashMap::new();
-        let closing = self.closing.iter().map(|closing| (&closing.door, closing.told));
-        for (door, closing) in self.open.iter().map(|door| (door, false)).chain(closing) {
-            let Some(Place { forward, index, port_offset }) = door.place else { continue };
-            for (i, socket) in door.sockets.iter().enumerate() {
-                let socket = Arc::clone(socket);
-                let listener = Listener { socket, forward, index, port_offset, ready: true, paused: false, closing };
-                sets.entry(seats[(door.turn + i) % seats.len()]).or_default().push(listener);
-            }
+        let mut give = |socket, turn: usize, place: Place, closing| {
+            let Place { forward, index, port_offset } = place;
+            let listener = Listener { socket, forward, index, port_offset, ready: true, paused: false, closing };
+            sets.entry(seats[turn % seats.len()]).or_default().push(listener);
+        };
+        for door in &self.open {
+            let Some(place) = door.place else { continue };
+            let sockets = door.sockets.iter().enumerate();
+            sockets.for_each(|(i, socket)| give(Arc::clone(socket), door.turn + i, place, false));
+        }
+        for closing in &self.closing {
+            closing.open().for_each(|(turn, socket)| give(socket, turn, closing.place, closing.is_told()));
         }
         sets
     }
 
     /// Editions connections may still come for though no plan has them any more.
     pub fn closing_editions(&self) -> impl Iterator<Item = usize> {
-        self.closing.iter().filter_map(|closing| closing.door.place).map(|place| place.forward)
+        self.closing.iter().map(|closing| closing.place.forward)
     }
 
     /// When [`Self::close_due`] and [`Self::closed`] are to be asked again.
     pub fn next_tick(&self, now: Instant) -> Option<Instant> {
         let look = now + Duration::from_millis(50);
-        self.closing.iter().map(|closing| if closing.told { look } else { closing.until }).min()
+        self.closing.iter().map(|closing| if closing.is_told() { look } else { closing.until() }).min()
     }
 
     /// Whether workers are to be told that some listener will get no connection any more.
     pub fn close_due(&mut self, now: Instant) -> bool {
-        let due = |closing: &&mut Closing| !closing.told && closing.until <= now;
-        self.closing.iter_mut().filter(due).map(|closing| closing.told = true).count() > 0
+        let due = |closing: &&mut Closing| !closing.is_told() && closing.until() <= now;
+        self.closing.iter_mut().filter(due).map(Closing::let_go).count() > 0
     }
 
-    /// Closes the sockets every worker has let go of; whether there were any.
+    /// Forgets the sockets workers have closed; whether there were any.
     pub fn closed(&mut self) -> bool {
         let before = self.closing.len();
-        // With nobody else to hold it, all that was accepted from it has been told before.
-        self.closing.retain_mut(|closing| {
-            !closing.told || closing.door.sockets.iter_mut().any(|socket| Arc::get_mut(socket).is_none())
-        });
+        self.closing.retain(Closing::is_open);
+        // Whatever its workers have done with connections accepted from it has happened before.
+        fence(Ordering::Acquire);
         self.closing.len() < before
-    }
-}
-
-impl Closing {
-    /// Whether a plan that has the address again gets the same sockets: not those of a file that is gone.
-    fn may_reopen(&self) -> bool {
-        self.door.address.path().is_none()
     }
 }
 
@@ -331,10 +317,11 @@ impl Prepared {
         place: Place,
         forward: &Forward,
         wanted: usize,
-        known: Option<&Door>,
+        known: Option<Door>,
     ) -> io::Result<Door> {
+        let was_open = known.as_ref().is_some_and(|door| !door.sockets.is_empty());
         let mut door = match known {
-            Some(door) => Door { place: Some(place), ..door.clone() },
+            Some(door) => Door { place: Some(place), ..door },
             None => {
                 let (socket, file) = listener::claim(address, forward)?;
                 Door {
@@ -350,8 +337,8 @@ impl Prepared {
         };
         while door.sockets.len() < wanted && !door.lent {
             // An inherited socket may be alone; so that others can stand beside it, it must allow that.
-            let bound = door.sockets[0].set_reuse_port(true).and_then(|()| listener::bind(address, forward, true));
-            match bound {
+            let shared = door.sockets.first().map_or(Ok(()), |first| first.set_reuse_port(true));
+            match shared.and_then(|()| listener::bind(address, forward, true)) {
                 Ok(socket) => {
                     let socket = Arc::new(socket);
                     self.bound.push(Arc::clone(&socket));
@@ -359,7 +346,7 @@ impl Prepared {
                 }
                 // Another user's socket, or a low port without the privilege to bind it again: the address is served
                 // all the same, and workers hand connections to one another.
-                Err(e) if known.is_some() => {
+                Err(e) if was_open => {
                     log::debug!("{address}: {} sockets for {wanted} workers: {e}", door.sockets.len());
                     break;
                 }
@@ -368,36 +355,4 @@ impl Prepared {
         }
         Ok(door)
     }
-}
-
-/// Lets a listener finish handshakes and begin none.
-fn refuse_syns(socket: &Socket) {
-    #[cfg(target_os = "linux")]
-    {
-        use socket2::SockFilter;
-        // A filter of a TCP socket sees a segment from its TCP header on (tcp_filter in net/ipv4/tcp_ipv4.c); byte 13
-        // holds the flags, 2 is SYN. What it returns is how much of the segment is kept.
-        let (load, jump_if_set, give) = (0x30, 0x45, 0x06);
-        let filter = [
-            SockFilter::new(load, 0, 0, 13),
-            SockFilter::new(jump_if_set, 0, 1, 2),
-            SockFilter::new(give, 0, 0, 0),
-            SockFilter::new(give, 0, 0, u32::MAX),
-        ];
-        if let Err(e) = socket.attach_filter(&filter) {
-            log::debug!("a listener that closes goes on to take connections until then: {e}");
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = socket;
-}
-
-/// Takes back [`refuse_syns`].
-fn take_syns(socket: &Socket) {
-    #[cfg(target_os = "linux")]
-    if let Err(e) = socket.detach_filter() {
-        log::debug!("a listener had no filter: {e}");
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = socket;
 }

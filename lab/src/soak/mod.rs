@@ -390,7 +390,7 @@ mod tests {
         notes.clear();
         let found = grown(&points(|x| 20.0 + x), &mut notes);
         assert!(found.contains(&"descriptors") && !found.contains(&"private_dirty_bytes"), "{found:?}");
-        assert!(notes[0].contains("grows: 60 a minute"), "{notes:?}");
+        assert!(notes[0].contains("grows: 60.0 a minute"), "{notes:?}");
     }
 
     #[test]
