@@ -41,7 +41,7 @@ pub(crate) fn backlog(forward: &Forward) -> i32 {
 }
 
 /// Sockets that share an address by SO_REUSEPORT do not notice another process that does the same; one without it does.
-pub(crate) fn probe(address: Endpoint) -> io::Result<()> {
+pub(crate) fn probe(address: Endpoint, forward: &Forward) -> io::Result<()> {
     let address = match address {
         Endpoint::Ip(address) => address,
         Endpoint::Unix(name) => return unix::probe(name),
@@ -49,7 +49,7 @@ pub(crate) fn probe(address: Endpoint) -> io::Result<()> {
     };
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    only_v6(&socket, address)?;
+    narrow(&socket, address, forward)?;
     socket.bind(&address.into())
 }
 
@@ -68,18 +68,46 @@ pub(crate) fn claim(address: Endpoint, forward: &Forward) -> io::Result<(Socket,
 
 /// Binds without listening; `shared` lets it stand beside others on the address.
 pub(crate) fn bind(address: Endpoint, forward: &Forward, shared: bool) -> io::Result<Socket> {
-    let socket = sys::stream(address)?;
+    let socket = sys::stream(address, forward.tcp.mptcp)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    address.socket().map_or(Ok(()), |address| only_v6(&socket, address))?;
+    address.socket().map_or(Ok(()), |address| narrow(&socket, address, forward))?;
     sys::set_options(&socket, address, &forward.tcp)?;
     socket.bind(&address.to_sock_addr()?)?;
+    set_fast_open(&socket, address, forward);
     Ok(socket)
 }
 
-/// `[::]:80` beside `0.0.0.0:80` is two listeners, not a conflict.
-fn only_v6(socket: &Socket, address: SocketAddr) -> io::Result<()> {
-    if address.is_ipv6() { socket.set_only_v6(true) } else { Ok(()) }
+/// Fast Open makes some connections faster; without it all of them work.
+pub(crate) fn set_fast_open(socket: &Socket, address: Endpoint, forward: &Forward) {
+    let queue = forward.tcp.fast_open.unwrap_or(0);
+    if !address.is_unix()
+        && let Err(e) = sys::listen_fast_open(socket, queue)
+        && queue > 0
+    {
+        log::warn!("{address}: no TCP Fast Open: {e}; clients connect without it");
+    }
+}
+
+/// Sets which clients it is for. `[::]:80` beside `0.0.0.0:80` is two listeners, not a conflict, unless asked otherwise.
+fn narrow(socket: &Socket, address: SocketAddr, forward: &Forward) -> io::Result<()> {
+    let options = &forward.listen_options;
+    if address.is_ipv6() {
+        socket.set_only_v6(options.v6_only)?;
+    }
+    let Some(device) = &options.device else { return Ok(()) };
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let bound = socket.bind_device(Some(device.as_bytes()));
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let bound: io::Result<()> = Err(io::ErrorKind::Unsupported.into());
+    bound.map_err(|e| {
+        let advice = match e.raw_os_error() {
+            Some(libc::ENODEV) => "`ip link` lists the devices of this host",
+            Some(libc::EPERM) => "before Linux 5.7 it takes CAP_NET_RAW",
+            _ => "check the device",
+        };
+        io::Error::new(e.kind(), format!("device {device}: {e}: {advice}"))
+    })
 }
 
 /// An error about a listening address, with what can be done.

@@ -184,6 +184,10 @@ pub struct TcpOptions {
     pub send_buffer: Option<usize>,
     /// Connections the kernel queues before `accept`; capped by `net.core.somaxconn`.
     pub backlog: u32,
+    /// TCP Fast Open on both sides: how many connections with data in their SYN a listener has at once.
+    pub fast_open: Option<u32>,
+    /// Multipath TCP on both sides, where the kernel has it.
+    pub mptcp: bool,
 }
 
 impl Default for TcpOptions {
@@ -194,6 +198,8 @@ impl Default for TcpOptions {
             receive_buffer: None,
             send_buffer: None,
             backlog: 4096,
+            fast_open: None,
+            mptcp: false,
         }
     }
 }
@@ -334,6 +340,18 @@ impl Forward {
     /// Every address it listens on, ranges expanded, with the place of the port in its range.
     pub fn addresses(&self) -> impl Iterator<Item = (Endpoint, u16)> {
         self.listen.iter().flat_map(Listen::addresses)
+    }
+
+    /// One of [`Self::addresses`] by its place there, without counting through ranges.
+    #[must_use]
+    pub fn address(&self, mut index: usize) -> Option<Endpoint> {
+        for listen in &self.listen {
+            match u16::try_from(index).ok().filter(|_| index < listen.ports.len()) {
+                Some(offset) => return Some(listen.address(offset)),
+                None => index = index.checked_sub(listen.ports.len())?,
+            }
+        }
+        None
     }
 
     /// Most bytes a read of any of its sessions may take.

@@ -367,8 +367,12 @@ fn forward() -> impl Strategy<Value = Forward> {
                         receive_buffer: tcp.2,
                         send_buffer: tcp.3,
                         backlog: tcp.4,
+                        fast_open: tcp.4.is_multiple_of(5).then_some(1 + tcp.4 % 65_535),
+                        mptcp: tcp.4.is_multiple_of(7),
                     },
                     listen_options: ListenOptions {
+                        v6_only: tcp.4 % 4 < 2,
+                        device: tcp.4.is_multiple_of(6).then(|| "eth0.7".to_owned()),
                         unix_mode: tcp.4.is_multiple_of(2).then_some(tcp.4 & 0o777 | 0o200),
                         unix_owner: (tcp.4.is_multiple_of(3))
                             .then(|| RunAs { user: "redis".to_owned(), group: Some("7".to_owned()) }),

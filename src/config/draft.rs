@@ -136,8 +136,12 @@ impl DraftForward {
                 receive_buffer: options.receive_buffer.map_or(tcp.receive_buffer, |size| size.0),
                 send_buffer: options.send_buffer.map_or(tcp.send_buffer, |size| size.0),
                 backlog: options.backlog.unwrap_or(tcp.backlog),
+                fast_open: options.fast_open.and_then(|queue| queue.0),
+                mptcp: options.mptcp.unwrap_or(tcp.mptcp),
             },
             listen_options: ListenOptions {
+                v6_only: options.v6only.unwrap_or(true),
+                device: options.device.clone().and_then(|device| device.0),
                 unix_mode: options.unix_mode.and_then(|mode| mode.0),
                 unix_owner: options.unix_owner.clone().and_then(|owner| owner.0),
             },

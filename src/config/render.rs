@@ -107,7 +107,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 20] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 24] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -127,6 +127,10 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 20] {
         ("receive_buffer", size(forward.tcp.receive_buffer)),
         ("send_buffer", size(forward.tcp.send_buffer)),
         ("backlog", forward.tcp.backlog.to_string()),
+        ("fast_open", forward.tcp.fast_open.map_or("off".to_owned(), |queue| queue.to_string())),
+        ("mptcp", switch(forward.tcp.mptcp)),
+        ("v6only", switch(forward.listen_options.v6_only)),
+        ("device", forward.listen_options.device.as_ref().map_or("none".to_owned(), |device| quote(device))),
         ("unix_mode", forward.listen_options.unix_mode.map_or("auto".to_owned(), |mode| format!("\"{mode:04o}\""))),
         (
             "unix_owner",
@@ -134,6 +138,10 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 20] {
         ),
         ("source", sources(&forward.sources)),
     ]
+}
+
+fn switch(on: bool) -> String {
+    if on { "on" } else { "off" }.to_owned()
 }
 
 fn sources(sources: &[IpAddr]) -> String {

@@ -26,6 +26,9 @@ const YEAR_MS: u64 = 365 * 24 * 3_600_000;
 
 pub(super) const PIN: &str = "auto, on, off";
 pub(super) const GATHER: &str = "on, off";
+pub(super) const SWITCH: &str = "on, off";
+pub(super) const FAST_OPEN: &str = "on, off, or a number from 1 to 65535";
+pub(super) const DEVICE: &str = "none, or the name of a network interface, such as eth0";
 pub(super) const LOG_FORMAT: &str = "text, json, rinetd, common";
 pub(super) const WORKERS: &str = "auto, or a number from 1 to 1024";
 pub(super) const MAX_CONNECTIONS: &str = "none, or a number from 1 to 1000000000";
@@ -60,6 +63,28 @@ pub(super) fn pin(text: &str) -> Parsed<Pin> {
 
 pub(super) fn gather(text: &str) -> Parsed<bool> {
     word(text, &[("on", true), ("off", false)], GATHER)
+}
+
+pub(super) fn switch(text: &str) -> Parsed<bool> {
+    word(text, &[("on", true), ("off", false)], SWITCH)
+}
+
+/// Handshakes with data a listener has at once; `off` is none.
+#[expect(clippy::cast_possible_truncation, reason = "the limits of each value fit its type")]
+pub(super) fn fast_open(text: &str) -> Parsed<Maybe<u32>> {
+    match text {
+        "on" => Ok(Maybe(Some(256))),
+        _ => unless("off", text, |text| number(text, 1, 65_535, FAST_OPEN).map(|n| n as u32)),
+    }
+}
+
+/// What `dev_valid_name` in the kernel's net/core/dev.c lets an interface be called.
+pub(super) fn device(text: &str) -> Parsed<Maybe<String>> {
+    unless("none", text, |text| {
+        let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
+        let plain = text.chars().all(|c| !c.is_control() && !c.is_whitespace() && c != '/' && c != ':');
+        if fits && plain { Ok(text.to_owned()) } else { Err(found(text, DEVICE)) }
+    })
 }
 
 pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {

@@ -23,7 +23,7 @@ use crate::sandbox;
 use crate::socket_file::SocketFile;
 use crate::sys;
 
-/// From this many ports in a range on, a port has one listener, dealt to the workers in turn, instead of one in each.
+/// From this many ports of a forward on, a port has one listener, dealt to the workers in turn, instead of one in each.
 const DEALT_FROM: usize = 16;
 
 /// All listening sockets.
@@ -151,14 +151,15 @@ impl Doors {
         let places = || plan.forwards.iter().flat_map(|forward| forward.addresses().map(move |(at, _)| (at, forward)));
         // An address that is taken is found before any other is opened to clients.
         for (address, forward) in places().filter(|(address, _)| !known.contains_key(address)) {
-            self.probe(address).map_err(|e| listener::explain(address, forward, &e))?;
+            self.probe(address, forward).map_err(|e| listener::explain(address, forward, &e))?;
         }
         let mut prepared = Prepared { doors: Vec::new(), bound: Vec::new() };
         for (number, forward) in plan.forwards.iter().enumerate() {
             let mut index = 0;
+            let ports: usize = forward.listen.iter().map(|listen| listen.ports.len()).sum();
             for listen in &forward.listen {
                 for (address, port_offset) in listen.addresses() {
-                    let shared = sys::REUSE_PORT_BALANCES && listen.ports.len() < DEALT_FROM && !address.is_unix();
+                    let shared = sys::REUSE_PORT_BALANCES && ports < DEALT_FROM && !address.is_unix();
                     let wanted = if shared { workers } else { 1 };
                     let place = Place { forward: number, index, port_offset };
                     let door = prepared.open(address, place, forward, wanted, known.remove(&address));
@@ -171,10 +172,10 @@ impl Doors {
     }
 
     /// Looks whether an address is free. A worker may be closing our own last socket of it at this moment.
-    fn probe(&self, address: Endpoint) -> io::Result<()> {
+    fn probe(&self, address: Endpoint, forward: &Forward) -> io::Result<()> {
         let until = Instant::now() + CLOSE;
         loop {
-            match listener::probe(address) {
+            match listener::probe(address, forward) {
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse && self.closing.iter().any(|c| c.address == address) => {
                     if Instant::now() >= until {
                         return Err(e);
@@ -293,6 +294,7 @@ impl Door {
             if !new && !changed {
                 return true;
             }
+            listener::set_fast_open(socket, address, forward);
             // listen(2) of a socket that listens sets its backlog. For a new one it would take another address or no
             // memory to fail: the other sockets of the address take its connections.
             let listens = socket.listen(wanted.1);

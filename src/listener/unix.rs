@@ -29,7 +29,7 @@ pub(super) fn probe(name: UnixName) -> io::Result<()> {
 pub(super) fn claim(name: UnixName, forward: &Forward) -> io::Result<(Socket, Option<SocketFile>)> {
     let address = Endpoint::Unix(name);
     let Some(path) = name.path() else {
-        let socket = sys::stream(address)?;
+        let socket = sys::stream(address, false)?;
         sys::set_options(&socket, address, &forward.tcp)?;
         socket.bind(&address.to_sock_addr()?)?;
         socket.listen(backlog(forward))?;

@@ -25,12 +25,22 @@ pub enum Local {
 }
 
 /// Options of listening sockets alone.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenOptions {
+    /// An IPv6 address takes no IPv4 clients (`IPV6_V6ONLY`).
+    pub v6_only: bool,
+    /// Only clients that come by this network interface (`SO_BINDTODEVICE`); `None` by any.
+    pub device: Option<String>,
     /// Permission bits of the files of unix sockets; `None` is what the umask leaves of 0777.
     pub unix_mode: Option<u32>,
     /// Who owns the files of unix sockets; `None` is who the process becomes.
     pub unix_owner: Option<RunAs>,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { v6_only: true, device: None, unix_mode: None, unix_owner: None }
+    }
 }
 
 impl Listen {
@@ -42,14 +52,15 @@ impl Listen {
 
     /// Every address, the range expanded, with the place of the port in it.
     pub fn addresses(&self) -> impl Iterator<Item = (Endpoint, u16)> {
-        let Self { local, ports } = *self;
-        (0..ports.len() as u16).map(move |offset| {
-            let address = match local {
-                Local::Ip(ip) => Endpoint::Ip(SocketAddr::new(ip, ports.first + offset)),
-                Local::Unix(name) => Endpoint::Unix(name),
-            };
-            (address, offset)
-        })
+        (0..self.ports.len() as u16).map(|offset| (self.address(offset), offset))
+    }
+
+    /// The address with that place in the range of ports.
+    pub(super) fn address(&self, offset: u16) -> Endpoint {
+        match self.local {
+            Local::Ip(ip) => SocketAddr::new(ip, self.ports.first + offset).into(),
+            Local::Unix(name) => Endpoint::Unix(name),
+        }
     }
 }
 
@@ -60,5 +71,21 @@ impl fmt::Display for Listen {
             Local::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.ports),
             Local::Unix(name) => name.fmt(f),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Lookup, Overrides, parse};
+
+    #[test]
+    fn addresses_are_found_by_their_place() {
+        let text = "forwards: [{listen: [\"127.0.0.1:1-3\", \"unix:@a\", \"[::1]:9\"], to: \"10.0.0.1:80\"}]";
+        let plan = parse("FILE", text, &Overrides::default(), &Lookup::fixed()).unwrap();
+        let forward = &plan.forwards[0];
+        let all: Vec<_> = forward.addresses().map(|(address, _)| address).collect();
+        assert_eq!(all.len(), 5);
+        assert_eq!((0..).map_while(|index| forward.address(index)).collect::<Vec<_>>(), all);
+        assert_eq!((forward.address(5), forward.address(usize::MAX)), (None, None));
     }
 }

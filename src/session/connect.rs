@@ -2,7 +2,7 @@
 //!
 //! What the client sends meanwhile waits in the kernel.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -37,6 +37,8 @@ pub struct Connecting {
     wait: Wait,
     /// When to give up on the unix socket whose queue is full; 0 while there is none.
     queue_ms: u64,
+    /// Bytes of the client's that went with the present SYN.
+    early: usize,
     began_us: u64,
 }
 
@@ -89,6 +91,7 @@ impl Connecting {
             last: None,
             wait: Wait::Backend,
             queue_ms: 0,
+            early: 0,
             began_us: now_us,
         }
     }
@@ -172,8 +175,14 @@ impl Session {
             if let Some(late) = self.backend.take() {
                 give_up(&late);
             }
-            match begin(address, by, connecting.attempts) {
-                Ok((socket, local)) => {
+            let mut buffer = [0; EARLY];
+            let early = match by.forward.tcp.fast_open.filter(|_| !address.is_unix()) {
+                Some(_) => look_ahead(&self.client, &mut buffer),
+                None => &[],
+            };
+            match begin(address, by, connecting.attempts, early) {
+                Ok(Begun { socket, local, early }) => {
+                    connecting.early = early;
                     self.attempt = connecting.attempts;
                     connecting.attempts += 1;
                     connecting.set_next(candidates.saturating_sub(connecting.attempts), by.now_us / 1000);
@@ -224,12 +233,28 @@ impl Session {
             return self.next_address(Some(connect_end(&e)), by);
         }
         let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
+        let early = connecting.early;
         by.stats.connect_time.record(Duration::from_micros(by.now_us - connecting.began_us));
         self.phase = Phase::Open;
         self.active_us = by.now_us;
         // Whatever was said before the handshake ended is stale, and the first write needs no event.
         (self.client_ready.writable, self.backend_ready.writable) = (true, true);
+        if early > 0
+            && let Err(e) = self.take_early(early, by)
+        {
+            return Step::End(End { reason: super::blame(Side::Client, &e), errno: e.raw_os_error() });
+        }
         Step::Again
+    }
+
+    /// Takes out of the client's socket what went with the SYN: it has been seen there, so it is there.
+    fn take_early(&mut self, early: usize, by: &Connector<'_>) -> io::Result<()> {
+        let mut buffer = [0; EARLY];
+        let taken = (&self.client).read(&mut buffer[..early])?;
+        debug_assert_eq!(taken, early, "what was seen is there, in one piece");
+        self.bytes.client_to_backend.copy += taken as u64;
+        by.stats.up_copy.add(taken as u64);
+        if taken < early { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
     }
 
     /// Gives up on the present address.
@@ -241,17 +266,38 @@ impl Session {
     }
 }
 
+/// An attempt that is on its way.
+struct Begun {
+    socket: Socket,
+    local: Option<SocketAddr>,
+    /// Bytes of the client's that went with the SYN.
+    early: usize,
+}
+
+/// Most bytes that go with a SYN: what fits one segment on any usual path.
+const EARLY: usize = 1200;
+
+/// What the client has sent already. It stays in the socket until the target has taken it: an attempt that fails has
+/// taken nothing, and the next one sends it again.
+fn look_ahead<'b>(client: &Socket, buffer: &'b mut [u8; EARLY]) -> &'b [u8] {
+    match sys::peek(client, buffer) {
+        Ok(n) => &buffer[..n],
+        // There is nothing, or an error that is found again when the session moves bytes.
+        Err(_) => &[],
+    }
+}
+
 /// Makes the socket and starts the handshake, from the first source address that has a port left; also says which local
 /// address it has got.
-fn begin(address: Endpoint, by: &Connector<'_>, attempt: u32) -> io::Result<(Socket, Option<SocketAddr>)> {
+fn begin(address: Endpoint, by: &Connector<'_>, attempt: u32, early: &[u8]) -> io::Result<Begun> {
     let ip = match address.ip() {
         Some(ip) if !by.sources.is_empty() => ip,
-        _ => return begin_from(None, address, by, attempt),
+        _ => return begin_from(None, address, by, attempt, early),
     };
     // Going out from another address than those asked for would be worse than trying the next target.
     let mut last = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
     for source in by.sources.turn(ip) {
-        match begin_from(Some(source), address, by, attempt) {
+        match begin_from(Some(source), address, by, attempt, early) {
             // That an address has no port left says more than that there is no such address.
             Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => {
                 last = if connect_end(&last).reason == EndReason::NoPorts { last } else { e };
@@ -267,8 +313,9 @@ fn begin_from(
     address: Endpoint,
     by: &Connector<'_>,
     attempt: u32,
-) -> io::Result<(Socket, Option<SocketAddr>)> {
-    let socket = sys::stream(address)?;
+    early: &[u8],
+) -> io::Result<Begun> {
+    let socket = sys::stream(address, by.forward.tcp.mptcp)?;
     sys::set_options(&socket, address, &by.forward.tcp)?;
     if let Some(source) = source {
         sys::bind_source(&socket, source).map_err(|e| {
@@ -277,20 +324,25 @@ fn begin_from(
             io::Error::new(e.kind(), e)
         })?;
     }
-    start_handshake(&socket, address)?;
+    let early = start_handshake(&socket, address, early)?;
     let local = socket.local_addr().ok().and_then(|l| l.as_socket());
     by.registry
         .register(&mut SourceFd(&socket.as_raw_fd()), super::backend_token(by.key, attempt), sys::interest())
         .inspect_err(|_| give_up(&socket))?;
-    Ok((socket, local))
+    Ok(Begun { socket, local, early })
 }
 
 /// Asks again when it was interrupted: nothing else tells whether the handshake has begun (EALREADY, EISCONN) or not.
-fn start_handshake(socket: &Socket, address: Endpoint) -> io::Result<()> {
+fn start_handshake(socket: &Socket, address: Endpoint, early: &[u8]) -> io::Result<usize> {
     let to = address.to_sock_addr()?;
+    if !early.is_empty()
+        && let Some(sent) = sys::connect_with(socket, &to, early)?
+    {
+        return Ok(sent);
+    }
     loop {
         match socket.connect(&to).map_err(|e| (e.raw_os_error(), e)) {
-            Ok(()) | Err((Some(libc::EINPROGRESS | libc::EALREADY | libc::EISCONN), _)) => return Ok(()),
+            Ok(()) | Err((Some(libc::EINPROGRESS | libc::EALREADY | libc::EISCONN), _)) => return Ok(0),
             Err((Some(libc::EINTR), _)) => {}
             Err((_, e)) => return Err(e),
         }

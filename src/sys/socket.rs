@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+#[cfg(target_os = "linux")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
@@ -9,15 +11,39 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use crate::endpoint::{Caller, Endpoint};
 use crate::plan::TcpOptions;
 
-/// A TCP or unix stream socket that neither blocks nor is inherited by a child.
+/// A TCP or unix stream socket that neither blocks nor is inherited by a child. With `mptcp` it speaks Multipath TCP
+/// where the kernel has that, and TCP to whoever does not.
 ///
 /// # Errors
 /// What socket(2) reports.
-pub fn stream(address: Endpoint) -> io::Result<Socket> {
-    let (domain, protocol) = match address.socket() {
-        Some(address) => (Domain::for_address(address), Some(Protocol::TCP)),
-        None => (Domain::UNIX, None),
-    };
+pub fn stream(address: Endpoint, mptcp: bool) -> io::Result<Socket> {
+    match address.socket().map(Domain::for_address) {
+        None => nonblocking(Domain::UNIX, None),
+        #[cfg(target_os = "linux")]
+        Some(domain) if mptcp && !NO_MPTCP.load(Ordering::Relaxed) => {
+            nonblocking(domain, Some(Protocol::MPTCP)).or_else(|error| {
+                // Not there, not switched on (net.mptcp.enabled), or filtered: TCP does in its place.
+                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) {
+                    return Err(error);
+                }
+                if !NO_MPTCP.swap(true, Ordering::Relaxed) {
+                    log::warn!("no Multipath TCP: {error}; TCP is used (sysctl net.mptcp.enabled=1, CONFIG_MPTCP)");
+                }
+                nonblocking(domain, Some(Protocol::TCP))
+            })
+        }
+        Some(domain) => {
+            let _ = mptcp;
+            nonblocking(domain, Some(Protocol::TCP))
+        }
+    }
+}
+
+/// The kernel has refused Multipath TCP.
+#[cfg(target_os = "linux")]
+static NO_MPTCP: AtomicBool = AtomicBool::new(false);
+
+fn nonblocking(domain: Domain, protocol: Option<Protocol>) -> io::Result<Socket> {
     #[cfg(target_os = "linux")]
     {
         Socket::new(domain, Type::STREAM.nonblocking(), protocol)
@@ -45,7 +71,8 @@ pub fn accept(listener: &Socket) -> io::Result<(Socket, Endpoint)> {
         (socket, address)
     };
     let client = match address.as_socket() {
-        Some(address) => Endpoint::Ip(address),
+        // An IPv4 client of an IPv6 socket is known by its IPv4 address, as everywhere.
+        Some(address) => Endpoint::Ip(SocketAddr::new(address.ip().to_canonical(), address.port())),
         None => Endpoint::Caller(caller(&socket)?),
     };
     Ok((socket, client))
@@ -73,7 +100,7 @@ fn caller(socket: &Socket) -> io::Result<Caller> {
 /// # Errors
 /// What setsockopt(2) reports.
 pub fn set_options(socket: &Socket, address: Endpoint, options: &TcpOptions) -> io::Result<()> {
-    socket.set_out_of_band_inline(true)?;
+    missing_in_mptcp(options, socket.set_out_of_band_inline(true))?;
     if !address.is_unix() {
         set_tcp_options(socket, options)?;
     }
@@ -86,16 +113,25 @@ pub fn set_options(socket: &Socket, address: Endpoint, options: &TcpOptions) -> 
     Ok(())
 }
 
+/// Multipath TCP lacks some options of TCP, more of them in older kernels (`mptcp_supported_sockopt` in
+/// net/mptcp/sockopt.c): it goes without them.
+fn missing_in_mptcp(options: &TcpOptions, result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if options.mptcp && matches!(e.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP)) => Ok(()),
+        result => result,
+    }
+}
+
 fn set_tcp_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
+    missing_in_mptcp(options, socket.set_tcp_nodelay(true))?;
     if let Some(idle) = options.keepalive {
         let interval = Duration::from_secs((idle.as_secs() / 4).max(1));
         let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(4);
-        socket.set_tcp_keepalive(&keepalive)?;
+        missing_in_mptcp(options, socket.set_tcp_keepalive(&keepalive))?;
     }
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if let Some(timeout) = options.user_timeout {
-        socket.set_tcp_user_timeout(Some(timeout))?;
+        missing_in_mptcp(options, socket.set_tcp_user_timeout(Some(timeout)))?;
     }
     Ok(())
 }
@@ -113,7 +149,7 @@ pub fn reset_options(socket: &Socket, address: Endpoint, options: &TcpOptions) -
     socket.set_keepalive(options.keepalive.is_some())?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if options.user_timeout.is_none() {
-        socket.set_tcp_user_timeout(Some(Duration::ZERO))?;
+        missing_in_mptcp(options, socket.set_tcp_user_timeout(Some(Duration::ZERO)))?;
     }
     Ok(())
 }

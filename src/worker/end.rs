@@ -88,8 +88,7 @@ impl Worker {
             return;
         }
         let forward = Arc::clone(&self.parts.routes[forward].edition.forward);
-        let address = forward.addresses().nth(listener);
-        if let Some((address, _)) = address {
+        if let Some(address) = forward.address(listener) {
             self.finished.push(session(forward, address));
             if self.finished.len() >= REPORT {
                 self.report_sessions();

@@ -153,8 +153,8 @@ impl Worker {
                 stats.stalls[side as usize].add(1);
                 if self.stalls.may_say(now_ms) {
                     let plan = self.parts.routes[forward].forward();
-                    let listener = plan.addresses().nth(session.origin().listener);
-                    say(session, plan, listener.map(|(address, _)| address), (side, held[i]), waited_ms);
+                    let listener = plan.address(session.origin().listener);
+                    say(session, plan, listener, (side, held[i]), waited_ms);
                 }
             }
         }
