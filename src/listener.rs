@@ -1,5 +1,6 @@
 //! Listening sockets: bind, accept, admission.
 
+mod netns;
 pub(crate) mod unix;
 
 use std::io;
@@ -42,11 +43,14 @@ pub(crate) fn backlog(forward: &Forward) -> i32 {
 
 /// Sockets that share an address by SO_REUSEPORT do not notice another process that does the same; one without it does.
 pub(crate) fn probe(address: Endpoint, forward: &Forward) -> io::Result<()> {
-    let address = match address {
-        Endpoint::Ip(address) => address,
-        Endpoint::Unix(name) => return unix::probe(name),
-        Endpoint::Caller(_) => return Ok(()),
-    };
+    match address {
+        Endpoint::Ip(address) => netns::inside(forward, || probe_ip(address, forward)),
+        Endpoint::Unix(name) => netns::inside(forward, || unix::probe(name)),
+        Endpoint::Caller(_) => Ok(()),
+    }
+}
+
+fn probe_ip(address: SocketAddr, forward: &Forward) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     narrow(&socket, address, forward)?;
@@ -58,7 +62,7 @@ pub(crate) fn probe(address: Endpoint, forward: &Forward) -> io::Result<()> {
 /// socket stays alone, and has a file.
 pub(crate) fn claim(address: Endpoint, forward: &Forward) -> io::Result<(Socket, Option<SocketFile>)> {
     if let Endpoint::Unix(name) = address {
-        return unix::claim(name, forward);
+        return netns::inside(forward, || unix::claim(name, forward));
     }
     let socket = bind(address, forward, false)?;
     socket.listen(backlog(forward))?;
@@ -68,6 +72,10 @@ pub(crate) fn claim(address: Endpoint, forward: &Forward) -> io::Result<(Socket,
 
 /// Binds without listening; `shared` lets it stand beside others on the address.
 pub(crate) fn bind(address: Endpoint, forward: &Forward, shared: bool) -> io::Result<Socket> {
+    netns::inside(forward, || bind_here(address, forward, shared))
+}
+
+fn bind_here(address: Endpoint, forward: &Forward, shared: bool) -> io::Result<Socket> {
     let socket = sys::stream(address, forward.tcp.mptcp)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;

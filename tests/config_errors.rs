@@ -111,6 +111,7 @@ fn yaml_values() {
         ("v6only: maybe", 9, "on, off"),
         ("device: a-name-far-too-long", 9, "a network interface"),
         ("device: a/b", 9, "a network interface"),
+        ("netns: a/b", 8, "a name of `ip netns`"),
         ("unix_mode: 0o620", 12, "in octal"),
         ("unix_mode: 0880", 12, "in octal"),
         ("unix_mode: 1666", 12, "in octal"),

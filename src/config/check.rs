@@ -8,7 +8,7 @@ use super::address::Lookup;
 use super::draft::Marks;
 use super::error::{Fault, Mark, quoted};
 use crate::endpoint::Endpoint;
-use crate::plan::{Forward, Host, Plan};
+use crate::plan::{Forward, Host, ListenOptions, Plan};
 
 /// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
 const MOST_PORTS: usize = 65_536;
@@ -97,6 +97,13 @@ struct Socket {
 struct Sockets {
     all: Vec<Socket>,
     at: HashMap<Endpoint, usize>,
+    /// Those on `[::]` that take IPv4 clients too, by port.
+    dual: HashMap<u16, usize>,
+}
+
+/// Whether a listener takes the clients of both families.
+fn is_dual(options: &ListenOptions, at: SocketAddr) -> bool {
+    !options.v6_only && at.is_ipv6() && at.ip().is_unspecified()
 }
 
 /// The wildcard address of a family with the same port.
@@ -108,7 +115,7 @@ fn wildcard(like: SocketAddr) -> Endpoint {
 impl Sockets {
     /// Collects the ports; a port another forward listens on, also through a wildcard address, is a fault.
     fn of(plan: &Plan, marks: &[Marks]) -> Result<Self, Fault> {
-        let mut sockets = Self { all: Vec::new(), at: HashMap::new() };
+        let mut sockets = Self { all: Vec::new(), at: HashMap::new(), dual: HashMap::new() };
         // Any one socket of a family and port, for the wildcard that comes after it.
         let mut of_family: HashMap<(bool, u16), usize> = HashMap::new();
         for (forward, (planned, marks)) in plan.forwards.iter().zip(marks).enumerate() {
@@ -122,9 +129,15 @@ impl Sockets {
                 for (at, offset) in at.addresses() {
                     let mut earlier = sockets.at.get(&at).copied();
                     if let Endpoint::Ip(ip) = at {
-                        let covered = of_family.get(&(ip.is_ipv4(), ip.port())).filter(|_| ip.ip().is_unspecified());
-                        let wildcard = || sockets.at.get(&wildcard(ip)).or(covered).copied();
+                        let of = |v4: bool, takes_all: bool| of_family.get(&(v4, ip.port())).filter(|_| takes_all);
+                        let is_dual = is_dual(&planned.listen_options, ip);
+                        let covered = of(ip.is_ipv4(), ip.ip().is_unspecified()).or_else(|| of(true, is_dual));
+                        let by_both = sockets.dual.get(&ip.port()).filter(|_| ip.is_ipv4());
+                        let wildcard = || sockets.at.get(&wildcard(ip)).or(by_both).or(covered).copied();
                         earlier = earlier.or_else(wildcard);
+                        if is_dual {
+                            sockets.dual.insert(ip.port(), sockets.all.len());
+                        }
                         of_family.insert((ip.is_ipv4(), ip.port()), sockets.all.len());
                     }
                     if let Some(earlier) = earlier {
@@ -161,7 +174,8 @@ impl Sockets {
             return Some(*exact);
         }
         let is_local = ip.is_loopback() || local.contains(&ip);
-        self.at.get(&wildcard(address)).copied().filter(|_| is_local)
+        let dual = self.dual.get(&port).filter(|_| ip.is_ipv4());
+        self.at.get(&wildcard(address)).or(dual).copied().filter(|_| is_local)
     }
 }
 
@@ -170,7 +184,8 @@ fn metrics(plan: &Plan, marks: &[Marks], sockets: &Sockets) -> Result<(), Fault>
     let Some(metrics) = plan.metrics else { return Ok(()) };
     let clash = sockets.all.iter().find(|socket| {
         let Some(at) = socket.at.socket() else { return false };
-        let same_family = at.is_ipv4() == metrics.is_ipv4();
+        let is_dual = is_dual(&plan.forwards[socket.forward].listen_options, at);
+        let same_family = at.is_ipv4() == metrics.is_ipv4() || is_dual;
         let any = at.ip().is_unspecified() || metrics.ip().is_unspecified();
         at.port() == metrics.port() && (at.ip() == metrics.ip() || (same_family && any))
     });

@@ -142,6 +142,7 @@ impl DraftForward {
             listen_options: ListenOptions {
                 v6_only: options.v6only.unwrap_or(true),
                 device: options.device.clone().and_then(|device| device.0),
+                netns: options.netns.clone().and_then(|netns| netns.0),
                 unix_mode: options.unix_mode.and_then(|mode| mode.0),
                 unix_owner: options.unix_owner.clone().and_then(|owner| owner.0),
             },

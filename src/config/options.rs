@@ -177,6 +177,10 @@ options! {
         /// Listen to clients that come by this network interface only, such as eth0, or none [default: none]
         #[arg(value_name = "NAME", help_heading = "Sockets")]
         device: Maybe<String> = device, DEVICE;
+        /// Open the listeners in this network namespace: a name of `ip netns`, a path such as /proc/1/ns/net, or none; it
+        /// takes CAP_SYS_ADMIN at the start, a reload cannot add any [default: none]
+        #[arg(value_name = "NAME", help_heading = "Sockets")]
+        netns: Maybe<String> = netns, NETNS;
         /// Permission bits of the files of unix listeners, in octal, such as 0660; auto is what the umask leaves
         /// [default: auto]
         #[arg(value_name = "MODE", help_heading = "Sockets")]

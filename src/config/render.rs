@@ -107,7 +107,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 24] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 25] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -131,6 +131,7 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 24] {
         ("mptcp", switch(forward.tcp.mptcp)),
         ("v6only", switch(forward.listen_options.v6_only)),
         ("device", forward.listen_options.device.as_ref().map_or("none".to_owned(), |device| quote(device))),
+        ("netns", forward.listen_options.netns.as_ref().map_or("none".to_owned(), |netns| quote(netns))),
         ("unix_mode", forward.listen_options.unix_mode.map_or("auto".to_owned(), |mode| format!("\"{mode:04o}\""))),
         (
             "unix_owner",

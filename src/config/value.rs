@@ -29,6 +29,7 @@ pub(super) const GATHER: &str = "on, off";
 pub(super) const SWITCH: &str = "on, off";
 pub(super) const FAST_OPEN: &str = "on, off, or a number from 1 to 65535";
 pub(super) const DEVICE: &str = "none, or the name of a network interface, such as eth0";
+pub(super) const NETNS: &str = "none, a name of `ip netns`, or an absolute path";
 pub(super) const LOG_FORMAT: &str = "text, json, rinetd, common";
 pub(super) const WORKERS: &str = "auto, or a number from 1 to 1024";
 pub(super) const MAX_CONNECTIONS: &str = "none, or a number from 1 to 1000000000";
@@ -84,6 +85,15 @@ pub(super) fn device(text: &str) -> Parsed<Maybe<String>> {
         let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
         let plain = text.chars().all(|c| !c.is_control() && !c.is_whitespace() && c != '/' && c != ':');
         if fits && plain { Ok(text.to_owned()) } else { Err(found(text, DEVICE)) }
+    })
+}
+
+/// A name below /run/netns (ip-netns(8)), or a path.
+pub(super) fn netns(text: &str) -> Parsed<Maybe<String>> {
+    unless("none", text, |text| {
+        let fits = (1..=255).contains(&text.len()) && text != "." && text != "..";
+        let plain = !text.chars().any(char::is_control) && (text.starts_with('/') || !text.contains('/'));
+        if fits && plain { Ok(text.to_owned()) } else { Err(found(text, NETNS)) }
     })
 }
 

@@ -21,6 +21,7 @@ use crate::limits;
 use crate::plan::{Forward, Plan};
 use crate::sandbox;
 use crate::stats::{SessionRecord, WorkerState};
+use crate::sys;
 use crate::sys::pipes::Limits;
 use crate::worker::{Change, Edition, Learn, Message, Peer, Route};
 
@@ -79,6 +80,11 @@ impl Fleet {
         let doors = self.doors.prepare(plan, workers)?;
         if let Some(shortfall) = limits::shortfall(plan, self.descriptors.0, workers, doors.sockets()) {
             log::warn!("{shortfall}");
+        }
+        if plan.forwards.iter().any(|forward| forward.tcp.fast_open.is_some())
+            && let Some(shortfall) = sys::FastOpen::allowed().shortfall()
+        {
+            log::warn!("fast_open: {shortfall}");
         }
         if !self.confined {
             // Before any thread, which inherits what is left, and before the budget, which depends on it.

@@ -31,6 +31,8 @@ pub struct ListenOptions {
     pub v6_only: bool,
     /// Only clients that come by this network interface (`SO_BINDTODEVICE`); `None` by any.
     pub device: Option<String>,
+    /// The network namespace the sockets are opened in: a name below `/run/netns`, or a path; `None` is our own.
+    pub netns: Option<String>,
     /// Permission bits of the files of unix sockets; `None` is what the umask leaves of 0777.
     pub unix_mode: Option<u32>,
     /// Who owns the files of unix sockets; `None` is who the process becomes.
@@ -39,7 +41,7 @@ pub struct ListenOptions {
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { v6_only: true, device: None, unix_mode: None, unix_owner: None }
+        Self { v6_only: true, device: None, netns: None, unix_mode: None, unix_owner: None }
     }
 }
 

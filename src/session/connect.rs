@@ -35,15 +35,17 @@ pub struct Connecting {
     /// What the last address said.
     last: Option<End>,
     wait: Wait,
-    /// When to give up on the unix socket whose queue is full; 0 while there is none.
-    queue_ms: u64,
+    /// How often a unix socket whose queue is full is asked once more; 0 while there is none.
+    queue_left: u16,
     /// Bytes of the client's that went with the present SYN.
-    early: usize,
+    early: u16,
     began_us: u64,
 }
 
 /// How soon a unix socket whose queue was full is asked again.
 const QUEUE_MS: u64 = 5;
+/// As often as it takes: there is no other target, or no time limit.
+const WITHOUT_END: u16 = u16::MAX;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
@@ -90,7 +92,7 @@ impl Connecting {
             next_ms: 0,
             last: None,
             wait: Wait::Backend,
-            queue_ms: 0,
+            queue_left: 0,
             early: 0,
             began_us: now_us,
         }
@@ -110,16 +112,16 @@ impl Connecting {
 
     /// Asks a full queue again a little later, unless the next address's time has come.
     fn wait_for_queue(&mut self, left: u32, now_ms: u64) -> bool {
-        if self.queue_ms == 0 {
+        if self.queue_left == 0 {
             self.set_next(left, now_ms);
-            self.queue_ms = if self.next_ms == 0 { u64::MAX } else { self.next_ms };
+            let tries = u16::try_from(self.next_ms.saturating_sub(now_ms) / QUEUE_MS).unwrap_or(WITHOUT_END - 2);
+            self.queue_left = if self.next_ms == 0 { WITHOUT_END } else { tries.min(WITHOUT_END - 2) + 1 };
         }
-        if now_ms >= self.queue_ms {
-            (self.queue_ms, self.next_ms) = (0, 0);
-            return false;
+        if self.queue_left != WITHOUT_END {
+            self.queue_left -= 1;
         }
-        self.next_ms = (now_ms + QUEUE_MS).min(self.queue_ms);
-        true
+        self.next_ms = if self.queue_left == 0 { 0 } else { now_ms + QUEUE_MS };
+        self.queue_left > 0
     }
 
     /// Shares what is left of the time among the addresses that are left.
@@ -182,7 +184,7 @@ impl Session {
             };
             match begin(address, by, connecting.attempts, early) {
                 Ok(Begun { socket, local, early }) => {
-                    connecting.early = early;
+                    connecting.early = early as u16;
                     self.attempt = connecting.attempts;
                     connecting.attempts += 1;
                     connecting.set_next(candidates.saturating_sub(connecting.attempts), by.now_us / 1000);
@@ -190,7 +192,7 @@ impl Session {
                     self.trace = local.zip(address.socket()).map_or(0, |(local, target)| {
                         by.trace.remember(local, target, connecting.hop, self.origin.forward)
                     });
-                    connecting.queue_ms = 0;
+                    connecting.queue_left = 0;
                     self.target = Some(address);
                     (self.backend_ready, self.backend_failed) = (Ready::default(), false);
                     self.backend = Some(socket);
@@ -213,7 +215,7 @@ impl Session {
                 }
                 Err(e) => {
                     connecting.attempts += 1;
-                    connecting.queue_ms = 0;
+                    connecting.queue_left = 0;
                     connecting.last = Some(connect_end(&e));
                     self.target = Some(address);
                 }
@@ -233,7 +235,7 @@ impl Session {
             return self.next_address(Some(connect_end(&e)), by);
         }
         let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
-        let early = connecting.early;
+        let early = usize::from(connecting.early);
         by.stats.connect_time.record(Duration::from_micros(by.now_us - connecting.began_us));
         self.phase = Phase::Open;
         self.active_us = by.now_us;

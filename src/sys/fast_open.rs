@@ -23,7 +23,9 @@ impl FastOpen {
         Self::of(text.trim().parse().unwrap_or(1))
     }
 
-    fn of(bits: u32) -> Self {
+    /// By the bits of that setting.
+    #[must_use]
+    pub fn of(bits: u32) -> Self {
         Self { connect: bits & 1 != 0, listen: bits & 2 != 0 }
     }
 
