@@ -125,6 +125,30 @@ fn every_way(engine: &str) {
     }
 }
 
+/// The forward of that name in the example, with places of this test.
+#[test]
+fn the_example_works() {
+    let Some(redis) = redis() else { return };
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/addresses.yaml");
+    let text = std::fs::read_to_string(example).expect("the example");
+    let from = text.find("  - name: redis").expect("its first forward");
+    let forward = text[from..].split("\n\n").next().expect("up to an empty line");
+    let place = redis.directory.path().join("front");
+    std::fs::create_dir(&place).expect("a directory");
+    let forward = forward.replace("/run/spliced", &place.to_string_lossy());
+    let forward = forward.replace("10.0.0.2:6379", &format!("127.0.0.2:{}", redis.port.address().port()));
+    // The group of the example belongs to redis, and only root gives files away.
+    let (me, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let forward = forward.replace("root:redis", &format!("\"{me}:{group}\""));
+    let spliced = Launcher::config(&format!("forwards:\n{forward}\n")).start();
+    work(&["-s", &place.join("redis.sock").to_string_lossy()], "example");
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(place.join("redis.sock")).expect("there").permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o660);
+    spliced.finish();
+}
+
 #[test]
 fn redis_works_by_splice() {
     every_way("splice");

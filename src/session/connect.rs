@@ -35,8 +35,8 @@ pub struct Connecting {
     /// What the last address said.
     last: Option<End>,
     wait: Wait,
-    /// How often a unix socket whose queue is full is asked once more; 0 while there is none.
-    queue_left: u16,
+    /// When to give up on the unix socket whose queue is full, in milliseconds from the beginning; 0 while there is none.
+    queue_until: u32,
     /// Bytes of the client's that went with the present SYN.
     early: u16,
     began_us: u64,
@@ -44,8 +44,8 @@ pub struct Connecting {
 
 /// How soon a unix socket whose queue was full is asked again.
 const QUEUE_MS: u64 = 5;
-/// As often as it takes: there is no other target, or no time limit.
-const WITHOUT_END: u16 = u16::MAX;
+/// As long as it takes: there is no other target, or no time limit.
+const WITHOUT_END: u32 = u32::MAX;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
@@ -92,7 +92,7 @@ impl Connecting {
             next_ms: 0,
             last: None,
             wait: Wait::Backend,
-            queue_left: 0,
+            queue_until: 0,
             early: 0,
             began_us: now_us,
         }
@@ -112,16 +112,18 @@ impl Connecting {
 
     /// Asks a full queue again a little later, unless the next address's time has come.
     fn wait_for_queue(&mut self, left: u32, now_ms: u64) -> bool {
-        if self.queue_left == 0 {
+        let began_ms = self.began_us / 1000;
+        if self.queue_until == 0 {
             self.set_next(left, now_ms);
-            let tries = u16::try_from(self.next_ms.saturating_sub(now_ms) / QUEUE_MS).unwrap_or(WITHOUT_END - 2);
-            self.queue_left = if self.next_ms == 0 { WITHOUT_END } else { tries.min(WITHOUT_END - 2) + 1 };
+            let until = u32::try_from(self.next_ms.saturating_sub(began_ms)).unwrap_or(WITHOUT_END);
+            self.queue_until = if self.next_ms == 0 { WITHOUT_END } else { until.max(1) };
         }
-        if self.queue_left != WITHOUT_END {
-            self.queue_left -= 1;
+        if self.queue_until != WITHOUT_END && now_ms >= began_ms + u64::from(self.queue_until) {
+            (self.queue_until, self.next_ms) = (0, 0);
+            return false;
         }
-        self.next_ms = if self.queue_left == 0 { 0 } else { now_ms + QUEUE_MS };
-        self.queue_left > 0
+        self.next_ms = now_ms + QUEUE_MS;
+        true
     }
 
     /// Shares what is left of the time among the addresses that are left.
@@ -192,7 +194,7 @@ impl Session {
                     self.trace = local.zip(address.socket()).map_or(0, |(local, target)| {
                         by.trace.remember(local, target, connecting.hop, self.origin.forward)
                     });
-                    connecting.queue_left = 0;
+                    connecting.queue_until = 0;
                     self.target = Some(address);
                     (self.backend_ready, self.backend_failed) = (Ready::default(), false);
                     self.backend = Some(socket);
@@ -215,7 +217,7 @@ impl Session {
                 }
                 Err(e) => {
                     connecting.attempts += 1;
-                    connecting.queue_left = 0;
+                    connecting.queue_until = 0;
                     connecting.last = Some(connect_end(&e));
                     self.target = Some(address);
                 }
