@@ -38,7 +38,7 @@ use crate::endpoint::Endpoint;
 use crate::gather::{Board, Transit};
 use crate::limits;
 use crate::listener::Shortage;
-use crate::plan::Plan;
+use crate::plan::{Plan, Scheduling};
 use crate::stats::{ForwardSnapshot, SessionRecord, WorkerState};
 use crate::sys;
 use crate::sys::pipes::Limits;
@@ -116,7 +116,7 @@ impl Fleet {
                 shortage: Shortage::default(),
                 transit: Transit::default(),
             }),
-            board: Arc::new(Board::new(0, false)),
+            board: Arc::new(Board::new(0, false, Scheduling::Auto)),
             limits: Limits::read(),
             pools: Pools::default(),
             names: Names::default(),

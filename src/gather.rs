@@ -11,6 +11,8 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use crate::plan::Scheduling;
+
 /// How often a worker that turns measures itself.
 const WINDOW_US: u64 = 10_000;
 /// The past that counts: the weight of a measurement is its time against this.
@@ -36,22 +38,30 @@ pub struct Board {
     /// Workers with a smaller number are in use.
     active: AtomicUsize,
     gather: bool,
+    /// How they want the scheduler to take them.
+    scheduling: Scheduling,
 }
 
 impl Board {
     /// A board for so many workers. Without `gather` nothing ever moves.
     #[must_use]
-    pub fn new(workers: usize, gather: bool) -> Self {
+    pub fn new(workers: usize, gather: bool, scheduling: Scheduling) -> Self {
         let shares = (0..workers).map(|_| AtomicU64::new(0)).collect();
         let gather = gather && workers > 1;
         let active = AtomicUsize::new(if gather { 1 } else { workers });
-        Self { shares, active, gather }
+        Self { shares, active, gather, scheduling }
     }
 
     /// Whether sessions move at all.
     #[must_use]
     pub fn gathers(&self) -> bool {
         self.gather
+    }
+
+    /// How workers want the scheduler to take them.
+    #[must_use]
+    pub fn scheduling(&self) -> Scheduling {
+        self.scheduling
     }
 
     /// Workers in use for sessions that last.
@@ -256,7 +266,12 @@ mod tests {
                 let held = sessions.get(id).map_or(Vec::new(), |s| s.iter().map(|cost| (*cost, 0)).collect());
                 (Gatherer::new(id), held, 0)
             };
-            Self { board: Board::new(workers, true), workers: (0..workers).map(one).collect(), now_us: 1, moved: 0 }
+            Self {
+                board: Board::new(workers, true, Scheduling::Auto),
+                workers: (0..workers).map(one).collect(),
+                now_us: 1,
+                moved: 0,
+            }
         }
 
         /// Lets time pass, a window at a time; every session is driven several times in each.
@@ -349,7 +364,7 @@ mod tests {
 
     #[test]
     fn without_gathering_all_workers_are_in_use() {
-        let board = Board::new(3, false);
+        let board = Board::new(3, false, Scheduling::Auto);
         let mut gatherer = Gatherer::new(2);
         gatherer.look(&board, WINDOW_US, 0);
         assert!(!board.gathers() && !gatherer.gives());
@@ -371,7 +386,7 @@ mod tests {
 
     #[test]
     fn what_a_sleeping_worker_posted_grows_stale() {
-        let board = Board::new(2, true);
+        let board = Board::new(2, true, Scheduling::Auto);
         board.post(1, 1000, 900);
         assert_eq!((board.share(1, 1000 + STALE_MS), board.share(1, 1001 + STALE_MS)), (900, 0));
     }

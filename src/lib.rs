@@ -20,6 +20,7 @@ pub mod plan;
 pub mod probe;
 pub mod pump;
 pub mod sandbox;
+pub mod scheduling;
 pub mod session;
 pub mod session_log;
 mod socket_file;

@@ -1,15 +1,19 @@
 //! The manual page and shell completions, both made from the command line's own definition.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io;
+use std::{env, io};
 
 use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
+use jiff::Timestamp;
 
 use crate::cli::Cli;
 
 const NAME: &str = "spliced";
+/// Tells when what is built was last changed, in seconds since 1970; <https://reproducible-builds.org/specs/source-date-epoch>.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// What no option says; roff(7) source.
 const CLOSING: &str = r#".SH SIGNALS
@@ -85,11 +89,13 @@ fn visible() -> Command {
 
 /// The manual page, one for all commands, as roff(7) source.
 ///
+/// Its date is that of the variable `SOURCE_DATE_EPOCH`, else today's.
+///
 /// # Errors
-/// None in practice: it is written to memory.
+/// When that variable is set and is no time.
 pub fn page() -> io::Result<String> {
     let whole = visible();
-    let man = Man::new(whole.clone()).title(NAME.to_uppercase()).manual("User Commands");
+    let man = Man::new(whole.clone()).title(NAME.to_uppercase()).manual("User Commands").date(date()?);
     let man = man.source(format!("{NAME} {}", env!("CARGO_PKG_VERSION")));
     let mut out = Vec::new();
     man.render_title(&mut out)?;
@@ -104,7 +110,21 @@ pub fn page() -> io::Result<String> {
         page.push_str(&section(command, &forward)?);
     }
     page.push_str(CLOSING);
-    Ok(portable(&page))
+    Ok(tidy(&portable(&page)))
+}
+
+/// The day for the foot of the page, as mandoc(1) wants it: `2026-11-21`, in UTC.
+fn date() -> io::Result<String> {
+    let seconds =
+        |value: OsString| value.to_str()?.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    let time = match env::var_os(EPOCH) {
+        None => Timestamp::now(),
+        Some(value) => seconds(value).ok_or_else(|| {
+            let why = format!("{EPOCH} is not a number of seconds since 1970 such as 1700000000; correct or unset it");
+            io::Error::new(io::ErrorKind::InvalidInput, why)
+        })?,
+    };
+    Ok(time.strftime("%Y-%m-%d").to_string())
 }
 
 /// A command's part of the page. Options it shares with `forward` are explained there.
@@ -134,6 +154,8 @@ fn section(command: &Command, forward: &Command) -> io::Result<String> {
         for line in text(part)?.lines().filter(|line| !matches!(*line, ".SH SYNOPSIS" | ".SH DESCRIPTION")) {
             match line.strip_prefix(".SH ") {
                 Some(title) => _ = writeln!(out, ".SS {title}"),
+                // Said once, at the top of the page.
+                None if line.ends_with(".ds Aq \\(aq") || line.ends_with(".ds Aq '") => {}
                 None => _ = writeln!(out, "{line}"),
             }
         }
@@ -169,6 +191,21 @@ fn portable(page: &str) -> String {
         }
     }
     out
+}
+
+/// Leaves out requests that ask for space where there already is some.
+fn tidy(page: &str) -> String {
+    let lines: Vec<&str> = page.lines().collect();
+    let is = |at: Option<usize>, requests: &[&str]| {
+        let line = at.and_then(|at| lines.get(at)).copied().unwrap_or_default();
+        requests.iter().any(|request| line == *request || line.starts_with(&format!("{request} ")))
+    };
+    let wanted = |at: &usize| match lines[*at] {
+        ".PP" => !is(Some(at + 1), &[".PP", ".SH", ".SS", ".TP"]),
+        ".br" => !is(at.checked_sub(1), &[".sp", ""]) && !is(Some(at + 1), &[".sp", ""]),
+        _ => true,
+    };
+    (0..lines.len()).filter(wanted).flat_map(|at| [lines[at], "\n"]).collect()
 }
 
 fn text(bytes: Vec<u8>) -> io::Result<String> {

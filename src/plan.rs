@@ -3,6 +3,8 @@
 //! A [`Plan`] is made by [`crate::config`] and never changes afterwards. Sizes are bytes, times are
 //! [`Duration`]s, and `None` always means "no limit" or "leave it to the kernel", as the field says.
 
+#[cfg(test)]
+pub(crate) mod example;
 mod limits;
 mod listen;
 
@@ -25,6 +27,8 @@ pub struct Plan {
     pub pin: Pin,
     /// Whether busy sessions are kept on as few workers as can carry them.
     pub gather: bool,
+    /// How the scheduler is to take the workers.
+    pub scheduling: Scheduling,
     /// Open sessions over all forwards; `None` is bounded only by descriptors.
     pub max_connections: Option<u64>,
     /// Open sessions of one source over all forwards; `None` is no limit.
@@ -151,6 +155,18 @@ pub enum Pin {
     On,
     /// Left to the scheduler.
     Off,
+}
+
+/// How the kernel's scheduler takes a worker thread (sched(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Scheduling {
+    /// `SCHED_BATCH` while it mostly moves streams, `SCHED_OTHER` otherwise.
+    #[default]
+    Auto,
+    /// Always `SCHED_BATCH`.
+    Batch,
+    /// As the process was started.
+    Normal,
 }
 
 /// When a session ends by itself. `None` never.

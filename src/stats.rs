@@ -241,6 +241,8 @@ pub struct WorkerStats {
     pub moved: Counter,
     /// Accepting paused for want of descriptors, slots or tokens of a connection rate (gauge, 0 or 1).
     pub accept_paused: Counter,
+    /// 1 while the scheduler takes it as a batch job.
+    pub batch: Counter,
     /// Times accepting was paused for want of descriptors, slots or tokens of a connection rate; a pause for want of
     /// descriptors that lasts is taken up again every 50 ms.
     pub accept_pauses: Counter,

@@ -9,7 +9,7 @@ use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, p
 use spliced::endpoint::UnixName;
 use spliced::plan::{
     Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, ListenOptions, Local, LogFormat, LogPlan,
-    Pattern, Pin, Plan, Ports, Privileges, Rate, RunAs, Target, TcpOptions, Timeouts, WhenFull,
+    Pattern, Pin, Plan, Ports, Privileges, Rate, RunAs, Scheduling, Target, TcpOptions, Timeouts, WhenFull,
 };
 
 fn plan(text: &str) -> Plan {
@@ -56,6 +56,7 @@ fn yaml_defaults() {
         workers: None,
         pin: Pin::Auto,
         gather: true,
+        scheduling: Scheduling::Auto,
         max_connections: None,
         max_connections_per_source: None,
         drain: Some(Duration::from_secs(30)),
@@ -193,6 +194,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             proptest::option::of(1usize..=1024),
             prop_oneof![Just(Pin::Auto), Just(Pin::On), Just(Pin::Off)],
             any::<bool>(),
+            prop_oneof![Just(Scheduling::Auto), Just(Scheduling::Batch), Just(Scheduling::Normal)],
         ),
         (
             proptest::option::of(1u64..=1_000_000_000),
@@ -205,7 +207,7 @@ fn plans() -> impl Strategy<Value = Plan> {
     );
     process.prop_map(
         |(
-            (workers, pin, gather),
+            (workers, pin, gather, scheduling),
             (most, most_per_source, drain),
             (control, file, pid_file, metrics, privileges),
             format,
@@ -227,6 +229,7 @@ fn plans() -> impl Strategy<Value = Plan> {
                 workers,
                 pin,
                 gather,
+                scheduling,
                 max_connections: most,
                 max_connections_per_source: most_per_source,
                 drain: drain.map(Duration::from_millis),

@@ -97,19 +97,29 @@ fn a_changed_target_is_for_new_sessions_and_the_listener_stays() {
 
 #[test]
 fn forwards_come_and_go_and_their_sessions_stay() {
+    come_and_go("sandbox: auto");
+}
+
+/// What a listener that is given up does depends on no privilege.
+#[test]
+fn forwards_come_and_go_without_a_sandbox() {
+    come_and_go("sandbox: off");
+}
+
+fn come_and_go(lines: &str) {
     let (first, second, back) = (Reserved::loopback(), Reserved::loopback(), backend());
     let to = back.local_addr().unwrap();
     let (a, b) = (forward("a", &first, to, ""), forward("b", &second, to, ""));
-    let mut spliced = start(&config("", std::slice::from_ref(&a)));
+    let mut spliced = start(&config(lines, std::slice::from_ref(&a)));
     assert!(refused(second.address()));
-    let said = spliced.reload_with(&config("", &[a, b.clone()]));
+    let said = spliced.reload_with(&config(lines, &[a, b.clone()]));
     assert_eq!(said, format!("+ forward \"b\" listen {} to {to} engine auto\n= 1 unchanged\n", second.address()));
     // It serves when the command returns.
     let mut kept = session(&second, &back);
     ping(&mut kept);
     let mut cut = session(&first, &back);
 
-    let said = spliced.reload_with(&config("", &[b]));
+    let said = spliced.reload_with(&config(lines, &[b]));
     assert!(said.starts_with(&format!("- forward \"a\" listen {} to {to} engine auto\n", first.address())), "{said}");
     // It serves nobody any more when the command returns.
     assert!(refused(first.address()));

@@ -271,6 +271,7 @@ fn nobody_notices() {
         until("workers that were to leave have left", LONG, || {
             spliced.stats().0["workers"].as_array().is_some_and(|w| w.len() == 4)
         });
+        until("listeners that were given up are closed", LONG, || listeners(&spliced, SOMETIMES) == 4);
         spliced.note_rest();
         spliced.finish();
     });

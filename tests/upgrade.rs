@@ -8,13 +8,12 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::deadline::{LONG, eventually, throughout, until};
-use common::netns::{Netns, with_namespaces};
 use common::path::Via;
 use common::pattern::{Pattern, exchange};
 use common::peer::{Echo, Reserved, accept, backend, connect, echoes};
@@ -58,61 +57,6 @@ fn lives(mut client: &TcpStream, mut server: &TcpStream) {
     server.read_exact(&mut [0]).unwrap();
     server.write_all(b"!").unwrap();
     client.read_exact(&mut [0]).unwrap();
-}
-
-/// `ListenOverflows` and `ListenDrops` of a namespace: connections the kernel turned away because no queue took them.
-fn listen_drops(namespace: &Netns) -> Vec<u64> {
-    let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/netstat").unwrap());
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let of = |wanted: &str| {
-        let mut pairs = names.split(' ').zip(values.split(' '));
-        pairs.find(|(name, _)| *name == wanted).unwrap().1.parse().unwrap()
-    };
-    vec![of("ListenOverflows"), of("ListenDrops")]
-}
-
-#[test]
-fn a_connect_storm_notices_nothing() {
-    with_namespaces("a_connect_storm_notices_nothing", || {
-        const CLIENTS: u64 = 4;
-        const EACH: u64 = 1250;
-        let namespace = Netns::new();
-        let front = SocketAddr::from((Ipv4Addr::LOCALHOST, 9000));
-        let backend = namespace.listen((Ipv4Addr::LOCALHOST, 9001).into());
-        let echo = Echo::start(backend);
-        let installed = Installed::new();
-        let launcher = Launcher::forward(front, echo.address()).inside(&namespace).option("--workers", "2");
-        // Thousands of session lines are not what a failure is about.
-        let mut upgraded = installed.start(launcher.option("--log-file", "/dev/null"));
-        let before = listen_drops(&namespace);
-        let storm = Storm::default();
-        let upgrades = thread::scope(|scope| {
-            let client = || namespace.enter(|| storm.client(front, EACH));
-            let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
-            let mut upgrades = 0;
-            // One after the other for as long as the storm lasts; each in the middle of it.
-            while clients.iter().any(|client| !client.is_finished()) {
-                let served = storm.served.load(Ordering::Relaxed);
-                upgraded.upgrade();
-                upgrades += 1;
-                eventually("the storm goes on", LONG, || {
-                    let over = clients.iter().any(|client| client.is_finished());
-                    let now = storm.served.load(Ordering::Relaxed);
-                    if over || now >= served + 200 { Ok(()) } else { Err(format!("{now} served")) }
-                });
-                upgraded.only_the_last_is_left();
-            }
-            for client in clients {
-                assert_eq!(client.join().unwrap(), Ok(()), "after {upgrades} upgrades");
-            }
-            upgrades
-        });
-        assert_eq!(storm.served.load(Ordering::Relaxed), CLIENTS * EACH);
-        assert!(upgrades >= 3, "{upgrades} upgrades in the storm");
-        assert_eq!(listen_drops(&namespace), before, "ListenOverflows and ListenDrops");
-        upgraded.finish();
-    });
 }
 
 /// Streams that are under way stay with the process that has them, whole to the last byte, through a chain of three.
@@ -205,12 +149,15 @@ fn unharmed(service: &Service, client: &TcpStream, server: &TcpStream) {
     assert_eq!(service.upgraded.children(pid), Vec::<String>::new(), "no child, no zombie");
 }
 
+/// A sandbox lets a shell run in the program's place where the kernel is without Landlock only.
+const ANY_PROGRAM: &[(&str, &str)] = &[("--sandbox", "off")];
+
 /// A name, what is installed, and what the reason says.
 type Case<'a> = (&'a str, &'a dyn Fn(&Installed), &'a [&'a str]);
 
 #[test]
 fn a_new_program_that_fails_changes_nothing() {
-    let mut service = Service::new(Via::AUTO, &[]);
+    let mut service = Service::new(Via::AUTO, ANY_PROGRAM);
     let (client, server) = service.pair();
     let path = service.installed.path();
     let path = path.to_str().unwrap();
@@ -229,17 +176,7 @@ fn a_new_program_that_fails_changes_nothing() {
     ];
     for (name, install, expected) in cases {
         install(&service.installed);
-        let output = service.upgraded.ask();
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{name}: {text}");
-        for part in expected {
-            assert!(text.contains(part), "{name}: {part:?} is missing in {text}");
-            eventually("the log says the same", LONG, || {
-                let logged = service.upgraded.spliced.logged("no upgrade: ");
-                let says = logged.last().is_some_and(|line| line.contains(part));
-                if says { Ok(()) } else { Err(format!("{name}: {part:?} in {logged:?}")) }
-            });
-        }
+        service.upgraded.fails(name, expected);
         unharmed(&service, &client, &server);
     }
     // After all of that the real one still takes over.
@@ -251,7 +188,7 @@ fn a_new_program_that_fails_changes_nothing() {
 
 #[test]
 fn one_that_never_becomes_ready_is_killed_and_no_second_one_is_started_meanwhile() {
-    let mut service = Service::new(Via::AUTO, &[]);
+    let mut service = Service::new(Via::AUTO, ANY_PROGRAM);
     let (client, server) = service.pair();
     service.installed.install_script("#!/bin/sh\necho waiting >&2\nexec sleep 1000\n", 0o755);
     let pid = service.upgraded.pid();
@@ -289,7 +226,7 @@ fn a_bad_configuration_is_told() {
         format!("forwards: [{{ listen: \"{front}\", to: \"{back}\", engine: {engine} }}]")
     };
     let mut upgraded = installed.start(Launcher::config(&text("auto")));
-    upgraded.spliced.reconfigure(&text("warp"));
+    upgraded.spliced.replace_config(&text("warp"));
     let output = upgraded.ask();
     let reason = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{reason}");
@@ -297,33 +234,33 @@ fn a_bad_configuration_is_told() {
         assert!(reason.contains(part), "{part:?} is missing in {reason}");
     }
     assert_eq!(upgraded.stats().number("/pid"), u64::from(upgraded.pid()));
-    upgraded.spliced.reconfigure(&text("copy"));
+    upgraded.spliced.replace_config(&text("copy"));
     upgraded.upgrade();
     assert_eq!(upgraded.stats().0.pointer("/forwards/0/engine").unwrap(), "copy", "the new file counts");
     upgraded.finish();
 }
 
 /// More and fewer workers, an address more and one less: clients of the address that stays notice nothing.
-#[test]
-fn workers_and_addresses_may_change() {
+fn workers_and_addresses_may_change(sandbox: &str) {
     let (installed, stays, comes, goes) =
         (Installed::new(), Reserved::loopback(), Reserved::loopback(), Reserved::loopback());
     let echo = Echo::start(backend());
     let back = echo.address();
     let text = |workers: usize, fronts: [SocketAddr; 2]| {
         let forwards = fronts.map(|front| format!("{{ listen: \"{front}\", to: \"{back}\" }}")).join(", ");
-        format!("workers: {workers}\nlog_file: /dev/null\nforwards: [{forwards}]")
+        format!("sandbox: {sandbox}\nworkers: {workers}\nlog_file: /dev/null\nforwards: [{forwards}]")
     };
     let mut upgraded = installed.start(Launcher::config(&text(2, [stays.address(), goes.address()])));
     let long = connect(goes.address());
     assert!(echoes(&long, 1, LONG));
     let storm = Storm::default();
     thread::scope(|scope| {
+        let _ends = storm.ends_with_this();
         let clients: Vec<_> = (0..2).map(|_| scope.spawn(|| storm.client(stays.address(), u64::MAX))).collect();
         // Until nobody listens there any more. Whoever was let in before is served.
         let last_ones: Vec<_> = (0..2).map(|_| scope.spawn(|| storm.client(goes.address(), u64::MAX))).collect();
         for workers in [4, 1, 3, 2] {
-            upgraded.spliced.reconfigure(&text(workers, [comes.address(), stays.address()]));
+            upgraded.spliced.replace_config(&text(workers, [comes.address(), stays.address()]));
             upgraded.upgrade();
             let served = storm.served.load(Ordering::Relaxed);
             until("the storm goes on", LONG, || storm.served.load(Ordering::Relaxed) > served + 100);
@@ -346,6 +283,16 @@ fn workers_and_addresses_may_change() {
     let last = upgraded.pid();
     upgraded.signal(last, Signal::SIGTERM);
     assert_eq!(upgraded.exit_code(last, LONG), Some(0));
+}
+
+#[test]
+fn workers_and_addresses_may_change_confined() {
+    workers_and_addresses_may_change("auto");
+}
+
+#[test]
+fn workers_and_addresses_may_change_unconfined() {
+    workers_and_addresses_may_change("off");
 }
 
 /// The old process keeps its sessions for as long as it is allowed to, and goes by its own drain time when told to stop.
@@ -382,7 +329,7 @@ fn the_old_process_ends_when_its_time_is_over() {
 /// The old process is killed while the new one starts: what waits in the queues waits for the new one.
 #[test]
 fn the_new_process_goes_on_when_the_old_one_dies() {
-    let mut service = Service::new(Via::AUTO, &[]);
+    let mut service = Service::new(Via::AUTO, ANY_PROGRAM);
     let real = env!("CARGO_BIN_EXE_spliced");
     let gate = service.installed.path().with_extension("gate");
     let script = format!("#!/bin/sh\nuntil [ -e '{}' ]; do sleep 0.05; done\nexec '{real}' \"$@\"\n", gate.display());
@@ -390,6 +337,8 @@ fn the_new_process_goes_on_when_the_old_one_dies() {
     let old = service.upgraded.pid();
     service.upgraded.signal(old, Signal::SIGUSR2);
     until("it is started", LONG, || service.upgraded.children(old).len() == 1);
+    // The thread that answers is the one that hands over: once it answers, everything is on its way.
+    service.upgraded.stats();
     service.upgraded.signal(old, Signal::SIGKILL);
     assert_eq!(service.upgraded.exit_code(old, LONG), None);
     let waiting: Vec<TcpStream> = (0..20).map(|_| connect(service.port.address())).collect();

@@ -86,6 +86,20 @@ impl LinkArgs {
     }
 }
 
+/// The forwarder, and where results go.
+#[derive(Debug, Clone, Args)]
+pub struct Files {
+    /// Directory for reports, traces, configurations and logs [default: lab-results/TIME]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub out: Option<PathBuf>,
+    /// Write results.json here too; - for standard output
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub json: Option<PathBuf>,
+    /// The forwarder to measure [default: spliced beside this program, built if missing]
+    #[arg(long, value_name = "PATH", help_heading = "Experiment")]
+    pub spliced: Option<PathBuf>,
+}
+
 /// What every experiment takes.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
@@ -104,15 +118,9 @@ pub struct Common {
     /// A peer by its program, or any forwarder by a command with {listen} and {target} in it; may be repeated
     #[arg(long, value_name = "NAME=COMMAND", help_heading = "Experiment")]
     pub peer: Vec<Given>,
-    /// Directory for reports, traces and configurations [default: lab-results/TIME]
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
-    pub out: Option<PathBuf>,
-    /// Write results.json here too; - for standard output
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    pub json: Option<PathBuf>,
-    /// The forwarder to measure [default: spliced beside this program, built if missing]
-    #[arg(long, value_name = "PATH", help_heading = "Experiment")]
-    pub spliced: Option<PathBuf>,
+    /// What is measured, and where results go.
+    #[command(flatten)]
+    pub files: Files,
     /// The links.
     #[command(flatten, next_help_heading = "Links")]
     pub links: LinkArgs,
@@ -149,15 +157,12 @@ pub struct RrArgs {
     /// Connections at once, one experiment for each number
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 16, 256], value_parser = clap::value_parser!(u32).range(1..=8000))]
     pub streams: Vec<u32>,
-    /// Bytes of a request and of a response
-    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
-    pub size: u32,
-    /// Leave netperf out where it is installed
-    #[arg(long)]
-    pub no_netperf: bool,
-    /// What every experiment takes.
+    /// Exchanges per second of all connections together [default: each as fast as answers come]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=200_000))]
+    pub offered: Option<u32>,
+    /// What the exchanges are like.
     #[command(flatten)]
-    pub common: Common,
+    pub exchange: ExchangeArgs,
 }
 
 /// `lab crr`.
@@ -166,9 +171,17 @@ pub struct CrrArgs {
     /// Clients at once
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub streams: u32,
-    /// Bytes of a request and of a response
-    #[arg(long, value_name = "BYTES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
-    pub size: u32,
+    /// What the exchanges are like.
+    #[command(flatten)]
+    pub exchange: ExchangeArgs,
+}
+
+/// What experiments of requests and responses take.
+#[derive(Debug, Clone, Args)]
+pub struct ExchangeArgs {
+    /// Bytes of a request and of a response [default: 64 of rr, 1 of crr]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub size: Option<u32>,
     /// Leave netperf out where it is installed
     #[arg(long)]
     pub no_netperf: bool,
@@ -240,15 +253,9 @@ pub struct RunArgs {
     /// Where a peer of the file is, as NAME=PROGRAM; may be repeated
     #[arg(long, value_name = "NAME=COMMAND")]
     pub peer: Vec<Given>,
-    /// Directory for reports, traces and configurations [default: lab-results/TIME]
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-    /// Write results.json here too; - for standard output
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// The forwarder to measure [default: spliced beside this program, built if missing]
-    #[arg(long, value_name = "PATH")]
-    pub spliced: Option<PathBuf>,
+    /// What is measured, and where results go.
+    #[command(flatten)]
+    pub files: Files,
 }
 
 /// `lab soak`.
@@ -275,15 +282,9 @@ pub struct SoakArgs {
     /// Says which sessions are made
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Directory for reports, configuration and the forwarder's log [default: lab-results/TIME]
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-    /// Write results.json here too; - for standard output
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// The forwarder to watch [default: spliced beside this program, built if missing]
-    #[arg(long, value_name = "PATH")]
-    pub spliced: Option<PathBuf>,
+    /// What is measured, and where results go.
+    #[command(flatten)]
+    pub files: Files,
 }
 
 /// `lab report`.

@@ -1,4 +1,5 @@
-//! A program of others that runs for a while: its output is kept in a file, and nothing of it is left behind.
+//! A program of others that runs for a while: its output is kept in a file within bounds, and nothing of it is left
+//! behind.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -12,6 +13,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
+use crate::output::Output;
 use crate::plan::stop;
 use crate::sample::Tree;
 
@@ -22,7 +24,7 @@ const GROUP: Duration = Duration::from_secs(2);
 /// Lines of its output that stand in a message.
 const LAST_LINES: usize = 8;
 /// Bytes of its output that are searched for them.
-const LAST_BYTES: u64 = 4096;
+const LAST_BYTES: usize = 4096;
 
 /// A running program and its process group; killed when dropped.
 #[derive(Debug)]
@@ -32,33 +34,53 @@ pub struct Process {
     log: PathBuf,
     /// Where in `log` its own output begins: behind that of an earlier start.
     log_start: u64,
+    /// What takes its output to files.
+    outputs: Vec<Output>,
     status: Option<ExitStatus>,
 }
 
 impl Process {
-    /// Starts it without input; what it writes to standard output and error is appended to `log`.
+    /// Starts it without input. What it writes to standard output and error is appended to `log`: the first and the
+    /// last mebibyte of it.
     ///
     /// # Errors
     /// When the file cannot be written or the program cannot be started.
-    pub fn start(name: &str, command: Command, log: &Path) -> io::Result<Self> {
-        Self::start_split(name, command, log, log)
+    pub fn start(name: &str, mut command: Command, log: &Path) -> io::Result<Self> {
+        let (output, writer, log_start) = Output::to(log).map_err(|error| unwritable(name, log, &error))?;
+        command.stdout(writer.try_clone()?).stderr(writer);
+        Self::spawn(name, command, log, log_start, vec![output])
     }
 
-    /// As [`Self::start`], with standard output in a file of its own.
+    /// As [`Self::start`], with standard output in a file of its own, all of it: for programs whose output is a result.
     ///
     /// # Errors
     /// As there.
     pub fn start_split(name: &str, mut command: Command, out: &Path, log: &Path) -> io::Result<Self> {
-        let open = |path: &Path| {
-            let opened = File::options().create(true).append(true).open(path);
-            opened.map_err(|error| failed(&error, &format!("{name}: cannot write its output to {}", path.display())))
-        };
-        let (stdout, stderr) = (open(out)?, open(log)?);
-        let log_start = stderr.metadata().map_or(0, |metadata| metadata.len());
-        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).process_group(0);
+        let stdout = File::options().create(true).append(true).open(out);
+        let stdout = stdout.map_err(|error| unwritable(name, out, &error))?;
+        let (output, writer, log_start) = Output::to(log).map_err(|error| unwritable(name, log, &error))?;
+        command.stdout(stdout).stderr(writer);
+        Self::spawn(name, command, log, log_start, vec![output])
+    }
+
+    /// As [`Self::start_split`], with no more of standard output than of standard error: for programs nothing is known
+    /// of.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_bounded(name: &str, mut command: Command, out: &Path, log: &Path) -> io::Result<Self> {
+        let (first, stdout, _) = Output::to(out).map_err(|error| unwritable(name, out, &error))?;
+        let (second, stderr, log_start) = Output::to(log).map_err(|error| unwritable(name, log, &error))?;
+        command.stdout(stdout).stderr(stderr);
+        Self::spawn(name, command, log, log_start, vec![first, second])
+    }
+
+    fn spawn(name: &str, mut command: Command, log: &Path, log_start: u64, outputs: Vec<Output>) -> io::Result<Self> {
+        command.stdin(Stdio::null()).process_group(0);
         let line = line(&command);
         let child = command.spawn().map_err(|error| failed(&error, &format!("cannot start {name} ({line})")))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), log_start, status: None })
+        // With the command go our ends of its pipes: output is over when the program's own are closed.
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), log_start, outputs, status: None })
     }
 
     /// Its process id, which is that of its process group too.
@@ -76,7 +98,9 @@ impl Process {
     /// The last lines of its output as the tail of a message, or nothing.
     #[must_use]
     pub fn said(&self) -> String {
-        let tail = tail(&self.log, self.log_start).unwrap_or_default();
+        let mut last = tail(&self.log, self.log_start).unwrap_or_default();
+        last.extend(self.outputs.last().map(|output| output.last(LAST_BYTES)).unwrap_or_default());
+        let tail = last_lines(&last[last.len().saturating_sub(LAST_BYTES)..]);
         if tail.is_empty() {
             format!("; it said nothing ({})", self.log.display())
         } else {
@@ -203,6 +227,9 @@ impl Process {
                 thread::sleep(INTERVAL);
             }
             self.reap_orphans();
+            for output in &self.outputs {
+                output.settle();
+            }
         }
     }
 
@@ -240,17 +267,26 @@ pub fn line(command: &Command) -> String {
     Vec::from_iter(words.map(|word| word.to_string_lossy().into_owned())).join(" ")
 }
 
-/// The last lines of a file behind `start`, joined.
-fn tail(path: &Path, start: u64) -> io::Result<String> {
+/// The last bytes of a file behind `start`.
+fn tail(path: &Path, start: u64) -> io::Result<Vec<u8>> {
     let length = fs::metadata(path)?.len();
     let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(length.saturating_sub(LAST_BYTES).max(start)))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_BYTES as u64).max(start)))?;
     let mut bytes = Vec::new();
-    file.take(LAST_BYTES).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
+    file.take(LAST_BYTES as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The last lines that say something, joined.
+fn last_lines(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
     let clean = |line: &str| line.trim().chars().filter(|c| !c.is_control()).collect::<String>();
     let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.is_empty()).collect();
-    Ok(lines[lines.len().saturating_sub(LAST_LINES)..].join(" | "))
+    lines[lines.len().saturating_sub(LAST_LINES)..].join(" | ")
+}
+
+fn unwritable(name: &str, path: &Path, error: &io::Error) -> io::Error {
+    failed(error, &format!("{name}: cannot write its output to {}", path.display()))
 }
 
 /// An error of the same kind that says what was tried.
@@ -288,6 +324,17 @@ mod tests {
             let error = sh(script, &directory).wait_until("ready", PATIENCE, || false).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");
         }
+    }
+
+    #[test]
+    fn one_that_floods_is_kept_within_bounds_with_its_last_words() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process =
+            sh("head -c 8000000 /dev/zero | tr '\\0' x >&2; echo >&2; echo 'out of luck' >&2; exit 1", &directory);
+        let error = process.wait_until("ready", PATIENCE, || false).unwrap_err().to_string();
+        assert!(error.ends_with("out of luck"), "{error}");
+        let kept = fs::metadata(directory.path().join("log")).unwrap().len();
+        assert!(kept < 2_200_000, "{kept} bytes of 8 MB were kept");
     }
 
     #[test]

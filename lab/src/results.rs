@@ -43,6 +43,11 @@ pub struct Results {
 impl Results {
     /// The version this program writes.
     pub const VERSION: u32 = 1;
+
+    /// Adds what forwarders said of their versions.
+    pub(crate) fn take_versions(&mut self, versions: BTreeMap<String, Option<String>>) {
+        self.tools.extend(versions.into_iter().filter_map(|(name, version)| Some((name, version?))));
+    }
 }
 
 /// The machine an experiment ran on.

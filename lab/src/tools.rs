@@ -1,11 +1,12 @@
 //! Programs of others: where they are, which version, and how to get them.
 
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::place::Place;
 use crate::process::Process;
 use crate::results::Missing;
 
@@ -60,7 +61,7 @@ impl Tool {
     /// The first line it says of its version; `None` where it is missing or silent.
     #[must_use]
     pub fn version(&self) -> Option<String> {
-        first_line(&self.find().ok()?, self.version)
+        first_line(&output_of(&self.find().ok()?, self.version)?)
     }
 }
 
@@ -70,8 +71,28 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
         return executable(Path::new(name)).then(|| PathBuf::from(name));
     }
+    within(name, env::split_paths(&search_path()))
+}
+
+/// PATH and the directories of servers behind it: what the lab and all it starts inside look for programs in.
+#[must_use]
+pub fn search_path() -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
-    let directories = env::split_paths(&path).chain(SERVER_DIRECTORIES.map(PathBuf::from));
+    with_servers(&path)
+}
+
+fn with_servers(path: &OsStr) -> OsString {
+    let mut all: Vec<PathBuf> = env::split_paths(path).filter(|directory| !directory.as_os_str().is_empty()).collect();
+    for directory in SERVER_DIRECTORIES.map(PathBuf::from) {
+        if !all.contains(&directory) {
+            all.push(directory);
+        }
+    }
+    // What came from a path goes into one.
+    env::join_paths(all).unwrap_or_else(|_| path.to_owned())
+}
+
+fn within(name: &str, directories: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
     directories.map(|directory| directory.join(name)).find(|file| executable(file))
 }
 
@@ -82,20 +103,26 @@ fn executable(file: &Path) -> bool {
 /// What a program prints, standard output before standard error, when it ends by itself within a few seconds.
 #[must_use]
 pub fn output_of(program: &Path, arguments: &[&str]) -> Option<String> {
+    output_in(&Place::here(), &[program.to_string_lossy().into_owned()], arguments)
+}
+
+/// As [`output_of`], of a program with words of the user's around it, and in a place.
+#[must_use]
+pub fn output_in(place: &Place, words: &[String], arguments: &[&str]) -> Option<String> {
     let directory = tempfile::tempdir().ok()?;
     let (out, err) = (directory.path().join("out"), directory.path().join("err"));
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
-    let mut process = Process::start_split("version", command, &out, &err).ok()?;
+    let (program, rest) = words.split_first()?;
+    let mut command = place.command(program);
+    command.args(rest).args(arguments);
+    let mut process = Process::start_bounded("version", command, &out, &err).ok()?;
     process.wait_for_end(PATIENCE).ok()?;
     let read = |path| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     Some(read(&out) + &read(&err))
 }
 
-/// The first line of [`output_of`] that says something.
+/// The first line that says something.
 #[must_use]
-pub fn first_line(program: &Path, arguments: &[&str]) -> Option<String> {
-    let output = output_of(program, arguments)?;
+pub fn first_line(output: &str) -> Option<String> {
     output.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }
 
@@ -109,8 +136,18 @@ mod tests {
         assert_eq!(on_path(sh.to_str().unwrap()), Some(sh.clone()));
         assert_eq!(on_path("/etc/passwd"), None, "no program");
         assert_eq!(on_path("no-such-program-anywhere"), None);
-        assert_eq!(first_line(&sh, &["-c", "echo; echo ' 1.2 '; echo x >&2"]).as_deref(), Some("1.2"));
-        assert_eq!(first_line(&sh, &["-c", "echo only >&2; exit 3"]).as_deref(), Some("only"));
+        let first = |script| first_line(&output_of(&sh, &["-c", script]).unwrap());
+        assert_eq!(first("echo; echo ' 1.2 '; echo x >&2").as_deref(), Some("1.2"));
+        assert_eq!(first("echo only >&2; exit 3").as_deref(), Some("only"));
+        let words = ["env", "A=b", "sh"].map(str::to_owned);
+        assert_eq!(output_in(&Place::here(), &words, &["-c", "echo $A"]).as_deref(), Some("b\n"));
+    }
+
+    #[test]
+    fn directories_of_servers_are_searched_behind_the_path_of_the_user() {
+        let path = with_servers(OsStr::new("/opt/bin:/usr/sbin:/usr/bin"));
+        assert_eq!(path, "/opt/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/sbin");
+        assert_eq!(with_servers(OsStr::new("")), "/usr/local/sbin:/usr/sbin:/sbin");
     }
 
     #[test]

@@ -33,6 +33,8 @@ fn wrong_usage_is_one_line_and_exit_2() {
         (vec!["ab", "--arms", "direct", "--spliced", "/no/spliced"], "lab: --spliced /no/spliced: "),
         (vec!["ab", "--arms", "direct", "--spliced", "/bin/true", "--out", "/proc/x"], "lab: "),
         (vec!["ab", "--arms", "direct", "--spliced", "/bin/true", "--json", "/run/x"], "lab: found /run/x; allowed: "),
+        (vec!["ab", "--arms", "direct", "--json", "/no/such/x.json"], "lab: --json /no/such/x.json: "),
+        (vec!["ab", "--peer", "results.json=x {listen} {target}"], "lab: --peer: \"results.json\" is the name of"),
         (vec!["fly"], "lab: unrecognized subcommand"),
     ] {
         let ended = output(lab().args(&arguments).current_dir(directory.path()));
@@ -56,6 +58,43 @@ fn check_shows_the_steps() {
     {
         assert!(text.contains(step), "{text}");
     }
+}
+
+#[test]
+fn steps_that_nobody_reads_are_no_crash() {
+    let directory = tempfile::tempdir().unwrap();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let plan = plan(directory.path(), "[splice]");
+    let mut child = lab().arg("run").arg(&plan).arg("--check").stdout(full).stderr(Stdio::null()).spawn().unwrap();
+    assert_ne!(child.wait().unwrap().code(), Some(101), "it panicked");
+}
+
+#[test]
+fn two_labs_do_not_write_to_one_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let lock = fs::File::open(directory.path()).unwrap();
+    let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+    let ended = output(&mut run(&plan(directory.path(), "[splice]"), directory.path()));
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(errors(&ended).contains("another lab writes to"), "{}", errors(&ended));
+}
+
+#[test]
+fn one_that_leaves_its_group_does_not_keep_the_port() {
+    if !can_run() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let program = spliced().display().to_string();
+    let daemon =
+        format!("sh -c 'setsid {program} forward 10.0.1.1:9000 10.0.0.2:9001 & sleep 0.5' {{listen}} {{target}}");
+    let out = directory.path().join("out");
+    let forwarders = format!("[{{name: daemon, command: {daemon:?}}}, copy-8K]");
+    let ended = output(&mut run(&plan(directory.path(), &forwarders), &out));
+    assert!(ended.status.success(), "{}", errors(&ended));
+    let results = results(&out);
+    let next = results.rounds.iter().find(|round| round.arm == "copy-8K").unwrap();
+    assert_eq!(next.error, None);
 }
 
 #[test]
@@ -117,23 +156,19 @@ fn a_server_that_does_not_start_is_not_the_forwarders_fault() {
     assert_eq!(of("rr").iter().filter(|round| round.error.is_none()).count(), 2, "{:?}", of("rr"));
 }
 
+/// An ordinary user's PATH leaves out the directories of nft, sysctl and ethtool.
 #[test]
-fn a_missing_program_is_named_with_its_package() {
+fn programs_of_administrators_are_found_without_a_path_to_them() {
     if !can_run() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let bin = directory.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    symlink(lab::tools::on_path("sh").unwrap(), bin.join("sh")).unwrap();
     let out = directory.path().join("out");
-    let ended = output(run(&plan(directory.path(), "[auto]"), &out).env("PATH", &bin));
-    let said = errors(&ended);
-    assert_eq!(ended.status.code(), Some(1), "{said}");
-    assert!(
-        said.contains("step 1 (make namespace ns_client) failed") && said.contains("apt-get install iproute2"),
-        "{said}"
-    );
+    let plan = plan(directory.path(), "[auto, dnat]");
+    let ended = output(run(&plan, &out).env("PATH", "/usr/local/bin:/usr/bin:/bin"));
+    assert!(ended.status.success(), "{}", errors(&ended));
+    let missing = results(&out).missing;
+    assert!(missing.is_empty() || lab::tools::on_path("nft").is_none(), "{missing:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -39,19 +39,25 @@ fn all_taken_back(out: &Path) -> Result<(), String> {
     if taken.is_empty() { Ok(()) } else { Err(format!("steps {taken:?} were not taken back")) }
 }
 
+/// A plan that was run once, in `directory/whole`, and how many steps that took.
+fn whole(directory: &Path) -> (PathBuf, usize) {
+    let plan = plan(directory, "[auto]");
+    let out = directory.join("whole");
+    let good = output(&mut run(&plan, &out));
+    assert!(good.status.success(), "{}", errors(&good));
+    let steps = trace(&out).iter().filter(|entry| entry.phase == Phase::Do).count();
+    (plan, steps)
+}
+
 #[test]
 fn an_experiment_is_taken_back_from_every_step() {
     if !can_run() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let plan = plan(directory.path(), "[auto]");
     let before = network();
-    let whole = directory.path().join("whole");
-    let good = output(&mut run(&plan, &whole));
-    assert!(good.status.success(), "{}", errors(&good));
-    all_taken_back(&whole).unwrap();
-    let steps = trace(&whole).iter().filter(|entry| entry.phase == Phase::Do).count();
+    let (plan, steps) = whole(directory.path());
+    all_taken_back(&directory.path().join("whole")).unwrap();
     assert!(steps > 20, "{steps} steps");
     for step in 1..=steps {
         let faults: &[&str] = match step % 4 {
@@ -89,11 +95,8 @@ fn a_signal_at_any_step_leaves_nothing() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let plan = plan(directory.path(), "[auto]");
     let before = network();
-    let whole = directory.path().join("whole");
-    assert!(output(&mut run(&plan, &whole)).status.success());
-    let steps = trace(&whole).iter().filter(|entry| entry.phase == Phase::Do).count();
+    let (plan, steps) = whole(directory.path());
     for step in 1..=steps {
         let asked = if step % 2 == 0 { Signal::SIGTERM } else { Signal::SIGINT };
         for signal in [Signal::SIGKILL, asked] {

@@ -19,6 +19,7 @@ const AT_ONCE: &[&str] = &[
     "max_connections",
     "max_connections_per_source",
     "metrics",
+    "scheduling",
     "upgrade_drain_timeout",
     "workers",
 ];

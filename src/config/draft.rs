@@ -70,6 +70,7 @@ impl Draft {
             workers: process.workers.and_then(|n| n.0),
             pin: process.pin.unwrap_or_default(),
             gather: process.gather.unwrap_or(true),
+            scheduling: process.scheduling.unwrap_or_default(),
             max_connections: process.max_connections.and_then(|n| n.0),
             max_connections_per_source: process.max_connections_per_source.and_then(|n| n.0),
             drain: process.drain_timeout.map_or(Some(Duration::from_secs(30)), |time| time.0),

@@ -12,7 +12,7 @@ use super::limit::Sources;
 use super::node::{Key, Node};
 use super::value::{self, Maybe};
 use super::{address, node};
-use crate::plan::{Confinement, Keep, LogFormat, Pattern, Pin, Rate, RunAs, WhenFull};
+use crate::plan::{Confinement, Keep, LogFormat, Pattern, Pin, Rate, RunAs, Scheduling, WhenFull};
 
 /// Makes a struct of options that is a part of the command line, and lets YAML set the same fields by name.
 macro_rules! options {
@@ -58,6 +58,10 @@ options! {
         /// [default: on]
         #[arg(value_name = "WHEN", help_heading = "Workers and engine")]
         gather: bool = gather, GATHER;
+        /// How the scheduler takes workers: batch lets others finish first, so that a wake-up moves more; normal takes the
+        /// CPU at once; auto is batch while a worker mostly moves streams [default: auto]
+        #[arg(value_name = "HOW", help_heading = "Workers and engine")]
+        scheduling: Scheduling = scheduling, SCHEDULING;
         /// Sessions open at once, of all forwards together: a number or none [default: none]
         #[arg(value_name = "N", help_heading = "Limits and time")]
         max_connections: Maybe<u64> = max_connections, MAX_CONNECTIONS;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::limit::{write_bytes, write_connections};
 use super::value::{Size, Time};
-use crate::plan::{Forward, LogFormat, Pattern, Pin, Plan};
+use crate::plan::{Forward, LogFormat, Pattern, Pin, Plan, Scheduling};
 
 /// The plan as YAML that reads back to the same plan. What all forwards have in common stands at the top level.
 #[must_use]
@@ -47,6 +47,12 @@ pub(super) fn process(plan: &Plan) -> Vec<(&'static str, String)> {
     };
     line("pin", pin.to_owned());
     line("gather", if plan.gather { "on" } else { "off" }.to_owned());
+    let scheduling = match plan.scheduling {
+        Scheduling::Auto => "auto",
+        Scheduling::Batch => "batch",
+        Scheduling::Normal => "normal",
+    };
+    line("scheduling", scheduling.to_owned());
     line("max_connections", plan.max_connections.map_or("none".into(), |n| n.to_string()));
     line("max_connections_per_source", plan.max_connections_per_source.map_or("none".into(), |n| n.to_string()));
     line("drain_timeout", time(plan.drain));

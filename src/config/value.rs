@@ -13,7 +13,7 @@ use super::error::{found, quoted};
 pub(super) use super::limit::{
     BYTE_RATE, CONNECTION_RATE, SOURCES, WHEN_FULL, byte_rate, connection_rate, sources, when_full,
 };
-use crate::plan::{Confinement, Keep, LogFormat, Pin, RunAs};
+use crate::plan::{Confinement, Keep, LogFormat, Pin, RunAs, Scheduling};
 
 /// A value, or the word for "no limit" or "leave it to the system" (`none`, `auto`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,7 @@ pub(super) const SWITCH: &str = "on, off";
 pub(super) const FAST_OPEN: &str = "on, off, or a number from 1 to 65535";
 pub(super) const DEVICE: &str = "none, or the name of a network interface, such as eth0";
 pub(super) const NETNS: &str = "none, a name of `ip netns`, or an absolute path";
+pub(super) const SCHEDULING: &str = "auto, batch, normal";
 pub(super) const LOG_FORMAT: &str = "text, json, rinetd, common";
 pub(super) const WORKERS: &str = "auto, or a number from 1 to 1024";
 pub(super) const MAX_CONNECTIONS: &str = "none, or a number from 1 to 1000000000";
@@ -95,6 +96,11 @@ pub(super) fn netns(text: &str) -> Parsed<Maybe<String>> {
         let plain = !text.chars().any(char::is_control) && (text.starts_with('/') || !text.contains('/'));
         if fits && plain { Ok(text.to_owned()) } else { Err(found(text, NETNS)) }
     })
+}
+
+pub(super) fn scheduling(text: &str) -> Parsed<Scheduling> {
+    let words = [("auto", Scheduling::Auto), ("batch", Scheduling::Batch), ("normal", Scheduling::Normal)];
+    word(text, &words, SCHEDULING)
 }
 
 pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {

@@ -1,33 +1,30 @@
 //! The loop of the control thread: signals, ended workers, small clients and the drain's clock.
 
 mod handover;
+mod process;
 
-use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::{info, warn};
 use mio::net::{TcpListener, UnixListener};
 use mio::{Events, Interest, Poll, Token, Waker};
-use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
 
 use self::handover::Handover;
+pub(super) use self::process::Process;
 use super::opened::Opened;
 use super::pid_file::PidFile;
 use super::reload::{Reloader, Source};
 use super::service::{Service, TOKENS};
-use super::snapshot::{Reloads, Snapshot, Sources};
-use super::socket;
-use super::{RunError, metrics, prometheus};
-use crate::config;
-use crate::fleet::{Fleet, Ready, WorkerEnd};
+use super::{RunError, metrics};
+use crate::fleet::{Fleet, Ready};
 use crate::plan::Plan;
-use crate::session_log::SessionLog;
 use crate::socket_file::SocketFile;
-use crate::systemd::{Facts, Notifier};
+use crate::systemd::Notifier;
 
 const SIGNALS: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -92,29 +89,13 @@ pub(super) struct EventLoop {
     pid_file: Option<PidFile>,
 }
 
-/// The running process, as the control socket and the metrics endpoint see it.
-#[derive(Debug)]
-pub(super) struct Process {
-    pub(super) fleet: Fleet,
-    pub(super) log: SessionLog,
-    reloads: Reloads,
-    /// The control socket was asked for a reload.
-    wants_reload: Cell<bool>,
-    /// The same for an upgrade.
-    wants_upgrade: Cell<bool>,
-    /// Why there can be no upgrade now, and no reload.
-    cannot_upgrade: Option<String>,
-    cannot_reload: Option<String>,
-    started: Instant,
-    draining: bool,
-}
-
 /// Catches the signals this program knows. From here on one waits for the loop instead of killing us half-started.
 ///
 /// # Errors
 /// The system has no descriptors for it.
 pub(super) fn catch_signals() -> Result<Signals, RunError> {
-    Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2]).map_err(cannot_start)
+    // SIGCHLD asks for nothing: the tick that follows it finds the process that took over and has ended.
+    Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD]).map_err(cannot_start)
 }
 
 fn cannot_start(error: io::Error) -> RunError {
@@ -147,17 +128,7 @@ impl EventLoop {
         let ready = fleet.prepare(plan).map_err(|error| RunError::new(error.to_string()))?;
         // Threads start once the fleet has bound its listeners and the process has given up what it does not need.
         log.spawn().map_err(failed)?;
-        let process = Process {
-            fleet,
-            log,
-            reloads: Reloads::default(),
-            wants_reload: Cell::new(false),
-            wants_upgrade: Cell::new(false),
-            cannot_upgrade: None,
-            cannot_reload: None,
-            started: Instant::now(),
-            draining: false,
-        };
+        let process = Process::new(fleet, log);
         Ok(Self {
             poll,
             signals,
@@ -183,10 +154,13 @@ impl EventLoop {
         self.notifier.ready();
     }
 
-    /// Writes our process id into the pid file of the process before.
-    pub(super) fn take_pid_file_over(&mut self) {
+    /// Makes the pid file and the control socket's file of the process before our own, whose they were until now.
+    pub(super) fn take_files_over(&mut self) {
         if let Some(pid_file) = &mut self.pid_file {
             pid_file.take_over();
+        }
+        if let Some(file) = &mut self.control_file {
+            file.own();
         }
     }
 
@@ -397,91 +371,5 @@ impl Command {
             SIGUSR2 => Some(Self::Upgrade),
             _ => None,
         }
-    }
-}
-
-impl Process {
-    fn snapshot(&self) -> Snapshot {
-        let sources = Sources {
-            workers: self.fleet.workers().collect(),
-            forwards: self.fleet.forwards().collect(),
-            past: self.fleet.past(),
-            reloads: self.reloads,
-            worker_panics: self.fleet.panics(),
-            started: self.started,
-            draining: self.draining,
-            splices: self.fleet.splices(),
-            log_lost: self.log.lost(),
-            sources: self.fleet.sources_known(),
-        };
-        self.fleet.while_nothing_moves(|| Snapshot::take(&sources))
-    }
-
-    /// What a service manager shows of us.
-    fn facts(&self) -> Facts {
-        let counted = self.fleet.forwards().flat_map(|forward| forward.stats);
-        let bytes = counted.map(|f| f.up_splice.get() + f.up_copy.get() + f.down_splice.get() + f.down_copy.get());
-        Facts { sessions: self.fleet.open_sessions(), bytes: bytes.sum(), draining: self.draining }
-    }
-
-    fn answer_control(&self, request: &[u8]) -> super::service::Answer {
-        socket::answer(request, self)
-    }
-
-    /// Says how workers ended. One that panicked takes its own sessions with it and nobody else's.
-    fn reap(&mut self, now: Instant) {
-        for (id, end) in self.fleet.reap(now) {
-            if let WorkerEnd::Panicked(why) = end {
-                let then = if self.draining || self.fleet.has_given_up() {
-                    "its sessions were reset"
-                } else {
-                    "its sessions were reset, and another worker has taken its place and its listeners"
-                };
-                error!("worker {id} panicked: {why}; {then}. Please report this");
-            }
-        }
-    }
-}
-
-impl socket::Instance for Process {
-    fn stats(&self) -> Snapshot {
-        self.snapshot()
-    }
-
-    fn plan(&self) -> String {
-        config::render(self.fleet.plan())
-    }
-
-    fn reload(&self) -> Result<(), String> {
-        if self.wants_upgrade.get() {
-            return Err(handover::UNDER_WAY.to_owned());
-        }
-        self.cannot_reload.clone().map_or_else(
-            || {
-                self.wants_reload.set(true);
-                Ok(())
-            },
-            Err,
-        )
-    }
-
-    fn upgrade(&self) -> Result<(), String> {
-        if let Some(why) = &self.cannot_upgrade {
-            return Err(why.clone());
-        }
-        if self.wants_reload.get() || self.wants_upgrade.replace(true) {
-            return Err("a reload or another upgrade was asked for at the same moment; try again".to_owned());
-        }
-        Ok(())
-    }
-}
-
-impl metrics::Facts for Process {
-    fn metrics(&self) -> String {
-        prometheus::render(&self.snapshot())
-    }
-
-    fn is_ready(&self) -> bool {
-        !self.draining
     }
 }

@@ -79,11 +79,14 @@ pub fn run(plan: Plan, source: Option<Source>, mut predecessor: Option<Predecess
     if let Some(address) = plan.metrics {
         info!("metrics on http://{address}/metrics");
     }
-    if let Some(predecessor) = predecessor {
-        predecessor.take_over().map_err(RunError::new)?;
-        event_loop.take_pid_file_over();
+    let turn = predecessor.map(Predecessor::take_over).transpose().map_err(RunError::new)?;
+    if turn.is_some() {
+        event_loop.take_files_over();
     }
     event_loop.begin();
+    if let Some(turn) = turn {
+        turn.begun();
+    }
     info!("ready: {}", event_loop.describe());
 
     let result = event_loop.run();

@@ -21,6 +21,8 @@ const ATTEMPTS: usize = 8;
 pub(super) struct PidFile {
     path: PathBuf,
     file: Flock<File>,
+    /// False while it is another process's: it is neither removed nor unlocked then.
+    ours: bool,
 }
 
 impl PidFile {
@@ -52,32 +54,31 @@ impl PidFile {
             if !is_same_file(path, &file) {
                 continue;
             }
-            let mut pid_file = Self { path: path.to_owned(), file };
-            if let Err(error) = pid_file.write() {
-                // Not ours: it stays as it is.
-                pid_file.path = PathBuf::new();
-                return Err(failed(error));
-            }
+            // It stays as it is when it is something else.
+            let mut pid_file = Self { path: path.to_owned(), file, ours: false };
+            pid_file.write().map_err(failed)?;
+            pid_file.ours = true;
             return Ok(pid_file);
         }
         Err(RunError::new(format!("pid file {}: it keeps disappearing while it is being locked", path.display())))
     }
 
-    /// The file another process has passed on. Its lock belongs to the open file, so it is ours too; the process id in
-    /// it stays as it is until [`Self::take_over`].
+    /// The file another process has passed on. Its lock belongs to the open file, so this process holds it too; the file
+    /// stays that process's until [`Self::take_over`].
     ///
     /// # Errors
     /// The file is not locked by whoever passed it on, but by somebody else.
     pub(super) fn inherit(path: &Path, file: File) -> Result<Self, RunError> {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Self { path: path.to_owned(), file }),
+            Ok(file) => Ok(Self { path: path.to_owned(), file, ours: false }),
             Err((mut file, Errno::EAGAIN)) => Err(held(path, &mut file)),
             Err((_, errno)) => Err(RunError::new(format!("pid file {}: cannot be locked: {errno}", path.display()))),
         }
     }
 
-    /// Writes our process id into an inherited file.
+    /// Writes our process id into an inherited file, which is ours from here on.
     pub(super) fn take_over(&mut self) {
+        self.ours = true;
         if let Err(error) = self.write() {
             warn!("pid file {} still names the process before: {error}", self.path.display());
         }
@@ -90,14 +91,14 @@ impl PidFile {
 
     /// Closes the file without removing or unlocking it: another process holds it too, and keeps it.
     pub(super) fn leave(mut self) {
-        self.path = PathBuf::new();
-        // Dropping the lock would unlock the open file, which is the other process's as well.
+        self.ours = false;
+    }
+
+    /// Dropping the lock unlocks the open file, which may be another process's as well: it gets one of its own to unlock.
+    fn spare_the_lock(&mut self) {
         match File::open("/dev/null") {
             Ok(null) => *self.file = null,
-            Err(error) => {
-                warn!("the pid file stays open until the end: {error}");
-                std::mem::forget(self);
-            }
+            Err(error) => warn!("pid file {} is no longer locked: {error}", self.path.display()),
         }
     }
 
@@ -118,7 +119,11 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if self.path.as_os_str().is_empty() || !is_same_file(&self.path, &self.file) {
+        if !self.ours {
+            self.spare_the_lock();
+            return;
+        }
+        if !is_same_file(&self.path, &self.file) {
             return; // Someone replaced it: theirs to remove.
         }
         if let Err(error) = std::fs::remove_file(&self.path) {

@@ -46,16 +46,14 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), RunError> 
     Ok((UnixListener::from_std(listener), file))
 }
 
-/// A socket another process has passed on, whose file is at `path`.
+/// A socket another process has passed on, whose file is at `path` and that process's until [`SocketFile::take_over`].
 ///
 /// # Errors
 /// What fcntl(2) reports.
 pub(super) fn inherit(path: &Path, control: Control) -> Result<(UnixListener, SocketFile), RunError> {
     let Control { listener, device, inode } = control;
     listener.set_nonblocking(true).map_err(|error| failed(path, &error.to_string()))?;
-    let file = SocketFile::new(path, device, inode);
-    file.own();
-    Ok((UnixListener::from_std(listener), file))
+    Ok((UnixListener::from_std(listener), SocketFile::new(path, device, inode)))
 }
 
 fn failed(path: &Path, why: &str) -> RunError {

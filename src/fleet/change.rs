@@ -113,8 +113,9 @@ impl Fleet {
     /// keep their socket and its queue. Returns when every worker serves the plan, or has had two seconds for it.
     pub fn commit(&mut self, ready: Ready, log: Option<SyncSender<Vec<SessionRecord>>>) {
         let Ready { plan, workers, doors, names, mut newcomers, pinning } = ready;
-        if (workers, plan.gather) != (self.serving, self.plan.gather) {
-            self.board = Arc::new(Board::new(workers, plan.gather));
+        let board = |plan: &Plan| (plan.gather, plan.scheduling);
+        if (workers, board(&plan)) != (self.serving, board(&self.plan)) {
+            self.board = Arc::new(Board::new(workers, plan.gather, plan.scheduling));
         }
         let seated = self.seat(std::mem::take(&mut newcomers.0));
         (self.plan, self.serving, self.log, self.pinning) = (plan, workers, log, pinning);

@@ -6,10 +6,7 @@ use mio::Poll;
 
 use super::*;
 use crate::limits::{Admission, ForwardLimits};
-use crate::plan::{
-    Access, Engine, Forward, Host, Limits, Listen, ListenOptions, Local, LogPlan, Pin, Ports, Target, TcpOptions,
-    Timeouts,
-};
+use crate::plan::{Host, Limits, Ports, example};
 use crate::pump::Pumps;
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys::pipes::PipeBudget;
@@ -17,38 +14,9 @@ use crate::upstream::Upstreams;
 use crate::worker::{Accepted, Edition, MAILBOX, Parts, Peer, Route, Routes, Worker};
 
 fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
-    let forward = Forward {
-        name: "test".into(),
-        listen: vec![Listen { local: Local::Ip(listen.ip()), ports: Ports::one(listen.port()) }],
-        targets: vec![Target { host: Host::Ip(target.ip()), ports: Ports::one(target.port()), weight: 1 }],
-        engine: Engine::Auto,
-        arms: Vec::new(),
-        copy_buffer: 64 * 1024,
-        pipe_size: None,
-        max_connections: None,
-        limits: Limits::default(),
-        timeouts: Timeouts::default(),
-        stall_warning: None,
-        tcp: TcpOptions::default(),
-        listen_options: ListenOptions::default(),
-        sources: Vec::new(),
-        access: Access::default(),
-    };
-    Plan {
-        workers: Some(1),
-        pin: Pin::Off,
-        gather: false,
-        max_connections: None,
-        max_connections_per_source: None,
-        drain: None,
-        upgrade_drain: None,
-        control: None,
-        metrics: None,
-        log: LogPlan::default(),
-        pid_file: None,
-        privileges: Default::default(),
-        forwards: vec![forward],
-    }
+    let listen = (listen.ip(), Ports::one(listen.port()));
+    let target = (Host::Ip(target.ip()), Ports::one(target.port()));
+    example::plan(example::forward("test", listen, target))
 }
 
 /// A port nobody listens on, kept for a listener that shares it.
@@ -247,7 +215,7 @@ impl Lone {
             id: 0,
             me: Arc::clone(&me),
             serving: 1,
-            board: Arc::new(Board::new(1, false)),
+            board: Arc::new(Board::new(1, false, crate::plan::Scheduling::Auto)),
             peers: Arc::new([Arc::clone(&me)]),
             poll,
             shared: Arc::clone(&shared),

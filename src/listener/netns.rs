@@ -11,10 +11,23 @@ pub(super) fn inside<T: Send>(forward: &Forward, step: impl FnOnce() -> io::Resu
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
             enter(name)?;
-            step()
+            Ok((step()?, nix::unistd::gettid()))
         })?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the network namespace panicked")))
+        let joined = thread.join().map_err(|_| io::Error::other("the thread in the network namespace panicked"))?;
+        let (value, thread) = joined?;
+        await_end(thread);
+        Ok(value)
     })
+}
+
+/// A thread that has been joined is on its way out of the kernel, and whoever counts threads may still see it.
+#[cfg(target_os = "linux")]
+fn await_end(thread: nix::unistd::Pid) {
+    let place = format!("/proc/self/task/{thread}");
+    let until = std::time::Instant::now() + std::time::Duration::from_millis(100);
+    while std::path::Path::new(&place).exists() && std::time::Instant::now() < until {
+        std::thread::yield_now();
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -10,9 +10,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use caps::{Capability, CapsHashSet};
 use landlock::RulesetCreated;
 use log::{info, warn};
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::prctl;
-use nix::unistd::{fchown, fchownat, geteuid};
+use nix::unistd::{AccessFlags, access, fchown, fchownat, geteuid};
 
 use super::files::{self, Rules};
 use super::filter::Filters;
@@ -20,6 +21,7 @@ use super::handover::{self, Marks};
 use super::user::{self, Identity};
 use super::{Part, Role, State, capabilities};
 use crate::plan::{Confinement, Plan, RunAs};
+use crate::upgrade::Program;
 
 /// What [`prepare`] has found out and [`confine`] does.
 static PREPARED: Mutex<Option<Prepared>> = Mutex::new(None);
@@ -47,6 +49,8 @@ struct Confined {
     kept: Option<CapsHashSet>,
     filters: Option<Filters>,
     marks: Marks,
+    /// Directories programs may be started from; `None` where nothing keeps them from being elsewhere.
+    programs: Option<Vec<PathBuf>>,
 }
 
 /// Looks up what [`confine`] will need, while everything can still be read. `config` is the file a reload reads.
@@ -82,6 +86,7 @@ pub fn prepare(plan: &Plan, config: Option<&Path>) -> io::Result<()> {
 pub fn confine() -> io::Result<()> {
     let Some(prepared) = PREPARED.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
     let sandboxed = prepared.sandbox != Confinement::Off;
+    let others = other_threads();
     let inherited = Marks::inherited();
     let mut marks = Marks::default();
     // Directories are opened before the change of the user, who may not see them all.
@@ -89,6 +94,9 @@ pub fn confine() -> io::Result<()> {
     let ruleset = (sandboxed && inherited.domain.as_ref() != Some(&domain)).then(|| prepared.rules.open());
 
     let mut parts = Vec::new();
+    if others > 0 && (sandboxed || prepared.identity.is_some()) {
+        parts.push(Part::missing("threads", format!("{others} others run already, and they keep what they have")));
+    }
     change_user(&prepared, &mut parts)?;
     if sandboxed {
         parts.push(match prctl::set_no_new_privs() {
@@ -110,8 +118,9 @@ pub fn confine() -> io::Result<()> {
         warn!("running as root: with user: NAME (--user NAME) it becomes that user once its listeners are bound");
     }
     check_reach(&prepared);
+    let programs = marks.domain.as_ref().map(|_| files::executables());
     let kept = (sandboxed || prepared.identity.is_some()).then_some(prepared.kept);
-    let _ = CONFINED.set(Confined { parts, kept, filters, marks });
+    let _ = CONFINED.set(Confined { parts, kept, filters, marks, programs });
     Ok(())
 }
 
@@ -166,6 +175,17 @@ pub fn environment() -> Option<(&'static str, String)> {
     CONFINED.get().map(|confined| (handover::NAME, confined.marks.text()))
 }
 
+/// Why a program that is there may not be started, in words that follow what execve(2) reports.
+#[must_use]
+pub fn why_not_started() -> String {
+    let mut why = format!("user {} must be allowed to execute it, on a file system that allows that", user::describe());
+    if let Some(directories) = CONFINED.get().and_then(|confined| confined.programs.as_ref()) {
+        let shown: Vec<String> = directories.iter().map(|path| path.display().to_string()).collect();
+        why += &format!("; and the sandbox allows programs in {} only, so no script with its shell", shown.join(", "));
+    }
+    why
+}
+
 /// Gives a file this process has made to the user it will become, who opens it again after a rotation.
 ///
 /// # Errors
@@ -216,6 +236,12 @@ pub(crate) fn may_own(uid: u32) -> bool {
 /// A name this host does not know, or a number of a user without an entry and without a group.
 pub fn find_user(run_as: &RunAs) -> io::Result<(u32, u32)> {
     user::find(run_as).map(|found| (found.uid.as_raw(), found.gid.as_raw()))
+}
+
+/// Threads beside this one. Capabilities, `no_new_privs`, filters and domains are of a thread: one that was started
+/// before, such as by a library loaded into the process, would keep what this one gives up (credentials(7)).
+fn other_threads() -> usize {
+    fs::read_dir("/proc/self/task").map_or(0, |threads| threads.count().saturating_sub(1))
 }
 
 fn change_user(prepared: &Prepared, parts: &mut Vec<Part>) -> io::Result<()> {
@@ -298,7 +324,7 @@ fn check_reach(prepared: &Prepared) {
         && denied(File::open(path))
     {
         warn!(
-            "user {} cannot read {}: a reload will fail; let it read the file and its directories",
+            "user {} cannot read {}: a reload will fail, and so will an upgrade; let it read the file and its directories",
             who(),
             path.display()
         );
@@ -308,5 +334,28 @@ fn check_reach(prepared: &Prepared) {
         && denied(OpenOptions::new().append(true).open(path))
     {
         warn!("user {} cannot write {}: it cannot be reopened; give the file to that user", who(), path.display());
+    }
+    if let Ok(program) = Program::of_this_process()
+        && access(program.path(), AccessFlags::X_OK) == Err(Errno::EACCES)
+    {
+        let path = program.path().display();
+        warn!(
+            "user {} cannot execute {path}: an upgrade will fail; let it execute the file and enter its directories",
+            who()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_thread_is_noticed() {
+        let (keep, until) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || until.recv());
+        assert!(other_threads() > 0);
+        drop(keep);
+        assert!(thread.join().expect("no panic").is_err());
     }
 }

@@ -16,6 +16,7 @@ use nix::sys::stat::Mode;
 
 use super::parent;
 use crate::plan::{Confinement, Host, Listen, Plan};
+use crate::upgrade::Program;
 
 /// The newest set of rights these rules were written for and tested with. Older kernels take the part they know.
 const TESTED: ABI = ABI::V5;
@@ -153,26 +154,21 @@ fn ports(plan: &Plan) -> BTreeMap<u16, BitFlags<AccessNet>> {
     ports
 }
 
-/// Where a newer executable will be: beside this one, or, where a symbolic link leads to this one, as in
-/// `spliced → versions/1.2/spliced`, in a directory beside its directory.
-fn executables() -> Vec<PathBuf> {
-    let Ok(executable) = std::env::current_exe() else { return Vec::new() };
-    let own = parent(&executable).to_owned();
-    let name = std::env::args_os().next().unwrap_or_default();
-    let named = if Path::new(&name).parent() == Some(Path::new("")) {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).map(|directory| directory.join(&name)).find(|file| file.is_file())
-    } else {
-        Some(PathBuf::from(name))
-    };
-    let is_link = named.is_some_and(|file| {
-        let link = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_symlink());
-        link(&file) || link(parent(&file))
-    });
-    // Not of `/bin/spliced`, where /bin leads to /usr/bin: that would be every program there is.
-    let is_narrow = |above: &&Path| ![Path::new("/"), Path::new("/usr")].contains(above);
-    let above = own.parent().filter(|_| is_link).filter(is_narrow).map(Path::to_owned);
-    above.into_iter().chain([own]).collect()
+/// Where a newer executable may be: in the place this one was started at, beside this one, and, where a symbolic link
+/// leads from one to the other, as in `bin/spliced → versions/1.2/spliced`, in a directory beside this one's.
+pub(super) fn executables() -> Vec<PathBuf> {
+    let named = Program::of_this_process().ok().map(|program| program.path().to_owned());
+    let own = std::env::current_exe().ok();
+    let mut directories: Vec<PathBuf> = named.iter().chain(&own).map(|file| parent(file).to_owned()).collect();
+    let is_link = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_symlink());
+    if named.is_some_and(|file| is_link(&file) || is_link(parent(&file))) {
+        // Not of `/bin/spliced`, where /bin leads to /usr/bin: that would be every program there is.
+        let is_narrow = |above: &&Path| ![Path::new("/"), Path::new("/usr")].contains(above);
+        directories.extend(own.as_deref().map(parent).and_then(Path::parent).filter(is_narrow).map(Path::to_owned));
+    }
+    directories.sort_unstable();
+    directories.dedup();
+    directories
 }
 
 /// Shared libraries of this process, the loader among them, wherever this system keeps them.

@@ -103,6 +103,11 @@ fn ioctls() -> Result<Vec<SeccompRule>, BackendError> {
     any_of(1, &requests)
 }
 
+/// A batch job of the scheduler, or an ordinary one: nothing that takes the CPU from others.
+fn policies() -> Result<Vec<SeccompRule>, BackendError> {
+    any_of(1, &[libc::SCHED_OTHER, libc::SCHED_BATCH].map(|policy| u64::from(policy.unsigned_abs())))
+}
+
 /// Memory, but none that is code.
 fn no_new_code(rules: &mut Rules) -> Result<(), BackendError> {
     let code = u64::from(libc::PROT_EXEC.unsigned_abs());
@@ -123,6 +128,7 @@ fn control() -> Result<Rules, BackendError> {
     // Nothing here may name this process: the filter outlives it in the one it starts.
     rules.insert(libc::SYS_socket, sockets(&[libc::AF_INET, libc::AF_INET6, libc::AF_UNIX, libc::AF_NETLINK])?);
     rules.insert(libc::SYS_ioctl, ioctls()?);
+    rules.insert(libc::SYS_sched_setscheduler, policies()?);
     // clone3(2) keeps its flags in memory, where a filter cannot look; without it the C library uses clone(2).
     rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::MaskedEq(NEW_NAMESPACES), 0)?]);
     Ok(rules)
@@ -133,6 +139,7 @@ fn worker(unix_targets: bool) -> Result<Rules, BackendError> {
     let families = [libc::AF_INET, libc::AF_INET6, libc::AF_UNIX];
     rules.insert(libc::SYS_socket, sockets(if unix_targets { &families } else { &families[..2] })?);
     rules.insert(libc::SYS_prlimit64, vec![when(0, SeccompCmpOp::Eq, 0)?]);
+    rules.insert(libc::SYS_sched_setscheduler, policies()?);
     no_new_code(&mut rules)?;
     own_signals(&mut rules)?;
     Ok(rules)

@@ -41,7 +41,7 @@ use std::path::Path;
 
 pub(crate) use self::confine::may_own;
 pub use self::confine::{
-    confine, enter, environment, find_user, give, give_path, give_socket, prepare, report, support,
+    confine, enter, environment, find_user, give, give_path, give_socket, prepare, report, support, why_not_started,
 };
 
 /// What a thread is there for, which decides what it may do.
@@ -58,7 +58,7 @@ pub enum Role {
 /// One part of the confinement and how it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// `user`, `capabilities`, `no_new_privs`, `seccomp` or `landlock`.
+    /// `user`, `capabilities`, `no_new_privs`, `seccomp` or `landlock`; `threads` where some are left out.
     pub name: &'static str,
     /// How it stands.
     pub state: State,

@@ -85,3 +85,9 @@ pub fn support() -> Vec<Part> {
 pub fn environment() -> Option<(&'static str, String)> {
     None
 }
+
+/// Why a program that is there may not be started, in words that follow what execve(2) reports.
+#[must_use]
+pub fn why_not_started() -> String {
+    "the user spliced runs as must be allowed to execute it".to_owned()
+}

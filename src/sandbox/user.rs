@@ -61,6 +61,10 @@ pub(super) fn become_user(to: Identity) -> io::Result<()> {
     let failed = |what: &str, errno: Errno| {
         let advice = match errno {
             Errno::EPERM => "only root may become another user: start it as root, or leave user out",
+            // Our own filter, inherited from the process before.
+            Errno::ENOSYS => {
+                "a confined process stays who it is: stop it and start spliced anew as root, or keep the user"
+            }
             _ => "check the user",
         };
         let text = format!("cannot become user {}, group {}: {what}: {errno}; {advice}", to.uid, to.gid);

@@ -20,6 +20,7 @@ impl Session {
         let up = self.advance_way(Direction::Up, turn);
         let down = self.advance_way(Direction::Down, turn);
         let step = self.judge(up, down, turn);
+        turn.moved = self.moved() - before.0;
         // The first FIN counts like a byte: the time for the other half begins with it.
         if (self.moved(), self.is_half_closed()) != before {
             self.active_us = turn.now_us;

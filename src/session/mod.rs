@@ -139,6 +139,8 @@ pub struct Turn<'a> {
     pub calls: u32,
     /// What rates allow, where there is one.
     pub pace: Option<Pace<'a>>,
+    /// Bytes that have moved.
+    pub moved: u64,
 }
 
 impl End {

@@ -245,47 +245,13 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::plan::{
-        Access, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Ports, Target, TcpOptions, Timeouts,
-    };
+    use crate::plan::{Host, LogPlan, Ports, example};
     use crate::stats::{Bytes, EndReason};
 
     /// A plan with one forward, 0.0.0.0:9000-9010 to ports 8000-8010 of `host`.
     pub(super) fn plan(name: &str, host: Host) -> Plan {
-        Plan {
-            workers: None,
-            pin: Pin::Auto,
-            gather: false,
-            max_connections: None,
-            max_connections_per_source: None,
-            drain: None,
-            upgrade_drain: None,
-            control: None,
-            metrics: None,
-            log: LogPlan::default(),
-            pid_file: None,
-            privileges: Default::default(),
-            forwards: vec![Forward {
-                name: name.to_owned(),
-                listen: vec![Listen {
-                    local: crate::plan::Local::Ip([0, 0, 0, 0].into()),
-                    ports: Ports { first: 9000, last: 9010 },
-                }],
-                targets: vec![Target { host, ports: Ports { first: 8000, last: 8010 }, weight: 1 }],
-                engine: Engine::Auto,
-                arms: Vec::new(),
-                copy_buffer: 65536,
-                pipe_size: None,
-                max_connections: None,
-                limits: Limits::default(),
-                timeouts: Timeouts::default(),
-                stall_warning: None,
-                tcp: TcpOptions::default(),
-                listen_options: crate::plan::ListenOptions::default(),
-                sources: Vec::new(),
-                access: Access::default(),
-            }],
-        }
+        let listen = ([0, 0, 0, 0], Ports { first: 9000, last: 9010 });
+        example::plan(example::forward(name, listen, (host, Ports { first: 8000, last: 8010 })))
     }
 
     fn record(reason: EndReason, client_port: u16) -> SessionRecord {

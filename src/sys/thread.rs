@@ -35,6 +35,50 @@ pub fn pin_to(cpu: usize) -> std::io::Result<()> {
     }
 }
 
+/// Whether the scheduler takes the calling thread as it takes any other (`SCHED_OTHER`, sched(7)).
+#[must_use]
+pub fn is_ordinary() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use thread_priority::{NormalThreadSchedulePolicy, ThreadSchedulePolicy, thread_schedule_policy};
+        thread_schedule_policy() == Ok(ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Other))
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// Makes the calling thread a batch job of the scheduler (`SCHED_BATCH`, sched(7)), or an ordinary one again. Its nice
+/// value stays. Needs no privilege.
+///
+/// # Errors
+/// What sched_setscheduler(2) reports, or a filter in its place; `Unsupported` off Linux.
+pub fn be_batch(batch: bool) -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::io::{Error, ErrorKind};
+        use thread_priority::{
+            NormalThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
+            set_thread_priority_and_policy, thread_native_id,
+        };
+        let policy = if batch { NormalThreadSchedulePolicy::Batch } else { NormalThreadSchedulePolicy::Other };
+        let policy = ThreadSchedulePolicy::Normal(policy);
+        // The library sets the nice value too, by a scale of its own: found here is the step that changes nothing.
+        let nice = rustix::process::getpriority_process(None)?;
+        let steps = (0..=99u8).filter_map(|step| ThreadPriorityValue::try_from(step).ok());
+        let same = steps.map(ThreadPriority::Crossplatform).find(|step| step.to_posix(policy) == Ok(nice));
+        let same = same.ok_or_else(|| Error::new(ErrorKind::Unsupported, format!("a nice value of {nice}")))?;
+        set_thread_priority_and_policy(thread_native_id(), same, policy).map_err(|e| match e {
+            thread_priority::Error::OS(errno) => Error::from_raw_os_error(errno),
+            other => Error::other(other.to_string()),
+        })
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = batch;
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+}
+
 /// Nanoseconds of CPU time of the calling thread, for differences over short times (`CLOCK_THREAD_CPUTIME_ID`,
 /// clock_gettime(2)); zero where the system does not say.
 #[must_use]

@@ -166,7 +166,7 @@ impl StatusLine {
         }
         let facts = facts();
         let seconds = now.duration_since(self.at).as_secs_f64();
-        let bits = facts.bytes.wrapping_sub(self.bytes) as f64 * 8.0;
+        let bits = facts.bytes.saturating_sub(self.bytes) as f64 * 8.0;
         let rate = if seconds > 0.0 && self.at < now { bits / seconds } else { 0.0 };
         (self.next, self.at, self.bytes) = (now + STATUS, now, facts.bytes);
         let plural = if facts.sessions == 1 { "" } else { "s" };

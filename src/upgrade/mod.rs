@@ -11,11 +11,12 @@
 //! Hello, Listeners …, Control, …, End  ───────► open what it was not given, prepare the workers
 //!                                     ◄───────  GivesUp …, Ready
 //! Go  ────────────────────────────────────────► accept
+//!                                     ◄───────  Begun
 //! stop accepting, finish the sessions, exit 0
 //! ```
 //!
-//! Until `Ready` nothing changes for the running process, and the new one touches nothing that is visible outside: one
-//! that exits, says nothing in time or says something else is killed, and the running one goes on. The channel is the
+//! Until `Begun` the running process accepts, and until `Go` the new one touches nothing that is visible outside: one that
+//! exits, says nothing in time or says something else is killed, and the running one goes on. The channel is the
 //! new process's standard input ([`crate::sys::channel`]): so it is inherited without a moment in which another child
 //! could inherit it too, and taken without unsafe code. The real one is passed along, as is standard error, which until
 //! then is a pipe: what a new process that fails says there becomes the reason in our log.
@@ -34,7 +35,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-pub use self::predecessor::{Control, Predecessor};
+pub use self::predecessor::{Control, Predecessor, Turn};
 pub use self::program::Program;
 pub use self::protocol::Ready;
 pub use self::successor::{Former, Progress, Successor};

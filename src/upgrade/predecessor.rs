@@ -69,7 +69,14 @@ impl Predecessor {
                 "{VARIABLE} is set, but standard input is no running process: {error}; start it without the variable"
             )
         })?;
-        let mut predecessor = Self {
+        let mut predecessor = Self::behind(channel);
+        predecessor.inherit().map_err(|error| format!("taking over from the running process: {error}"))?;
+        Ok(Some(predecessor))
+    }
+
+    /// One that has handed nothing over yet.
+    fn behind(channel: Channel) -> Self {
+        Self {
             channel,
             version: String::new(),
             pid: 0,
@@ -80,9 +87,7 @@ impl Predecessor {
             control: None,
             pid_file: None,
             keeps: Ready::nothing(),
-        };
-        predecessor.inherit().map_err(|error| format!("taking over from the running process: {error}"))?;
-        Ok(Some(predecessor))
+        }
     }
 
     /// The listeners the plan asks for. What waits in the others stays with the process before: it holds them too.
@@ -125,7 +130,7 @@ impl Predecessor {
     ///
     /// # Errors
     /// The other process says something else; in words for the user.
-    pub fn take_over(self) -> Result<(), String> {
+    pub fn take_over(self) -> Result<Turn, String> {
         let failed = |error: io::Error| format!("taking over from process {}: {error}", self.pid);
         let given_up = self.given_up.chunks(MAX_ADDRESSES).map(|some| Reply::GivesUp { addresses: some.to_vec() });
         for reply in given_up.chain([Reply::Ready(self.keeps.clone())]) {
@@ -154,7 +159,7 @@ impl Predecessor {
         } else {
             warn!("process {} (version {}) is gone; going on in its place", self.pid, self.version);
         }
-        Ok(())
+        Ok(Turn { channel: self.channel, pid: self.pid })
     }
 
     fn inherit(&mut self) -> io::Result<()> {
@@ -196,6 +201,26 @@ impl Predecessor {
     }
 }
 
+/// It is this process's turn to accept; the one before accepts too, until [`Self::begun`].
+#[derive(Debug)]
+pub struct Turn {
+    channel: Channel,
+    pid: u32,
+}
+
+impl Turn {
+    /// Says that this process accepts.
+    pub fn begun(self) {
+        match send(&self.channel, &Reply::Begun) {
+            // It is gone, and needs no telling.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                warn!("process {} cannot be told that this one accepts: {error}", self.pid);
+            }
+            _ => {}
+        }
+    }
+}
+
 fn invalid(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
@@ -218,19 +243,7 @@ mod tests {
     use super::*;
 
     fn nobody() -> Predecessor {
-        let (channel, _) = Channel::pair().unwrap();
-        Predecessor {
-            channel,
-            version: String::new(),
-            pid: 0,
-            streams: None,
-            listeners: Vec::new(),
-            given_up: Vec::new(),
-            metrics: None,
-            control: None,
-            pid_file: None,
-            keeps: Ready::nothing(),
-        }
+        Predecessor::behind(Channel::pair().unwrap().0)
     }
 
     #[test]

@@ -56,11 +56,11 @@ impl Program {
         }
         command.stdin(Stdio::from(channel)).stderr(Stdio::piped()).spawn().map_err(|error| {
             let hint = match error.kind() {
-                io::ErrorKind::NotFound => "; install the new program there",
-                io::ErrorKind::PermissionDenied => "; it must be executable for the user spliced runs as",
-                _ => "",
+                io::ErrorKind::NotFound => "install the new program there".to_owned(),
+                io::ErrorKind::PermissionDenied => sandbox::why_not_started(),
+                _ => "install a program for this machine there".to_owned(),
             };
-            io::Error::new(error.kind(), format!("cannot start {}: {error}{hint}", self.path.display()))
+            io::Error::new(error.kind(), format!("cannot start {}: {error}; {hint}", self.path.display()))
         })
     }
 }

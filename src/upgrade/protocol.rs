@@ -16,7 +16,7 @@ use crate::sys::channel::{Channel, MAX_DESCRIPTORS};
 /// Names the version of the protocol to the new process, and so that it takes over from another.
 pub(super) const VARIABLE: &str = "SPLICED_UPGRADE";
 /// The version spoken here. One that changes makes an upgrade across it fail before anything has happened.
-pub(super) const VERSION: &str = "1";
+pub(super) const VERSION: &str = "2";
 
 /// From the running process to the new one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,8 @@ pub(super) enum Reply {
     },
     /// Everything is in place, it waits for [`Bequest::Go`].
     Ready(Ready),
+    /// It accepts.
+    Begun,
 }
 
 /// Addresses in one message: so many fit in any case.

@@ -1,4 +1,4 @@
-//! The running process's side: starts the new process, passes the descriptors on, waits until it is ready.
+//! The running process's side: starts the new process, passes the descriptors on, waits until it accepts.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,7 +21,7 @@ const EXIT: Duration = Duration::from_secs(1);
 /// Between two looks whether it has exited.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A new process that is not ready yet. Dropping it kills it.
+/// A new process that does not accept yet. Dropping it kills it.
 #[derive(Debug)]
 pub struct Successor {
     child: Option<Child>,
@@ -30,6 +30,8 @@ pub struct Successor {
     words: LastWords,
     outbox: VecDeque<Parcel>,
     given_up: Vec<Endpoint>,
+    /// What it is, once it is ready and was told to begin.
+    told: Option<Ready>,
     until: Instant,
     failing: Option<Failing>,
 }
@@ -47,8 +49,8 @@ struct Failing {
 pub enum Progress {
     /// On its way.
     Waiting,
-    /// It waits for [`Successor::go`].
-    Ready(Ready),
+    /// It accepts: what was passed on is its own, and this process is to stop accepting.
+    Begun(Ready),
     /// It is gone; why, in words for the log.
     Failed(String),
 }
@@ -79,6 +81,7 @@ impl Successor {
                 words: LastWords::default(),
                 outbox,
                 given_up: Vec::new(),
+                told: None,
                 until: now + DEADLINE,
                 failing: None,
             };
@@ -103,10 +106,11 @@ impl Successor {
     pub fn advance(&mut self, now: Instant) -> Progress {
         self.listen_to_words();
         if self.failing.is_none() {
-            match self.converse() {
-                Ok(Some(ready)) => return Progress::Ready(ready),
+            match self.converse(now) {
+                Ok(Some(ready)) => return Progress::Begun(ready),
                 Ok(None) if now >= self.until => {
-                    self.fail(format!("it was not ready within {DEADLINE:?}"), now);
+                    let what = if self.told.is_some() { "it did not begin" } else { "it was not ready" };
+                    self.fail(format!("{what} within {DEADLINE:?}"), now);
                 }
                 Ok(None) => {}
                 Err((why, patience)) => self.fail(why, now + patience),
@@ -131,14 +135,10 @@ impl Successor {
         }
     }
 
-    /// Tells it that it may begin; what was passed on is its own from here on.
-    ///
-    /// # Errors
-    /// It is gone, and nothing has changed for this process; why, in words for the log.
-    pub fn go(mut self) -> Result<Former, String> {
-        let go = Parcel { message: Bequest::Go, descriptors: Vec::new() };
-        go.send(&self.channel).map_err(|error| format!("it was ready, but is gone: {error}"))?;
-        Ok(Former { child: self.child.take(), given_up: std::mem::take(&mut self.given_up) })
+    /// Leaves it alone, once it has begun.
+    #[must_use]
+    pub fn leave(mut self) -> Former {
+        Former { pid: self.pid(), child: self.child.take(), given_up: std::mem::take(&mut self.given_up) }
     }
 
     fn fail(&mut self, why: String, kill_at: Instant) {
@@ -152,34 +152,47 @@ impl Successor {
         }
     }
 
-    /// Sends what the channel takes and reads what it has: ready, not yet, or why never and how long it may take to
+    /// Sends what the channel takes and reads what it has: begun, not yet, or why never and how long it may take to
     /// exit.
-    fn converse(&mut self) -> Result<Option<Ready>, (String, Duration)> {
+    fn converse(&mut self, now: Instant) -> Result<Option<Ready>, (String, Duration)> {
         let at_once = |why: String| (why, Duration::ZERO);
-        while let Some(parcel) = self.outbox.front() {
-            match parcel.send(&self.channel) {
-                Ok(()) => _ = self.outbox.pop_front(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // Its end is read below.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
-                Err(error) => return Err(at_once(format!("the listeners could not be passed on: {error}"))),
-            }
-        }
+        self.send_on().map_err(|error| at_once(format!("the listeners could not be passed on: {error}")))?;
         loop {
             match receive::<Reply>(&self.channel, false) {
                 // No more than an IP address has ports, or it is none of ours.
                 Ok(Some((Reply::GivesUp { addresses }, _))) if self.given_up.len() <= 1 << 16 => {
                     self.given_up.extend(addresses);
                 }
-                Ok(Some((Reply::Ready(ready), _))) if self.outbox.is_empty() && ready.pid == self.pid() => {
-                    return Ok(Some(ready));
+                Ok(Some((Reply::Ready(ready), _)))
+                    if self.outbox.is_empty() && ready.pid == self.pid() && self.told.is_none() =>
+                {
+                    (self.told, self.until) = (Some(ready), now + DEADLINE);
+                    self.outbox.push_back(Parcel { message: Bequest::Go, descriptors: Vec::new() });
+                    self.send_on().map_err(|error| at_once(format!("it could not be told to begin: {error}")))?;
+                }
+                // Until it says so this process accepts too: one that dies before leaves nobody without a listener.
+                Ok(Some((Reply::Begun, _))) if self.told.is_some() && self.outbox.is_empty() => {
+                    return Ok(self.told.take());
                 }
                 Ok(Some(_)) => return Err(at_once("it says that it is ready before it can be".to_owned())),
+                Ok(None) if self.told.is_some() => return Err(("it was ready and did not begin".to_owned(), EXIT)),
                 Ok(None) => return Err(("it did not become ready".to_owned(), EXIT)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(at_once(format!("its answer was not understood: {error}"))),
             }
         }
+    }
+
+    fn send_on(&mut self) -> io::Result<()> {
+        while let Some(parcel) = self.outbox.front() {
+            match parcel.send(&self.channel) {
+                Ok(()) => _ = self.outbox.pop_front(),
+                // There is no room, or its end, which is found where its words are read.
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::BrokenPipe) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Kills it when its time is over and reaps it; the whole reason once it is gone.
@@ -223,29 +236,29 @@ impl Drop for Successor {
 /// The process that has taken over, as far as we are its parent still.
 #[derive(Debug)]
 pub struct Former {
+    pid: u32,
     child: Option<Child>,
     given_up: Vec<Endpoint>,
 }
 
 impl Former {
+    /// The process's id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Addresses it was given listeners of and does not serve.
     #[must_use]
     pub fn given_up(&self) -> &[Endpoint] {
         &self.given_up
     }
 
-    /// Reaps it in case it has ended before us; how, the first time that is known.
-    pub fn reap(&mut self) -> Option<String> {
-        match self.child.as_mut()?.try_wait() {
-            Ok(None) => None,
-            Ok(Some(status)) => {
-                self.child = None;
-                Some(ended(status, false))
-            }
-            Err(_) => {
-                self.child = None;
-                None
-            }
-        }
+    /// Reaps it in case it has ended before us; how, the first time that is known, and whether that was well: it was
+    /// replaced in its turn, or told to stop.
+    pub fn reap(&mut self) -> Option<(bool, String)> {
+        let status = self.child.as_mut()?.try_wait().transpose()?;
+        self.child = None;
+        status.ok().map(|status| (status.success(), ended(status, false)))
     }
 }

@@ -55,11 +55,13 @@ impl Worker {
                     now_us: self.now_us,
                     calls: 0,
                     pace: self.passes.pace(key, &route.edition.limits, self.now_us),
+                    moved: 0,
                 };
                 let step = match session.arm {
                     None => session.advance(&mut turn),
                     Some(arm) => self.trial.advance(key, session, &mut turn, &plan.arms[arm.get()]),
                 };
+                self.bursts.note(turn.moved);
                 if let Some(pace) = turn.pace {
                     turn.stats.rate_waits.add(pace.waits());
                 }

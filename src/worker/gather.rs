@@ -18,6 +18,24 @@ impl Worker {
         }
     }
 
+    /// Tells the scheduler what kind of work this is, where that has changed.
+    pub(super) fn schedule(&mut self) {
+        if !self.ordinary {
+            return;
+        }
+        let Some(batch) = self.bursts.look(self.parts.board.scheduling(), self.now_us) else { return };
+        match sys::be_batch(batch) {
+            Ok(()) => self.parts.stats.batch.set(u64::from(batch)),
+            Err(e) => {
+                self.ordinary = false;
+                log::info!(
+                    "worker {}: cannot change how the scheduler takes it: {e}; it goes on as it is",
+                    self.parts.id
+                );
+            }
+        }
+    }
+
     /// Moves a session that was just driven, if another worker should hold it; whether it is gone.
     pub(super) fn move_away(&mut self, key: usize) -> bool {
         // One that waits for bytes of its rate has booked them here.

@@ -37,8 +37,10 @@ use crate::gather::{Board, Gatherer, Transit};
 use crate::limits::{Limits, Passes};
 use crate::listener::{Listener, Shortage};
 use crate::pump::Pumps;
+use crate::scheduling::Bursts;
 use crate::session::Session;
 use crate::stats::{EndReason, SessionRecord, WorkerStats};
+use crate::sys;
 use crate::upstream::Trace;
 
 /// Wakes a worker whose mailbox holds something.
@@ -116,6 +118,9 @@ pub struct Worker {
     finished: Vec<SessionRecord>,
     trial: Trial,
     gatherer: Gatherer,
+    /// What it moves, and whether the scheduler may be told so: not where somebody has chosen a policy for the process.
+    bursts: Bursts,
+    ordinary: bool,
     /// What sessions hold of limits.
     passes: Passes,
     stalls: Stalls,
@@ -178,6 +183,8 @@ impl Worker {
             parts,
             trial,
             gatherer,
+            bursts: Bursts::default(),
+            ordinary: false,
             stalls: Stalls::default(),
             // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
             sessions: Slab::with_capacity(4096),
@@ -210,6 +217,7 @@ impl Worker {
     /// The poller failed: nothing can be forwarded any more.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
+        self.ordinary = sys::is_ordinary();
         while !self.is_over() {
             if let Err(e) = self.parts.poll.poll(&mut events, self.timeout()) {
                 if e.kind() == io::ErrorKind::Interrupted {
@@ -235,6 +243,7 @@ impl Worker {
             }
             self.accept();
             self.look_round();
+            self.schedule();
             self.report();
         }
         self.report();

@@ -13,6 +13,7 @@ pub(crate) mod path;
 pub(crate) mod pattern;
 pub(crate) mod peer;
 pub(crate) mod process;
+pub(crate) mod shortage;
 pub(crate) mod spliced;
 pub(crate) mod stats;
 pub(crate) mod strace;

@@ -73,6 +73,7 @@ pub(crate) struct Launcher<'a> {
     variables: Vec<(OsString, OsString)>,
     stdin: Option<OwnedFd>,
     group: bool,
+    own_control: bool,
 }
 
 /// A run that ended by itself.
@@ -131,7 +132,14 @@ impl<'a> Launcher<'a> {
             variables: Vec::new(),
             stdin: None,
             group: false,
+            own_control: false,
         }
+    }
+
+    /// `spliced run --config FILE` with a file of the test's own, which names the control socket.
+    pub(crate) fn file(path: &Path) -> Self {
+        let words = ["run".as_ref(), "--config".as_ref(), path.as_os_str()];
+        Self { own_control: true, ..Self::with_arguments(words) }
     }
 
     /// Adds an option and its value.
@@ -225,7 +233,8 @@ impl<'a> Launcher<'a> {
                 let file = self.directory.path().join("spliced.yaml");
                 fs::write(file, format!("{text}{control}")).expect("the temporary directory takes a file");
             }
-            (None, Some(control)) => _ = command.arg("--control").arg(control),
+            (None, Some(control)) if !self.own_control => _ = command.arg("--control").arg(control),
+            (None, Some(_)) => {}
             (None, None) => {}
         }
         let copy = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
@@ -271,24 +280,28 @@ impl<'a> Launcher<'a> {
     }
 
     fn start_and_wait(self, control: &Path) -> Spliced {
-        let control = control.to_owned();
-        let mut child = self.spawn(Some(&control));
-        let (lines, reader) = collect(&mut child);
-        let mut spliced = Spliced {
-            child,
-            control,
-            directory: self.directory,
-            lines,
-            reader: Some(reader),
-            start: None,
-            group: self.group,
-        };
+        self.try_start_at(control).unwrap_or_else(|why| panic!("it ended at the start: {why}"))
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// It ended instead; what it wrote.
+    pub(crate) fn try_start_at(self, control: &Path) -> Result<Spliced, String> {
+        let child = self.spawn(Some(control));
+        let mut spliced = Spliced::bare(child, control.to_owned(), self.directory);
+        spliced.group = self.group;
         eventually("spliced becomes ready", LONG, || {
-            let gone = spliced.child.try_wait().expect("our own child");
-            assert!(gone.is_none(), "it ended at the start: {gone:?}");
-            spliced.logged("ready: ").into_iter().next().ok_or_else(|| "no line says ready".to_owned())
-        });
-        spliced
+            if !spliced.logged("ready: ").is_empty() {
+                return Ok(Ok(()));
+            }
+            if spliced.runs() { Err("no line says ready".to_owned()) } else { Ok(Err(())) }
+        })
+        .map_err(|()| {
+            spliced.wait(LONG);
+            spliced.text()
+        })?;
+        Ok(spliced)
     }
 
     /// Starts it and waits until it ends by itself.
@@ -432,12 +445,6 @@ impl Spliced {
         let start = self.start.as_ref().expect("it was started");
         let rest = self.rest()?;
         if rest == *start { Ok(()) } else { Err(format!("{rest:?} is held, at the start it was {start:?}")) }
-    }
-
-    /// Rewrites the file of [`Launcher::config`].
-    pub(crate) fn reconfigure(&self, text: &str) {
-        let text = format!("{text}\ncontrol: {}\n", self.control.display());
-        fs::write(self.directory.path().join("spliced.yaml"), text).expect("the temporary directory takes a file");
     }
 
     /// What it holds beside pooled pipes, and that its own counts agree with the kernel's.

@@ -28,9 +28,11 @@ pub(crate) struct Installed {
 }
 
 impl Installed {
-    /// The program under test.
+    /// The program under test, where everybody may execute it.
     pub(crate) fn new() -> Self {
-        let installed = Self { directory: TempDir::with_prefix("spliced-installed-").expect("a temporary directory") };
+        let directory = TempDir::with_prefix("spliced-installed-").expect("a temporary directory");
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("our own directory");
+        let installed = Self { directory };
         installed.install_real();
         installed
     }
@@ -40,17 +42,31 @@ impl Installed {
         self.directory.path().join("spliced")
     }
 
-    /// Puts the program under test there, as a link: a file just written cannot be run while a child that was forked
-    /// meanwhile holds it open.
+    /// Puts the program under test there.
     pub(crate) fn install_real(&self) {
-        self.remove();
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_spliced"), self.path()).expect("our own directory");
+        install(env!("CARGO_BIN_EXE_spliced").as_ref(), &self.path());
     }
 
-    /// Puts a shell script there. Another process writes it, for the same reason.
+    /// Puts a copy of another program there.
+    pub(crate) fn install_copy(&self, of: &str, mode: u32) {
+        self.written_by("cat \"$1\" > \"$0\"", &[of], mode);
+    }
+
+    /// Puts the first bytes of the program under test there.
+    pub(crate) fn install_part(&self, bytes: u64) {
+        let arguments = [env!("CARGO_BIN_EXE_spliced"), &bytes.to_string()];
+        self.written_by("head -c \"$2\" \"$1\" > \"$0\"", &arguments, 0o755);
+    }
+
+    /// Puts a shell script there.
     pub(crate) fn install_script(&self, text: &str, mode: u32) {
+        self.written_by("printf '%s' \"$1\" > \"$0\"", &[text], mode);
+    }
+
+    /// Another process writes it: a file just written cannot be run while a child that was forked meanwhile holds it open.
+    fn written_by(&self, script: &str, arguments: &[&str], mode: u32) {
         self.remove();
-        let status = Command::new("sh").args(["-c", "printf '%s' \"$1\" > \"$0\""]).arg(self.path()).arg(text).status();
+        let status = Command::new("sh").args(["-c", script]).arg(self.path()).args(arguments).status();
         assert!(status.expect("sh").success(), "write {}", self.path().display());
         fs::set_permissions(self.path(), fs::Permissions::from_mode(mode)).expect("our own file");
     }
@@ -62,12 +78,20 @@ impl Installed {
 
     /// Starts it, in a process group that ends with the test.
     pub(crate) fn start(&self, launcher: Launcher<'_>) -> Upgraded {
-        // Landlock lets no script run, as which the tests write programs that fail.
-        let launcher = launcher.option("--sandbox", "off");
-        let spliced = launcher.program(&self.path()).group().start();
-        let pids = vec![spliced.process().0];
-        Upgraded { spliced, pids }
+        Upgraded::start(launcher.program(&self.path()))
     }
+}
+
+/// Puts a program in a place at once, also while another runs there. A hard link where that is possible: nothing is
+/// written that could be busy.
+pub(crate) fn install(program: &Path, place: &Path) {
+    let new = place.with_extension("new");
+    let _ = fs::remove_file(&new);
+    if fs::hard_link(program, &new).is_err() {
+        let status = Command::new("cp").arg(program).arg(&new).status().expect("cp");
+        assert!(status.success(), "copy {}: {status}", program.display());
+    }
+    fs::rename(&new, place).expect("our own directory");
 }
 
 /// The process that was started and those that have taken over since.
@@ -75,13 +99,28 @@ impl Installed {
 pub(crate) struct Upgraded {
     /// The first.
     pub(crate) spliced: Spliced,
-    pids: Vec<u32>,
+    serves: u32,
+    /// Those before it that have not been waited for; their numbers are free for others afterwards.
+    former: Vec<u32>,
+    /// The one that serves has been waited for.
+    ended: bool,
 }
 
 impl Upgraded {
+    /// Starts the launcher's program, in a process group that ends with the test.
+    pub(crate) fn start(launcher: Launcher<'_>) -> Self {
+        Self::of(launcher.group().start())
+    }
+
+    /// One that was started in a group.
+    pub(crate) fn of(spliced: Spliced) -> Self {
+        let serves = spliced.process().0;
+        Self { spliced, serves, former: Vec::new(), ended: false }
+    }
+
     /// The process that serves.
     pub(crate) fn pid(&self) -> u32 {
-        *self.pids.last().expect("the first is always there")
+        self.serves
     }
 
     /// Runs `spliced upgrade`.
@@ -99,9 +138,33 @@ impl Upgraded {
         assert!(output.status.success(), "{errors}\n{}", self.spliced.text());
         let pid = text.strip_prefix("upgraded: process ").and_then(|rest| rest.split(',').next()).map(str::parse);
         let Some(Ok(pid)) = pid else { panic!("the answer is {text:?}") };
-        assert!(!self.pids.contains(&pid), "{pid} is a new process");
-        self.pids.push(pid);
+        self.follow(pid);
         pid
+    }
+
+    /// Asks for an upgrade that fails, with all of these words in the reason and in the log; nothing has changed.
+    pub(crate) fn fails(&self, name: &str, expected: &[&str]) {
+        let output = self.ask();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{name}: {text}");
+        for part in expected {
+            assert!(text.contains(part), "{name}: {part:?} is missing in {text}");
+            eventually("the log says the same", LONG, || {
+                let logged = self.spliced.logged("no upgrade: ");
+                let says = logged.last().is_some_and(|line| line.contains(part));
+                if says { Ok(()) } else { Err(format!("{name}: {part:?} in {logged:?}")) }
+            });
+        }
+        assert_eq!(self.stats().number("/pid"), u64::from(self.pid()), "{name}: the same process answers");
+        assert_eq!(self.children(self.pid()), Vec::<String>::new(), "{name}: no child, no zombie");
+    }
+
+    fn follow(&mut self, pid: u32) {
+        assert!(pid != self.serves && !self.former.contains(&pid), "{pid} is a new process");
+        let before = std::mem::replace(&mut self.serves, pid);
+        if !std::mem::take(&mut self.ended) {
+            self.former.push(before);
+        }
     }
 
     /// Notes which process has taken over without being asked for by [`Self::upgrade`].
@@ -112,7 +175,7 @@ impl Upgraded {
             let pid = u32::try_from(stats.number("/pid")).expect("a process number");
             if pid == before { Err("the same process answers".to_owned()) } else { Ok(pid) }
         });
-        self.pids.push(pid);
+        self.follow(pid);
         pid
     }
 
@@ -121,27 +184,31 @@ impl Upgraded {
         kill(to_pid(pid), signal).expect("a process of this test");
     }
 
-    /// Waits until a process has ended and returns its exit code. All that were started before it must have ended.
+    /// Waits until a process has ended and returns its exit code, `None` after a signal.
     pub(crate) fn exit_code(&mut self, pid: u32, within: Duration) -> Option<i32> {
-        if pid == self.pids[0] {
+        self.former.retain(|former| *former != pid);
+        self.ended |= pid == self.serves;
+        if pid == self.spliced.process().0 {
             return self.spliced.wait_for_exit(within).code();
         }
         eventually("the process ends", within, || match waitpid(to_pid(pid), Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(_, code)) => Ok(Some(code)),
             Ok(WaitStatus::Signaled(..)) => Ok(None),
             Ok(status) => Err(format!("{status:?}")),
-            Err(Errno::ECHILD) => Err("it is the child of another still".to_owned()),
+            // Its parent lives, waits for it and says how it ended.
+            Err(Errno::ECHILD) => {
+                let said = self.spliced.logged(&format!("process {pid}, which took over from this one, "));
+                let last = said.last().ok_or("it is the child of another, who says nothing yet")?;
+                Ok(last.contains("has ended too").then_some(0))
+            }
             Err(errno) => panic!("waitpid: {errno}"),
         })
     }
 
     /// Waits until every process but the one that serves has ended, each with exit code 0.
     pub(crate) fn only_the_last_is_left(&mut self) {
-        let (_, former) = self.pids.split_last().expect("the first is always there");
-        for pid in Vec::from(former) {
-            if Path::new(&format!("/proc/{pid}")).exists() {
-                assert_eq!(self.exit_code(pid, LONG), Some(0), "process {pid}: {}", self.spliced.text());
-            }
+        for pid in std::mem::take(&mut self.former) {
+            assert_eq!(self.exit_code(pid, LONG), Some(0), "process {pid}: {}", self.spliced.text());
         }
     }
 
@@ -154,6 +221,12 @@ impl Upgraded {
     /// The counters of the process that serves.
     pub(crate) fn stats(&self) -> Stats {
         self.spliced.stats()
+    }
+
+    /// Nothing was missing, in any of the processes.
+    pub(crate) fn complete(&self) {
+        let missing = self.spliced.logged(" missing: ");
+        assert!(missing.is_empty(), "{missing:?}");
     }
 
     /// The end of a test: nothing is left behind, and a clean exit when asked.
@@ -205,7 +278,23 @@ pub(crate) struct Storm {
     pub(crate) enough: AtomicBool,
 }
 
+/// Ends a storm when it is dropped.
+#[derive(Debug)]
+pub(crate) struct EndOfStorm<'a>(&'a AtomicBool);
+
+impl Drop for EndOfStorm<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Storm {
+    /// Ends it when the guard is dropped, also by a step that fails: otherwise its clients would keep a failing test
+    /// from its end.
+    pub(crate) fn ends_with_this(&self) -> EndOfStorm<'_> {
+        EndOfStorm(&self.enough)
+    }
+
     /// One client's loop: up to `most` connections, and the first failure.
     pub(crate) fn client(&self, to: SocketAddr, most: u64) -> Result<(), String> {
         for n in 0..most {

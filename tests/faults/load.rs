@@ -35,8 +35,8 @@ pub(crate) struct Order {
 pub(crate) enum Fate {
     /// All bytes and a FIN, both ways.
     Whole,
-    /// At least one end saw a reset, and nobody a stream that was cut and looked complete.
-    Broken,
+    /// At least one end saw a reset, and nobody a stream that was cut and looked complete; which end, and when.
+    Broken(&'static str),
 }
 
 /// A backend that serves every order it is given.
@@ -178,7 +178,7 @@ impl Order {
     pub(crate) fn run(self, front: SocketAddr, backend: &Backend) -> Result<Fate, String> {
         match connect_or_reset(front) {
             Some(stream) => self.run_on(&stream, backend),
-            None => Ok(Fate::Broken),
+            None => Ok(Fate::Broken("reset while the client connected")),
         }
     }
 
@@ -188,24 +188,27 @@ impl Order {
     /// As [`Self::run`].
     pub(crate) fn run_on(self, mut stream: &TcpStream, backend: &Backend) -> Result<Fate, String> {
         if stream.write_all(&self.header()).is_err() {
-            return Ok(Fate::Broken);
+            return Ok(Fate::Broken("reset before the client had sent its first bytes"));
         }
         let (read, sent) =
             run_half(stream, Pattern::new(2 * self.number + 1), self.down, Pattern::new(2 * self.number), self.up);
         let client = read.map_err(|why| format!("{self:?} at the client: {why}"))?;
-        let server = backend.seen(self.number);
-        let whole = sent && client == StreamEnd::Clean && server == Some(StreamEnd::Clean);
-        Ok(if whole { Fate::Whole } else { Fate::Broken })
+        Ok(match (client, sent, backend.seen(self.number)) {
+            (StreamEnd::Reset, ..) => Fate::Broken("the client read a reset"),
+            (StreamEnd::Clean, false, _) => Fate::Broken("the client could not send all"),
+            (.., None) => Fate::Broken("the backend did not see it to its end"),
+            (.., Some(StreamEnd::Reset)) => Fate::Broken("the backend read a reset"),
+            (.., Some(StreamEnd::Clean)) => Fate::Whole,
+        })
     }
 
     /// Sends a part of it, then resets: the backend must see a reset too.
-    pub(crate) fn run_and_reset(self, front: SocketAddr) -> Fate {
+    pub(crate) fn run_and_reset(self, front: SocketAddr) {
         if let Some(mut stream) = connect_or_reset(front) {
             let _ = stream.write_all(&self.header());
             let _ = Pattern::new(2 * self.number).send(&stream, 0, self.up / 2);
             reset(stream);
         }
-        Fate::Broken
     }
 }
 

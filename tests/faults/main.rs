@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::deadline::{LONG, throughout};
+use common::deadline::{LONG, eventually, throughout};
 use common::path::Via;
 use common::pattern::Random;
 use common::peer::{Reserved, backend, connect, echoes};
@@ -47,7 +47,7 @@ impl Tally {
     fn count(&self, fate: Result<Fate, String>) {
         match fate {
             Ok(Fate::Whole) => {}
-            Ok(Fate::Broken) => _ = self.broken.fetch_add(1, Ordering::Relaxed),
+            Ok(Fate::Broken(_)) => _ = self.broken.fetch_add(1, Ordering::Relaxed),
             Err(why) => panic!("{why}"),
         }
     }
@@ -97,10 +97,20 @@ fn bystander_rounds(bystander: &TcpStream, stop: &AtomicBool) -> usize {
 
 /// Waits until every session but the bystander's has ended, and returns how many did not end well.
 fn ended_badly(spliced: &Spliced) -> (u64, Stats) {
-    let stats = spliced.stats_until("only the bystander is open", |stats| stats.open() == 1);
-    let ends = stats.0["total"]["ends"].as_object().expect("ends");
-    let all: u64 = ends.values().filter_map(serde_json::Value::as_u64).sum();
-    (all - stats.ends("done"), stats)
+    let ended = |stats: &Stats| -> u64 {
+        let ends = stats.0["total"]["ends"].as_object().expect("ends");
+        ends.values().filter_map(serde_json::Value::as_u64).sum()
+    };
+    // A session that is no longer open is counted as ended a moment later.
+    let stats = spliced.stats_until("only the bystander is open, all others have ended", |stats| {
+        stats.open() == 1 && stats.number("/total/sessions_accepted") == ended(stats) + 1
+    });
+    (ended(&stats) - stats.ends("done"), stats)
+}
+
+/// The workers of a reading.
+fn workers(stats: &Stats) -> &[serde_json::Value] {
+    stats.0["workers"].as_array().expect("workers")
 }
 
 /// A process with two workers, one session in each: the bystander, and one that will meet the faults.
@@ -126,13 +136,16 @@ impl Stage {
             .option("--gather", "off")
             .start();
         let bystander = load::echo(front);
-        let stats = spliced.stats_until("the bystander is open", |stats| stats.open() == 1);
-        let workers = stats.0["workers"].as_array().expect("workers");
-        let holder = workers.iter().position(|worker| worker["sessions_open"] == 1).expect("one of them holds it");
+        // The sum and the workers are not counted at one moment: the worker itself must say so.
+        let holder = eventually("a worker holds the bystander", LONG, || {
+            let stats = spliced.stats();
+            let holder = workers(&stats).iter().position(|worker| worker["sessions_open"] == 1);
+            holder.ok_or_else(|| format!("the counters are {}", stats.0))
+        });
         // New sessions go to the worker with fewer.
         let open = connect(front);
         spliced.stats_until("each worker holds one", |stats| {
-            stats.0["workers"].as_array().is_some_and(|w| w.iter().all(|w| w["sessions_open"] == 1))
+            workers(stats).iter().all(|worker| worker["sessions_open"] == 1)
         });
         let thread = spliced.process().thread_named(&format!("worker-{}", 1 - holder));
         (Self { backend, front, spliced, bystander, thread, _port: port }, open)

@@ -1,6 +1,7 @@
 //! The commands that compare: `ab`, `rr`, `crr`, `stream` and `run`.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -8,7 +9,7 @@ use serde_json::json;
 
 use super::Error;
 use super::prepare::Prepared;
-use crate::cli::{AbArgs, Common, CrrArgs, RrArgs, RunArgs, StreamArgs};
+use crate::cli::{AbArgs, Common, CrrArgs, ExchangeArgs, RrArgs, RunArgs, StreamArgs};
 use crate::experiment::action::Pass;
 use crate::experiment::arm::{self, Arm};
 use crate::experiment::case::Case;
@@ -35,23 +36,30 @@ pub(super) fn ab(args: &AbArgs) -> Result<ExitCode, Error> {
 
 /// `lab rr`.
 pub(super) fn rr(args: &RrArgs) -> Result<ExitCode, Error> {
-    let (size, seconds) = (args.size, args.common.seconds);
-    let own = args.streams.iter().map(|connections| load::exchanges(false, *connections, size, seconds));
-    let mut loads: Vec<Load> = own.collect();
-    if !args.no_netperf && tools::NETPERF.find().is_ok() {
-        loads.push(load::netperf(netperf::Test::Rr, 32, seconds));
+    let ExchangeArgs { size, common, .. } = &args.exchange;
+    let (size, seconds) = (size.unwrap_or(64), common.seconds);
+    let own = |connections: &u32| load::exchanges(false, *connections, size, args.offered, seconds);
+    let mut loads: Vec<Load> = args.streams.iter().map(own).collect();
+    // netperf knows no pace.
+    if args.offered.is_none() {
+        loads.extend(by_netperf(&args.exchange, netperf::Test::Rr, 32));
     }
-    compare("rr", format!("Exchanges of {size} bytes on open connections"), &args.common, loads)
+    compare("rr", format!("Exchanges of {size} bytes on open connections"), common, loads)
 }
 
 /// `lab crr`.
 pub(super) fn crr(args: &CrrArgs) -> Result<ExitCode, Error> {
-    let (size, seconds) = (args.size, args.common.seconds);
-    let mut loads = vec![load::exchanges(true, args.streams, size, seconds)];
-    if !args.no_netperf && tools::NETPERF.find().is_ok() {
-        loads.push(load::netperf(netperf::Test::Crr, size, seconds));
-    }
-    compare("crr", "Connect, request, response, close".to_owned(), &args.common, loads)
+    let ExchangeArgs { size, common, .. } = &args.exchange;
+    let size = size.unwrap_or(1);
+    let mut loads = vec![load::exchanges(true, args.streams, size, None, common.seconds)];
+    loads.extend(by_netperf(&args.exchange, netperf::Test::Crr, size));
+    compare("crr", "Connect, request, response, close".to_owned(), common, loads)
+}
+
+/// The same by netperf, where it is installed and wanted.
+fn by_netperf(args: &ExchangeArgs, test: netperf::Test, size: u32) -> Option<Load> {
+    let wanted = !args.no_netperf && tools::NETPERF.find().is_ok();
+    wanted.then(|| load::netperf(test, size, args.common.seconds))
 }
 
 /// `lab stream`.
@@ -90,7 +98,7 @@ pub(super) fn compare_with(
         passes,
         missing,
     };
-    conduct(&experiment, &prepared, common.json.as_deref())
+    conduct(&experiment, &prepared, common.files.json.as_deref())
 }
 
 /// What an experiment begins with inside.
@@ -106,8 +114,7 @@ pub(super) fn begin(common: &Common) -> Result<Result<Begun, ExitCode>, Error> {
     let choose = || arm::choose(&common.arms, &common.peers, &common.peer).map_err(Error::Wrong);
     if !sandbox::is_inside() {
         choose()?;
-        let Common { out, spliced, json, .. } = common;
-        return Prepared::outside(out.as_deref(), spliced.as_deref(), json.as_deref())?.run_inside().map(Err);
+        return Prepared::outside(&common.files)?.run_inside().map(Err);
     }
     let prepared = Prepared::inside()?;
     settle()?;
@@ -147,10 +154,10 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Error> {
         let (name, text) = file::read(&args.file).map_err(wrong)?;
         let written = chosen(args, &name, &text)?;
         if args.check {
-            print!("{}", steps(&experiment(written, &name)));
+            crate::show!("{}", steps(&experiment(written, &name)).trim_end());
             return Ok(ExitCode::SUCCESS);
         }
-        let prepared = Prepared::outside(args.out.as_deref(), args.spliced.as_deref(), args.json.as_deref())?;
+        let prepared = Prepared::outside(&args.files)?;
         let copy = prepared.out.join(PLAN_FILE);
         fs::write(&copy, text).map_err(about("write", &copy))?;
         return prepared.run_inside();
@@ -160,7 +167,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     let (_, text) = file::read(&prepared.out.join(PLAN_FILE)).map_err(wrong)?;
     let name = args.file.to_string_lossy();
     let experiment = experiment(chosen(args, &name, &text)?, &name);
-    conduct(&experiment, &prepared, args.json.as_deref())
+    conduct(&experiment, &prepared, args.files.json.as_deref())
 }
 
 /// What the file says, as far as the command line does not say otherwise.
@@ -172,6 +179,7 @@ fn chosen(args: &RunArgs, name: &str, text: &str) -> Result<file::Written, Error
         return Err(Error::Wrong(format!("--only {unknown}: found no such load; allowed: {}", known.join(", "))));
     }
     written.cases.retain(|case| args.only.is_empty() || args.only.iter().any(|name| name == case.id()));
+    written.rounds = args.rounds.unwrap_or(written.rounds);
     for case in &mut written.cases {
         case.rounds = args.rounds.or(case.rounds);
         if let Some(seconds) = args.seconds {
@@ -242,7 +250,9 @@ pub(super) fn show(
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&results).map_err(std::io::Error::other)?;
         if path == Path::new("-") {
-            crate::show!("{text}");
+            let mut stdout = std::io::stdout().lock();
+            let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+            written.map_err(about("write", Path::new("standard output")))?;
         } else {
             fs::write(path, text).map_err(about("write", path))?;
         }

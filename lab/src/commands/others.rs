@@ -44,7 +44,7 @@ pub(super) fn capacity(args: &CapacityArgs) -> Result<ExitCode, Error> {
     };
     let stops = vec![(HoldKind::Idle, args.streams.clone()), (HoldKind::Stalled, args.stalled.clone())];
     let finished = experiment.grow(&stops, &prepared.spliced, &prepared.out)?;
-    show(finished, &prepared, args.common.json.as_deref(), capacity::text)
+    show(finished, &prepared, args.common.files.json.as_deref(), capacity::text)
 }
 
 /// `lab profile`.

@@ -1,14 +1,19 @@
 //! What an experiment needs before it goes inside: a directory for its results and a forwarder to measure.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 use super::Error;
-use crate::experiment::capacity;
+use crate::cli::Files;
 use crate::plan::about;
+use crate::sample::memory;
 use crate::topology::sandbox;
 
 /// Tells the process inside where results go.
@@ -23,6 +28,8 @@ pub(super) struct Prepared {
     pub(super) out: PathBuf,
     /// The forwarder to measure.
     pub(super) spliced: PathBuf,
+    /// Held by the guard, so that no other lab writes there meanwhile.
+    _lock: Option<Arc<Flock<File>>>,
 }
 
 impl Prepared {
@@ -32,18 +39,14 @@ impl Prepared {
             let value = std::env::var_os(name).map(PathBuf::from);
             value.ok_or_else(|| Error::Failed(format!("{name} is not set; do not set SPLICED_LAB_INSIDE yourself")))
         };
-        Ok(Self { out: path(OUT)?, spliced: path(SPLICED)? })
+        Ok(Self { out: path(OUT)?, spliced: path(SPLICED)?, _lock: None })
     }
 
     /// Prepares outside. What an earlier experiment left in the directory is written over file by file.
-    pub(super) fn outside(out: Option<&Path>, spliced: Option<&Path>, json: Option<&Path>) -> Result<Self, Error> {
-        let json = json.filter(|path| *path != Path::new("-")).map(std::path::absolute).transpose()?;
-        if let Some(path) = json.filter(|path| sandbox::hides(path)) {
-            // Written there it would be gone with the lab.
-            return Err(hidden(&path));
-        }
-        let out = out.map_or_else(default_out, Path::to_owned);
-        let spliced = find_spliced(spliced)?;
+    pub(super) fn outside(files: &Files) -> Result<Self, Error> {
+        check_json(files.json.as_deref())?;
+        let out = files.out.clone().unwrap_or_else(default_out);
+        let spliced = find_spliced(files.spliced.as_deref())?;
         fs::create_dir_all(&out).map_err(about("make the directory", &out))?;
         let out = fs::canonicalize(&out).map_err(about("find the directory", &out))?;
         for path in [&out, &spliced] {
@@ -51,16 +54,25 @@ impl Prepared {
                 return Err(hidden(path));
             }
         }
-        Ok(Self { out, spliced })
+        let lock = File::open(&out).map_err(about("open the directory", &out))?;
+        let lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Some(Arc::new(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                return Err(Error::Failed(format!("another lab writes to {}; name another --out", out.display())));
+            }
+            // Not every file system has locks.
+            Err(_) => None,
+        };
+        Ok(Self { out, spliced, _lock: lock })
     }
 
     /// Runs this program again inside.
     pub(super) fn run_inside(&self) -> Result<ExitCode, Error> {
-        let tcp_memory = capacity::tcp_memory_of_host();
+        let tcp_memory = memory::tcp_memory_of_host();
         let environment: [(&str, &OsStr); 3] = [
             (OUT, self.out.as_os_str()),
             (SPLICED, self.spliced.as_os_str()),
-            (capacity::TCP_MEMORY, OsStr::new(&tcp_memory)),
+            (memory::TCP_MEMORY, OsStr::new(&tcp_memory)),
         ];
         let status = sandbox::run_inside(&environment)?;
         match status.code() {
@@ -72,6 +84,19 @@ impl Prepared {
 
 fn hidden(path: &Path) -> Error {
     Error::Wrong(format!("found {}; allowed: a path outside of /run and /proc", path.display()))
+}
+
+/// Whether `--json FILE` can be written in the end, while nothing has been measured yet: after an hour is late.
+fn check_json(json: Option<&Path>) -> Result<(), Error> {
+    let Some(path) = json.filter(|path| *path != Path::new("-")) else { return Ok(()) };
+    let wrong = |what: String| Error::Wrong(format!("--json {}: {what}", path.display()));
+    if path.is_dir() {
+        return Err(wrong("found a directory; allowed: a file, or - for standard output".to_owned()));
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = fs::canonicalize(parent).map_err(|error| wrong(error.to_string()))?;
+    // Written there it would be gone with the lab.
+    if sandbox::hides(&parent) { Err(hidden(path)) } else { Ok(()) }
 }
 
 fn default_out() -> PathBuf {
@@ -89,8 +114,13 @@ fn find_spliced(named: Option<&Path>) -> Result<PathBuf, Error> {
     let target = profile.parent().unwrap_or(profile);
     let path = target.join("release").join("spliced");
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("Cargo.toml");
-    if manifest.is_file() {
-        build(&manifest, target).or_else(|error| if path.is_file() { Ok(()) } else { Err(error) })?;
+    if manifest.is_file()
+        && let Err(error) = build(&manifest, target)
+    {
+        if !path.is_file() {
+            return Err(error);
+        }
+        crate::tell!("lab: {error}; measuring the older build {}", path.display());
     }
     if path.is_file() {
         return Ok(path);

@@ -15,7 +15,7 @@ use crate::topology::sandbox;
 /// Runs it inside, on loopback.
 pub(super) fn soak(args: &SoakArgs) -> Result<ExitCode, Error> {
     if !sandbox::is_inside() {
-        return Prepared::outside(args.out.as_deref(), args.spliced.as_deref(), args.json.as_deref())?.run_inside();
+        return Prepared::outside(&args.files)?.run_inside();
     }
     let prepared = Prepared::inside()?;
     experiments::settle()?;
@@ -31,12 +31,12 @@ pub(super) fn soak(args: &SoakArgs) -> Result<ExitCode, Error> {
     let Soaked { results, text, fine } = soak.run(&prepared.spliced, &prepared.out, sandbox::scratch())?;
     report::write(&prepared.out, &results)?;
     let told = format!("{text}results: {}", prepared.out.display());
-    if args.json.as_deref() == Some(Path::new("-")) {
+    if args.files.json.as_deref() == Some(Path::new("-")) {
         crate::tell!("{told}")
     } else {
         crate::show!("{told}")
     }
-    if let Some(path) = &args.json {
+    if let Some(path) = &args.files.json {
         let json = serde_json::to_string_pretty(&results).map_err(std::io::Error::other)?;
         if path == Path::new("-") {
             crate::show!("{json}");

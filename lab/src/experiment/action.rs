@@ -1,6 +1,7 @@
 //! The steps of an experiment.
 
 use std::io;
+use std::path::Path;
 
 use super::arm::Arm;
 use super::bench::{Bench, Holding};
@@ -8,7 +9,10 @@ use super::load;
 use crate::load::{HoldKind, Load, Sessions};
 use crate::plan::CommandStep;
 use crate::plan::runner::{Outcome, Step, StepError};
+use crate::results::Kind;
 use crate::sample::memory::KernelMemory;
+use crate::strays;
+use crate::topology::{self, sandbox};
 
 /// One step.
 #[derive(Debug, Clone)]
@@ -71,6 +75,14 @@ pub fn hold_name(kind: HoldKind) -> &'static str {
     }
 }
 
+/// Ends what a forwarder left behind outside of its process group, as a daemon does: it would hold the port of the next.
+/// Once an arm has ended nobody else is in the forwarder's namespace.
+fn sweep() {
+    if sandbox::is_inside() {
+        strays::end_all(&Path::new("/run/netns").join(topology::FORWARDER));
+    }
+}
+
 impl Step for Action {
     type Bench = Bench;
 
@@ -113,8 +125,12 @@ impl Step for Action {
                 Ok(Outcome::default())
             }
             Self::Start(arm) => {
-                let started = arm.start(&bench.spliced, &bench.wiring, &bench.out)?;
+                let started = arm.start(&bench.spliced, &bench.wiring, &bench.out);
+                let started = started.inspect_err(|_| sweep())?;
                 let pids = started.tree().roots;
+                if !bench.versions.contains_key(&arm.name) {
+                    bench.versions.insert(arm.name.clone(), arm.version(&bench.wiring));
+                }
                 bench.started = Some(started);
                 Ok(Outcome::said(format!("processes {pids:?}")))
             }
@@ -150,7 +166,7 @@ impl Step for Action {
             }
             Self::Look(arm, load, pass) => bench.look(arm, load, *pass).map(Outcome::said).map_err(StepError::from),
             Self::Hold(arm, kind) => {
-                bench.sessions = Some(Sessions::start(&arm.wiring(&bench.wiring), *kind)?);
+                bench.sessions = Some(Sessions::start(&arm.wiring(&bench.wiring), *kind, arm.kind != Kind::Limit)?);
                 bench.kernel_before = KernelMemory::now();
                 Ok(Outcome::default())
             }
@@ -163,7 +179,9 @@ impl Step for Action {
             Self::Command(step) => step.back.as_ref().map(|line| line.run_through()),
             Self::Start(_) => {
                 let started = bench.started.take()?;
-                Some(started.stop().map(|()| Outcome::default()).map_err(StepError::from))
+                let stopped = started.stop();
+                sweep();
+                Some(stopped.map(|()| Outcome::default()).map_err(StepError::from))
             }
             Self::Meter(_) => bench.window.take().map(|_| Ok(Outcome::said("the window was not read"))),
             Self::Serve(_) => {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::engine::{self, Engine, EngineOptions};
 use crate::peers::{self, Given, Peer, Running};
-use crate::place::{User, Wiring};
+use crate::place::{Place, User, Wiring};
 use crate::plan::about;
 use crate::results::{Kind, Missing};
 use crate::sample::{Accounting, Tree};
@@ -88,17 +88,27 @@ impl Arm {
         [what].into_iter().chain(self.user.iter().map(|user| format!(", as user {}", user.name))).collect()
     }
 
+    /// What a peer says of its version, asked where and as whom it runs.
+    #[must_use]
+    pub fn version(&self, wiring: &Wiring) -> Option<String> {
+        match &self.what {
+            What::Engine(_) => None,
+            What::Peer(peer) => peer.version(&self.place(wiring)),
+        }
+    }
+
+    /// Where it runs, and as whom.
+    fn place(&self, wiring: &Wiring) -> Place {
+        self.user.as_ref().map_or_else(|| wiring.forwarder.clone(), |user| wiring.forwarder.as_user(user))
+    }
+
     /// Starts it and waits until it takes connections.
     ///
     /// # Errors
     /// What kept it, with its own last words; nothing of it is left.
     pub fn start(&self, spliced: &Path, wiring: &Wiring, out: &Path) -> io::Result<Started> {
-        let mut wiring = wiring.clone();
         self.make_directories(out)?;
-        if let Some(user) = &self.user {
-            wiring.forwarder = wiring.forwarder.as_user(user);
-        }
-        let wiring = &wiring;
+        let wiring = &Wiring { forwarder: self.place(wiring), ..wiring.clone() };
         match &self.what {
             What::Engine(options) => Engine::start(&self.name, options, spliced, wiring, out).map(Started::Engine),
             What::Peer(peer) => peer.start(wiring, out).map(Started::Peer),

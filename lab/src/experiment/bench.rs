@@ -1,5 +1,6 @@
 //! What the steps of an experiment work on, and what they read from it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,8 @@ pub struct Bench {
     pub kernel_before: KernelMemory,
     /// What was held at which number of sessions.
     pub points: Vec<Point>,
+    /// What each arm that was started says of its version, where it does.
+    pub versions: BTreeMap<String, Option<String>>,
     /// The round being measured.
     pub round: Round,
 }
@@ -110,6 +113,7 @@ impl Bench {
             sessions: None,
             kernel_before: KernelMemory::default(),
             points: Vec::new(),
+            versions: BTreeMap::new(),
             round: Round::default(),
         }
     }
@@ -231,6 +235,9 @@ impl Bench {
     #[expect(clippy::cast_precision_loss, reason = "a measurement")]
     pub(super) fn grow(&mut self, total: u32) -> io::Result<String> {
         let sessions = self.sessions.as_mut().ok_or_else(|| io::Error::other("no sessions are held"))?;
+        if let Some(limit) = sessions.limit() {
+            return Ok(format!("left out: {limit}"));
+        }
         let held = sessions.grow(total as usize)?;
         if let Some(started) = &mut self.started {
             started.check()?;

@@ -15,6 +15,7 @@ use crate::plan::runner::{Failed, Runner};
 use crate::plan::stop;
 use crate::plan::trace::Trace;
 use crate::results::{Kind, Missing, Results, Round, Series};
+use crate::sample::memory;
 use crate::statistics;
 
 /// Allocators that can be put in front of the system's: name, package in Debian, libraries.
@@ -24,9 +25,6 @@ const ALLOCATORS: [(&str, &str, &[&str]); 2] = [
 ];
 /// Where libraries are, below each of these or of a directory in it.
 const LIBRARIES: [&str; 4] = ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib"];
-
-/// Tells the process inside the host's net.ipv4.tcp_mem.
-pub const TCP_MEMORY: &str = "SPLICED_LAB_TCP_MEM";
 
 /// Numbers of sessions to stop at, by what the sessions do.
 pub type Stops = Vec<(HoldKind, Vec<u32>)>;
@@ -81,6 +79,7 @@ impl Experiment {
         let failed: Result<(), Failed> = all();
         progress.finish();
         take_back(&mut runner);
+        results.take_versions(std::mem::take(&mut runner.bench.versions));
         Ok(Finished { results, failed: failed.err() })
     }
 }
@@ -149,15 +148,16 @@ fn limit(round: &Round) -> Option<String> {
         return None;
     }
     let of = |name: &str| round.samples.get(name).copied().filter(|value| *value > 0.0);
-    let memory = of("user_bytes_per_session").unwrap_or(0.0) + of("kernel_bytes_per_session")?;
-    let mut limits = vec![("memory", available()? / memory)];
-    if let (Some(per_session), Some(most)) = (of("kernel_tcp_bytes_per_session"), tcp_memory()) {
-        limits.push(("data in TCP buffers (net.ipv4.tcp_mem)", most / per_session));
+    let bytes = of("user_bytes_per_session").unwrap_or(0.0) + of("kernel_bytes_per_session")?;
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    let share = |most: u64, each: f64| most as f64 / each;
+    let mut limits = vec![("memory", share(memory::available()?, bytes))];
+    if let (Some(per_session), Some(most)) = (of("kernel_tcp_bytes_per_session"), memory::tcp_most()) {
+        limits.push(("data in TCP buffers (net.ipv4.tcp_mem)", share(most, per_session)));
     }
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard);
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     if let (Some(per_session), Some(most)) = (of("descriptors_per_session"), descriptors) {
-        limits.push(("descriptors (ulimit -Hn)", most as f64 / per_session));
+        limits.push(("descriptors (ulimit -Hn)", share(most, per_session)));
     }
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut ends = range.split_whitespace().filter_map(|end| end.parse::<f64>().ok());
@@ -166,28 +166,6 @@ fn limit(round: &Round) -> Option<String> {
     limits.sort_by(|a, b| a.1.total_cmp(&b.1));
     let told = limits.iter().map(|(name, most)| format!("{most:.0} by {name}"));
     Some(format!("sessions this host holds: {}", Vec::from_iter(told).join(", ")))
-}
-
-/// The host's net.ipv4.tcp_mem, which cannot be seen from other network namespaces; empty where it is hidden.
-#[must_use]
-pub fn tcp_memory_of_host() -> String {
-    fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").unwrap_or_default()
-}
-
-/// Bytes that all TCP sockets together may hold: the last of three numbers of pages.
-fn tcp_memory() -> Option<f64> {
-    let text = std::env::var(TCP_MEMORY).ok()?;
-    let pages = text.split_whitespace().nth(2)?.parse::<f64>().ok()?;
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten()?;
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    Some(pages * page as f64)
-}
-
-/// Bytes of memory that can still be used.
-fn available() -> Option<f64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0)
 }
 
 const COLUMNS: [(&str, &str); 5] = [

@@ -137,12 +137,15 @@ fn topology(node: &Node) -> Result<Links, Fault> {
     Ok(links)
 }
 
-const ARM_NAME: &str = "1 to 40 letters, digits, - . and _";
+const ARM_NAME: &str = "1 to 40 letters, digits, - . and _, and no file of the results";
 
 /// Names become names of files.
 fn arm_name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let fits = (1..=40).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('.');
+    let fits = (1..=40).contains(&text.len())
+        && text.chars().all(plain)
+        && !text.starts_with('.')
+        && !crate::peers::is_taken(text);
     if fits { Ok(text.to_owned()) } else { Err(found(text, ARM_NAME)) }
 }
 
@@ -200,7 +203,7 @@ samples: [syscalls]
         assert_eq!(names, ["copy-8K", "small", "mine", "direct"]);
         assert_eq!(written.links.loss, Some(Loss(1000)));
         assert!(!written.links.offloads && written.passes == [Pass::Syscalls]);
-        assert_eq!(written.cases[1].load, load::exchanges(false, 32, 1024, Duration::from_secs(2)));
+        assert_eq!(written.cases[1].load, load::exchanges(false, 32, 1024, None, Duration::from_secs(2)));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
-use super::arm::{Arm, What};
 use crate::results::Host;
 use crate::tools;
 
@@ -31,19 +31,13 @@ pub fn host() -> Host {
     }
 }
 
-/// Versions of everything that takes part.
+/// Versions of spliced and of what makes the load. What other forwarders say of theirs is asked where they run.
 #[must_use]
-pub fn versions(arms: &[Arm], spliced: &std::path::Path, loads: &[tools::Tool]) -> BTreeMap<String, String> {
+pub fn versions(spliced: &Path, loads: &[tools::Tool]) -> BTreeMap<String, String> {
     let mut versions = BTreeMap::new();
-    if let Some(version) = tools::first_line(spliced, &["--version"]) {
+    let said = tools::output_of(spliced, &["--version"]);
+    if let Some(version) = said.and_then(|said| tools::first_line(&said)) {
         versions.insert("spliced".to_owned(), version);
-    }
-    for arm in arms {
-        if let What::Peer(peer) = &arm.what
-            && let Some(version) = &peer.version
-        {
-            versions.insert(arm.name.clone(), version.clone());
-        }
     }
     for tool in loads {
         if let Some(version) = tool.version() {

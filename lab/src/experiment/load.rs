@@ -20,12 +20,13 @@ pub fn bulk(streams: u32, direction: iperf3::Direction, offered: Option<Rate>, s
     Load::Iperf3(iperf3::Settings { streams, seconds, direction, rate, message: None })
 }
 
-/// Exchanges, or with `connect` a connection for each, of requests and answers of one size.
+/// Exchanges, or with `connect` a connection for each, of requests and answers of one size; so many a second where that
+/// is given, and otherwise one after the other.
 #[must_use]
-pub fn exchanges(connect: bool, connections: u32, size: u32, seconds: Duration) -> Load {
-    let size = size as usize;
-    let load =
-        Exchange { connections: connections as usize, request: size, reply: size, seconds: seconds.as_secs_f64() };
+pub fn exchanges(connect: bool, connections: u32, size: u32, per_second: Option<u32>, seconds: Duration) -> Load {
+    let (connections, size) = (connections as usize, size as usize);
+    let (rate, seconds) = (per_second.map(f64::from), seconds.as_secs_f64());
+    let load = Exchange { connections, request: size, reply: size, rate, seconds };
     if connect { Load::Connect(load) } else { Load::Exchange(load) }
 }
 
@@ -129,13 +130,17 @@ pub fn settings(load: &Load) -> Settings {
             ("reply", json!(load.reply)),
             ("seconds", json!(load.seconds)),
         ],
-        Load::Exchange(load) | Load::Connect(load) => vec![
-            ("by", json!("lab")),
-            ("connections", json!(load.connections)),
-            ("request", json!(load.request)),
-            ("reply", json!(load.reply)),
-            ("seconds", json!(load.seconds)),
-        ],
+        Load::Exchange(load) | Load::Connect(load) => {
+            let mut pairs = vec![
+                ("by", json!("lab")),
+                ("connections", json!(load.connections)),
+                ("request", json!(load.request)),
+                ("reply", json!(load.reply)),
+                ("seconds", json!(load.seconds)),
+            ];
+            pairs.extend(load.rate.map(|rate| ("exchanges_per_second", json!(rate))));
+            pairs
+        }
         Load::Bulk(load) => {
             vec![("streams", json!(load.streams)), ("message", json!(load.message)), ("seconds", json!(load.seconds))]
         }
@@ -250,8 +255,10 @@ mod tests {
         let load = bulk(8, iperf3::Direction::Up, Some(Rate(4_000_000_000)), seconds);
         assert_eq!(describe(&load), "rate: offered 4gbit, seconds 2, streams 8");
         assert_eq!(name(&bulk(8, iperf3::Direction::Reverse, None, seconds)), "reverse");
-        let load = exchanges(true, 4, 1, seconds);
+        let load = exchanges(true, 4, 1, None, seconds);
         assert_eq!(describe(&load), "crr: by lab, connections 4, reply 1, request 1, seconds 1.5");
         assert_eq!(settings(&brief(&load))["seconds"], json!(1.0));
+        let paced = describe(&exchanges(false, 10, 64, Some(4000), seconds));
+        assert_eq!(paced, "rr: by lab, connections 10, exchanges_per_second 4000.0, reply 64, request 64, seconds 1.5");
     }
 }

@@ -133,6 +133,7 @@ impl Experiment {
         let failed = self.measure(&mut runner, &mut results, &mut progress);
         progress.finish();
         take_back(&mut runner);
+        results.take_versions(std::mem::take(&mut runner.bench.versions));
         Ok(Finished { results, failed: failed.err() })
     }
 
@@ -145,7 +146,7 @@ impl Experiment {
             started: now(),
             host: host::host(),
             settings: self.settings.clone(),
-            tools: host::versions(&self.arms, spliced, &tools),
+            tools: host::versions(spliced, &tools),
             missing: self.missing.clone(),
             rounds: Vec::new(),
             series: Vec::new(),

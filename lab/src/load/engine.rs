@@ -7,11 +7,15 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{self, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::time::{ClockId, clock_gettime};
 use slab::Slab;
 
@@ -21,6 +25,7 @@ const OPENING: usize = 64;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
+const ALARM: Token = Token(usize::MAX - 2);
 
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +67,8 @@ pub(super) struct Engine<W: Work> {
     waker: Arc<Waker>,
     sessions: Slab<Entry<W::Session>>,
     timers: BinaryHeap<Reverse<(u64, usize, u64)>>,
+    /// Wakes to the microsecond, where that matters: epoll_wait(2) counts in milliseconds.
+    alarm: Option<Alarm>,
     again: Vec<usize>,
     listener: Option<TcpListener>,
     accept_again: bool,
@@ -70,6 +77,23 @@ pub(super) struct Engine<W: Work> {
     opening: usize,
     parked: usize,
     serial: u64,
+}
+
+/// A timer of the kernel.
+#[derive(Debug)]
+struct Alarm {
+    timer: TimerFd,
+    /// When it goes off, or went.
+    set: u64,
+}
+
+impl Alarm {
+    fn set(&mut self, due: Option<u64>) -> io::Result<()> {
+        let Some(due) = due.filter(|due| *due != self.set) else { return Ok(()) };
+        self.set = due;
+        let at = TimeSpec::from_duration(Duration::from_nanos(due.max(1)));
+        Ok(self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?)
+    }
 }
 
 #[derive(Debug)]
@@ -93,6 +117,7 @@ impl<W: Work> Engine<W> {
             waker,
             sessions: Slab::new(),
             timers: BinaryHeap::new(),
+            alarm: None,
             again: Vec::new(),
             listener: None,
             accept_again: false,
@@ -107,6 +132,16 @@ impl<W: Work> Engine<W> {
     /// Ends a [`Self::turn`] that waits.
     pub(super) fn waker(&self) -> Arc<Waker> {
         Arc::clone(&self.waker)
+    }
+
+    /// Has timers go off when they are due, not at the next full millisecond; costs a system call for each.
+    pub(super) fn keep_exact_time(&mut self) -> io::Result<()> {
+        let timer =
+            TimerFd::new(timerfd::ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+        let descriptor = timer.as_fd().as_raw_fd();
+        self.poll.registry().register(&mut SourceFd(&descriptor), ALARM, Interest::READABLE)?;
+        self.alarm = Some(Alarm { timer, set: 0 });
+        Ok(())
     }
 
     /// Takes connections from here.
@@ -151,7 +186,7 @@ impl<W: Work> Engine<W> {
     /// Waits for something to happen, at most until `until`, and lets everything concerned go on.
     pub(super) fn turn(&mut self, until: Option<u64>) -> io::Result<()> {
         self.connect_more();
-        let timeout = self.timeout(until);
+        let timeout = self.timeout(until)?;
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             polled => polled?,
@@ -165,7 +200,7 @@ impl<W: Work> Engine<W> {
         for (token, ending) in ready {
             match token {
                 LISTENER => accept = true,
-                WAKER => {}
+                WAKER | ALARM => {}
                 Token(key) => self.advance(key, ending),
             }
         }
@@ -177,14 +212,18 @@ impl<W: Work> Engine<W> {
         Ok(())
     }
 
-    fn timeout(&self, until: Option<u64>) -> Option<Duration> {
+    fn timeout(&mut self, until: Option<u64>) -> io::Result<Option<Duration>> {
         if !self.again.is_empty() {
-            return Some(Duration::ZERO);
+            return Ok(Some(Duration::ZERO));
         }
-        let due = self.timers.peek().map(|Reverse((due, ..))| *due);
+        let mut due = self.timers.peek().map(|Reverse((due, ..))| *due);
+        if let Some(alarm) = &mut self.alarm {
+            alarm.set(due)?;
+            due = None;
+        }
         let first = due.into_iter().chain(until).min();
         let timeout = first.map(|at| Duration::from_nanos(at.saturating_sub(now())));
-        if self.accept_again { Some(timeout.map_or(ACCEPT_AGAIN, |t| t.min(ACCEPT_AGAIN))) } else { timeout }
+        Ok(if self.accept_again { Some(timeout.map_or(ACCEPT_AGAIN, |t| t.min(ACCEPT_AGAIN))) } else { timeout })
     }
 
     fn run_timers(&mut self) {

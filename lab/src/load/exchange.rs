@@ -23,13 +23,43 @@ pub(super) struct Exchange {
     pub(super) pattern: Arc<Pattern>,
     /// Told apart from other threads' connections.
     pub(super) thread: u64,
+    /// When exchanges begin where they do not follow upon each other.
+    pub(super) pace: Option<Pace>,
     pub(super) scratch: Vec<u8>,
     pub(super) running: bool,
     pub(super) tally: Tally,
 }
 
+/// When exchanges are due: evenly spread over time and, in turn, over all connections of all threads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// From one exchange to the next, whichever connections they are on.
+    step_ns: f64,
+    connections: u64,
+    threads: u64,
+    /// When the window began.
+    begun: u64,
+}
+
+impl Pace {
+    /// So many a second.
+    pub(super) fn new(rate: f64, connections: usize, threads: usize) -> Self {
+        let step_ns = 1e9 / rate.clamp(0.01, 1e7);
+        Self { step_ns, connections: connections.max(1) as u64, threads: threads as u64, begun: 0 }
+    }
+
+    /// When the exchange after `done` others is due on the connection of a thread with that number.
+    fn due(&self, thread: u64, number: u64, done: u64) -> u64 {
+        let place = (number * self.threads + thread) % self.connections;
+        self.begun + ((place + done * self.connections) as f64 * self.step_ns) as u64
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct ExchangeSession {
+    number: u64,
+    /// Exchanges of the window.
+    done: u64,
     seed: u64,
     offset: u64,
     begun: u64,
@@ -64,6 +94,12 @@ impl Exchange {
         Ok(())
     }
 
+    /// When the next exchange is due; `None` where it may begin at once.
+    fn due(&self, session: &ExchangeSession) -> Option<u64> {
+        let pace = self.pace.filter(|_| self.running)?;
+        Some(pace.due(self.thread, session.number, session.done))
+    }
+
     /// Compares an answer with what was asked.
     fn check(&self, session: &ExchangeSession) -> io::Result<()> {
         let request = self.pattern.bytes(session.seed, session.offset, self.request);
@@ -83,7 +119,16 @@ impl Work for Exchange {
     fn begin(&mut self, number: u64) -> ExchangeSession {
         // A connection's time begins with its making.
         let seed = pattern::seed(self.thread, number as u32);
-        ExchangeSession { seed, offset: 0, begun: now(), sent: 0, answer: Vec::new(), state: State::Idle }
+        ExchangeSession {
+            number,
+            done: 0,
+            seed,
+            offset: 0,
+            begun: now(),
+            sent: 0,
+            answer: Vec::new(),
+            state: State::Idle,
+        }
     }
 
     fn advance(&mut self, session: &mut ExchangeSession, socket: &mut TcpStream, ending: bool) -> io::Result<Step> {
@@ -92,8 +137,13 @@ impl Work for Exchange {
                 if !self.may_send(session) && self.reconnect.is_none() {
                     return Ok(Step::Park);
                 }
+                let due = self.due(session);
+                if let Some(due) = due.filter(|due| *due > now()) {
+                    return Ok(Step::At(due));
+                }
                 if self.reconnect.is_none() {
-                    session.begun = now();
+                    // Time in which it was due and could not begin counts.
+                    session.begun = due.unwrap_or_else(now);
                 }
                 session.state = State::Busy;
                 session.sent = 0;
@@ -127,6 +177,7 @@ impl Work for Exchange {
                 continue;
             }
             if self.running {
+                session.done += 1;
                 self.record(session);
             }
             session.offset += self.request as u64;
@@ -134,6 +185,9 @@ impl Work for Exchange {
             // The next request goes at once; its answer cannot be here yet.
             if !self.may_send(session) {
                 return Ok(Step::Park);
+            }
+            if self.pace.is_some() {
+                continue;
             }
             (session.begun, session.state, session.sent) = (now(), State::Busy, 0);
             self.send(session, socket)?;
@@ -155,6 +209,7 @@ impl Client for Exchange {
     fn run(&mut self, running: bool) {
         if running {
             self.tally = Tally::default();
+            self.pace = self.pace.map(|pace| Pace { begun: now(), ..pace });
         }
         self.running = running;
     }
@@ -167,5 +222,20 @@ impl Client for Exchange {
         if let Some((target, count)) = engine.work.reconnect {
             engine.open(target, count);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_even_over_all_connections_and_threads() {
+        let pace = Pace { begun: 1000, ..Pace::new(1e6, 5, 2) };
+        // Of five connections the first thread has three.
+        let of = |thread, numbers: u64| (0..numbers).flat_map(move |number| [0, 1].map(|done| (thread, number, done)));
+        let mut due: Vec<u64> = of(0, 3).chain(of(1, 2)).map(|(t, n, done)| pace.due(t, n, done)).collect();
+        due.sort_unstable();
+        assert_eq!(due, (0..10).map(|n| 1000 + n * 1000).collect::<Vec<u64>>());
     }
 }

@@ -47,12 +47,20 @@ pub struct Held {
     pub first_errors: Vec<String>,
     /// Bytes the kernel took of stalled sessions, all in all.
     pub written: u64,
+    /// Bytes still went when patience was over.
+    pub moving: bool,
+    /// What this host ran out of, where that ended the growth.
+    #[serde(default)]
+    pub limit: Option<String>,
 }
 
 impl Held {
     /// Why there are fewer than were asked for.
     #[must_use]
     pub fn why(&self) -> String {
+        if let Some(limit) = &self.limit {
+            return limit.clone();
+        }
         let waiting = format!("the others were not answered within {} s", PATIENCE.as_secs());
         self.first_errors.first().map_or(waiting, |first| format!("{} failed, the first: {first}", self.failed))
     }
@@ -135,7 +143,7 @@ fn settle(engine: &mut Engine<Hold>) -> io::Result<Held> {
         let quiet_at = engine.work.last_written + QUIET.as_nanos() as u64;
         let at_rest = engine.all_parked() && (!engine.work.stalled || now() >= quiet_at);
         if at_rest || now() >= limit {
-            return Ok(held(engine));
+            return Ok(Held { moving: !at_rest && engine.all_parked(), ..held(engine) });
         }
         engine.turn(Some(if engine.all_parked() { quiet_at.min(limit) } else { limit }))?;
     }
@@ -144,7 +152,8 @@ fn settle(engine: &mut Engine<Hold>) -> io::Result<Held> {
 /// A session that waits in a queue for its answer, or is still being made, is not open.
 fn held(engine: &Engine<Hold>) -> Held {
     let Errors { count: failed, kept: first_errors } = engine.work.errors.clone();
-    Held { open: engine.parked() as u64, failed, first_errors, written: engine.work.written }
+    let (open, written) = (engine.parked() as u64, engine.work.written);
+    Held { open, failed, first_errors, written, ..Held::default() }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod latency;
 pub mod netperf;
 mod outcome;
 pub mod role;
+mod room;
 mod server;
 mod stream;
 mod wire;
@@ -31,6 +32,7 @@ pub use self::hold::Held;
 pub use self::outcome::Outcome;
 pub use self::role::{BulkReport, ExchangeReport, RoleArgs, ServerCounts, StreamReport, run_role};
 
+use self::room::Growth;
 use crate::place::{Place, Wiring};
 use crate::plan::stop;
 use crate::process::failed;
@@ -69,6 +71,9 @@ pub struct Exchange {
     pub request: usize,
     /// Bytes of an answer.
     pub reply: usize,
+    /// Exchanges per second of all connections together, each begun when it is due; without it, each connection begins
+    /// its next one when it has its answer. Only on connections that stay.
+    pub rate: Option<f64>,
     /// Length of the window.
     pub seconds: f64,
 }
@@ -164,7 +169,8 @@ impl Load {
             Some(words) => Some(start("the load", &wiring.client, &words)?),
         };
         if let (Self::Hold(load), Some(client)) = (self, &mut child) {
-            let held: Held = client.ask(&format!("grow {}", load.sessions), hold::PATIENCE + PATIENCE)?;
+            let forwards = wiring.target != wiring.server_addr;
+            let held = Growth::new(load.kind, forwards).grow(client, load.sessions)?;
             if held.open < load.sessions as u64 {
                 let (open, wanted, why) = (held.open, load.sessions, held.why());
                 return Err(io::Error::other(format!("{open} of {wanted} sessions could be held: {why}")));
@@ -179,14 +185,14 @@ impl Load {
         let threads = threads();
         let words = match self {
             Self::Iperf3(_) | Self::Netperf(_) => return None,
-            Self::Exchange(load) => format!(
-                "exchange {target} --connections {} --seconds {} --threads {threads} --request {} --reply {}",
-                load.connections, load.seconds, load.request, load.reply
-            ),
-            Self::Connect(load) => format!(
-                "connect {target} --connections {} --seconds {} --threads {threads} --request {} --reply {}",
-                load.connections, load.seconds, load.request, load.reply
-            ),
+            Self::Exchange(load) | Self::Connect(load) => {
+                let role = if matches!(self, Self::Exchange(_)) { "exchange" } else { "connect" };
+                let rate = load.rate.map(|rate| format!(" --rate {rate}")).unwrap_or_default();
+                format!(
+                    "{role} {target} --connections {} --seconds {} --threads {threads} --request {} --reply {}{rate}",
+                    load.connections, load.seconds, load.request, load.reply
+                )
+            }
             Self::Bulk(load) => format!(
                 "bulk {target} --connections {} --seconds {} --threads {threads} --message {}",
                 load.streams, load.seconds, load.message
@@ -234,11 +240,11 @@ impl Ready {
             }
             Load::Exchange(load) => {
                 let load = *load;
-                self.go().map(|report| Outcome::of_exchange(report, "exchange", load.request + load.reply))
+                self.go().map(|report| Outcome::of_exchange(report, "exchange", load))
             }
             Load::Connect(load) => {
                 let load = *load;
-                self.go().map(|report| Outcome::of_exchange(report, "connection", load.request + load.reply))
+                self.go().map(|report| Outcome::of_exchange(report, "connection", load))
             }
             Load::Bulk(_) => self.go().map(|report| Outcome::of_bulk(&report)),
             Load::Stream(load) => {
@@ -318,27 +324,36 @@ impl HoldKind {
 pub struct Sessions {
     client: Child,
     _server: OwnServer,
+    growth: Growth,
 }
 
 impl Sessions {
-    /// Starts the server. The forwarder may be started after it; connections are made by [`Self::grow`].
+    /// Starts the server. The forwarder may be started after it; connections are made by [`Self::grow`]. `forwards` says
+    /// that a program takes part in between.
     ///
     /// # Errors
     /// What kept one of the two from starting.
-    pub fn start(wiring: &Wiring, kind: HoldKind) -> io::Result<Self> {
+    pub fn start(wiring: &Wiring, kind: HoldKind, forwards: bool) -> io::Result<Self> {
         let server = OwnServer::start(&wiring.server, wiring.server_addr, kind.server(), 1, 1)?;
         let mut words = vec!["hold".to_owned(), wiring.target.to_string()];
         words.extend((kind == HoldKind::Stalled).then(|| "--stalled".to_owned()));
         let client = start("the sessions", &wiring.client, &words)?;
-        Ok(Self { client, _server: server })
+        Ok(Self { client, _server: server, growth: Growth::new(kind, forwards) })
     }
 
-    /// Brings the number of sessions up to `total` and waits until they are at rest, a minute at most.
+    /// Brings the number of sessions up to `total`, step by step, and waits until they are at rest. Where this host has
+    /// no room for all of them it stops, and [`Held::limit`] says at what.
     ///
     /// # Errors
     /// When one of the two has ended. Sessions that fail are counted in [`Held`].
     pub fn grow(&mut self, total: usize) -> io::Result<Held> {
-        self.client.ask(&format!("grow {total}"), hold::PATIENCE + PATIENCE)
+        self.growth.grow(&mut self.client, total)
+    }
+
+    /// What keeps them from growing any further, once something does.
+    #[must_use]
+    pub fn limit(&self) -> Option<&str> {
+        self.growth.limit()
     }
 }
 

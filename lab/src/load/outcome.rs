@@ -1,6 +1,6 @@
 //! What a load has measured, by the names of samples.
 
-use super::{BulkReport, ExchangeReport, SATURATED, Stream, StreamReport, Window, cpus, iperf3, netperf};
+use super::{BulkReport, Exchange, ExchangeReport, SATURATED, Stream, StreamReport, Window, cpus, iperf3, netperf};
 use crate::results::{Latency, Samples};
 
 /// What a window gave.
@@ -60,15 +60,21 @@ impl Outcome {
         outcome
     }
 
-    pub(super) fn of_exchange(report: ExchangeReport, piece: &'static str, size: usize) -> Self {
+    pub(super) fn of_exchange(report: ExchangeReport, piece: &'static str, load: Exchange) -> Self {
         let ExchangeReport { window, exchanges, latency } = report;
         let mut outcome = Self {
-            bytes: exchanges * size as u64,
+            bytes: exchanges * (load.request + load.reply) as u64,
             pieces: Some((piece, exchanges)),
             latency: Some(latency),
             ..Self::default()
         };
-        outcome.add(&format!("{piece}s_per_second"), exchanges as f64 / window.seconds);
+        let reached = exchanges as f64 / window.seconds;
+        outcome.add(&format!("{piece}s_per_second"), reached);
+        if let Some(offered) = load.rate.filter(|offered| reached < 0.97 * offered) {
+            outcome.notes.push(format!(
+                "{reached:.0} of the offered {offered:.0} exchanges a second came: costs are not at that rate"
+            ));
+        }
         outcome.window(&window);
         outcome
     }
@@ -147,7 +153,9 @@ mod tests {
         let window =
             Window { seconds: 2.0, busy_share: 0.97, errors: 3, first_errors: vec!["connection reset".to_owned()] };
         let report = ExchangeReport { window, exchanges: 1000, latency: Latency::default() };
-        let outcome = Outcome::of_exchange(report, "exchange", 128);
+        let load = Exchange { connections: 1, request: 64, reply: 64, rate: Some(600.0), seconds: 2.0 };
+        let mut outcome = Outcome::of_exchange(report, "exchange", load);
+        assert!(outcome.notes.remove(0).starts_with("500 of the offered 600 exchanges a second"), "{outcome:?}");
         assert_eq!(outcome.samples["exchanges_per_second"], 500.0);
         assert_eq!((outcome.bytes, outcome.pieces), (128_000, Some(("exchange", 1000))));
         assert!(outcome.notes[0].contains("97 %"), "{:?}", outcome.notes);

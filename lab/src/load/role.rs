@@ -27,7 +27,7 @@ use spliced::ab::role::{answer, commands, say};
 use super::bulk::Bulk;
 use super::client::{self, Tally, Window};
 use super::engine::{Engine, Work};
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Pace};
 use super::hold;
 use super::server::{Counts, Echo, READ, Sink, Stall, Tokens};
 use super::stream::{self, Stream};
@@ -112,6 +112,9 @@ struct ExchangeArgs {
     /// Bytes of an answer.
     #[arg(long, default_value_t = 64)]
     reply: usize,
+    /// Exchanges per second of all connections together; without it, as fast as answers come.
+    #[arg(long)]
+    rate: Option<f64>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -126,6 +129,13 @@ struct Common {
     seconds: f64,
     #[arg(long, default_value_t = 1)]
     threads: usize,
+}
+
+impl Common {
+    /// No more than connections.
+    fn threads(&self) -> usize {
+        self.threads.clamp(1, self.connections.max(1))
+    }
 }
 
 /// What a server does.
@@ -279,7 +289,7 @@ where
 
 /// One engine for each thread, with its share of the connections.
 fn engines<W: Work>(common: &Common, at_once: bool, work: impl Fn(u64, usize) -> W) -> io::Result<Vec<Engine<W>>> {
-    let threads = common.threads.clamp(1, common.connections.max(1));
+    let threads = common.threads();
     let share = |thread: usize| common.connections / threads + usize::from(thread < common.connections % threads);
     (0..threads)
         .map(|thread| {
@@ -298,18 +308,23 @@ fn seconds(common: &Common) -> io::Result<Duration> {
 }
 
 fn exchange(args: &ExchangeArgs, reconnect: bool) -> io::Result<()> {
-    let ExchangeArgs { common, request, reply } = args;
+    let ExchangeArgs { common, request, reply, rate } = args;
     let pattern = Arc::new(Pattern::new((*request).max(1)));
-    let engines = engines(common, !reconnect, |thread, share| Exchange {
+    let pace = rate.filter(|_| !reconnect).map(|rate| Pace::new(rate, common.connections, common.threads()));
+    let mut engines = engines(common, !reconnect, |thread, share| Exchange {
         request: (*request).max(1),
         reply: (*reply).max(1),
         reconnect: reconnect.then_some((common.target, share)),
         pattern: Arc::clone(&pattern),
         thread,
+        pace,
         scratch: vec![0; SMALL_READ.max(*reply + 1)],
         running: false,
         tally: Tally::default(),
     })?;
+    if pace.is_some() {
+        engines.iter_mut().try_for_each(Engine::keep_exact_time)?;
+    }
     client::run(engines, seconds(common)?, |tally, window| ExchangeReport {
         window,
         exchanges: tally.done,

@@ -21,6 +21,13 @@ pub struct Given {
     pub words: Vec<String>,
 }
 
+/// Whether the lab writes a file of that name where each forwarder has a directory.
+pub(crate) fn is_taken(name: &str) -> bool {
+    // Reports are written beside and renamed.
+    let files = ["results.json", "report.md", "report.html", "trace.jsonl", "plan.yaml", "results.new", "report.new"];
+    files.contains(&name)
+}
+
 impl FromStr for Given {
     type Err = String;
 
@@ -30,6 +37,9 @@ impl FromStr for Given {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
             return Err(format!("{name:?} is no name: letters, digits, - _ and . are allowed, {shape}"));
+        }
+        if is_taken(name) {
+            return Err(format!("{name:?} is the name of a file of the results"));
         }
         let words = shlex::split(command).ok_or_else(|| format!("{command:?} has a quote that is not closed"))?;
         if words.is_empty() {

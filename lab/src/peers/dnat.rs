@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 use std::io;
-use std::path::Path;
 
 use super::{Definition, Running, Setup, direct};
 use crate::place::Forward;
@@ -24,7 +23,7 @@ pub(super) const DEFINITION: Definition = Definition {
 /// Name of the table; everything is in it, so that taking it away takes everything away.
 const TABLE: &str = "lab_dnat";
 
-fn unusable(_: &Path) -> Option<String> {
+fn unusable(_: &[String]) -> Option<String> {
     tools::on_path("nft").is_none().then(|| format!("nft is not on PATH; {}", DEFINITION.how))
 }
 

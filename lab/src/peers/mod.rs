@@ -20,9 +20,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use self::custom::Given;
+pub(crate) use self::custom::is_taken;
 pub use self::running::Running;
 
-use crate::place::{Forward, Wiring};
+use crate::place::{Forward, Place, Wiring};
 use crate::process::failed;
 use crate::results::{Kind, Missing};
 use crate::sample::Accounting;
@@ -42,8 +43,8 @@ pub(crate) struct Definition {
     how: &'static str,
     /// Whether it waits for its children.
     accounting: Accounting,
-    /// Why it cannot be used although its program is there.
-    unusable: fn(&Path) -> Option<String>,
+    /// Why it cannot be used although its program is there, by its path.
+    unusable: fn(&[String]) -> Option<String>,
     start: fn(&Setup<'_>) -> io::Result<Running>,
 }
 
@@ -79,8 +80,6 @@ pub struct Peer {
     pub name: String,
     /// What it is.
     pub kind: Kind,
-    /// What it says of its version, where it does.
-    pub version: Option<String>,
     /// How the time of its children is found.
     pub accounting: Accounting,
     command: Vec<String>,
@@ -123,18 +122,10 @@ pub fn find(name: &str, given: &[Given]) -> Result<Peer, Missing> {
     // The last word counts, as with every option that is given twice.
     let given = given.iter().rev().find(|given| given.name == name);
     if let Some(given) = given.filter(|given| given.is_template()) {
-        let program = given.program().map_err(missing)?;
-        let version = definition(name).and_then(|d| tools::first_line(&program, d.version));
-        let kind = Kind::Peer;
-        let accounting = Accounting::Waited;
-        return Ok(Peer {
-            name: name.to_owned(),
-            kind,
-            version,
-            accounting,
-            command: given.words.clone(),
-            how: How::Template,
-        });
+        given.program().map_err(missing)?;
+        let (kind, accounting) = (Kind::Peer, Accounting::Waited);
+        let (name, command) = (name.to_owned(), given.words.clone());
+        return Ok(Peer { name, kind, accounting, command, how: How::Template });
     }
     let Some(definition) = definition(name) else {
         let known = names().join(", ");
@@ -143,22 +134,24 @@ pub fn find(name: &str, given: &[Given]) -> Result<Peer, Missing> {
              {{listen}} and {{target}}"
         )));
     };
-    let (command, program) = match (given, definition.program) {
-        (Some(given), _) => (given.words.clone(), Some(given.program().map_err(missing)?)),
+    let command = match (given, definition.program) {
+        (Some(given), _) => {
+            given.program().map_err(missing)?;
+            given.words.clone()
+        }
         (None, Some(program)) => {
             let found = tools::on_path(program);
             let found = found.ok_or_else(|| missing(format!("{program} is not on PATH; {}", definition.how)))?;
-            (vec![found.to_string_lossy().into_owned()], Some(found))
+            vec![found.to_string_lossy().into_owned()]
         }
-        (None, None) => (Vec::new(), None),
+        (None, None) => Vec::new(),
     };
-    let program = program.unwrap_or_default();
-    if let Some(why) = (definition.unusable)(&program) {
+    // A command of the user's is run where the forwarder runs, and nowhere else: what it lacks is told at its start.
+    if let Some(why) = given.is_none().then(|| (definition.unusable)(&command)).flatten() {
         return Err(missing(why));
     }
-    let version = definition.program.and_then(|_| tools::first_line(&program, definition.version));
     let Definition { kind, accounting, .. } = *definition;
-    Ok(Peer { name: name.to_owned(), kind, version, accounting, command, how: How::Known(definition) })
+    Ok(Peer { name: name.to_owned(), kind, accounting, command, how: How::Known(definition) })
 }
 
 fn definition(name: &str) -> Option<&'static Definition> {
@@ -171,6 +164,18 @@ impl Peer {
     pub fn wiring(&self, wiring: &Wiring) -> Wiring {
         let direct = matches!(self.how, How::Known(definition) if definition.name == direct::DEFINITION.name);
         if direct { wiring.direct() } else { wiring.clone() }
+    }
+
+    /// What it says of its version, asked in `place`, where it runs; `None` when it does not say within a few seconds.
+    #[must_use]
+    pub fn version(&self, place: &Place) -> Option<String> {
+        // The rest of a whole command line would forward.
+        let (definition, words) = match self.how {
+            How::Known(definition) => (definition, self.command.as_slice()),
+            How::Template => (definition(&self.name)?, self.command.get(..1)?),
+        };
+        definition.program?;
+        tools::first_line(&tools::output_in(place, words, definition.version)?)
     }
 
     /// Starts it in `wiring.forwarder` with every forward of the wiring and waits until it listens. Its configuration
@@ -209,7 +214,7 @@ impl Setup<'_> {
 }
 
 /// For a program that is all it needs.
-fn usable(_: &Path) -> Option<String> {
+fn usable(_: &[String]) -> Option<String> {
     None
 }
 

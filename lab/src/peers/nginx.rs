@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Definition, Running, Setup};
+use crate::place::Place;
 use crate::results::Kind;
 use crate::sample::Accounting;
 use crate::tools;
@@ -34,14 +35,18 @@ enum Stream {
     None,
 }
 
-fn unusable(program: &Path) -> Option<String> {
-    let missing = Stream::of(program) == Stream::None;
-    missing.then(|| format!("{} has no stream module; apt install libnginx-mod-stream", program.display()))
+fn unusable(command: &[String]) -> Option<String> {
+    (Stream::of(&Place::here(), command) == Stream::None).then(|| lacking(command))
+}
+
+fn lacking(command: &[String]) -> String {
+    format!("{} has no stream module; apt install libnginx-mod-stream", command.join(" "))
 }
 
 impl Stream {
-    fn of(program: &Path) -> Self {
-        let said = tools::output_of(program, &["-V"]).unwrap_or_default();
+    /// As it says itself, asked in a place.
+    fn of(place: &Place, command: &[String]) -> Self {
+        let said = tools::output_in(place, command, &["-V"]).unwrap_or_default();
         Self::from_build(&said, |path| path.is_file())
     }
 
@@ -58,9 +63,11 @@ impl Stream {
 }
 
 fn start(setup: &Setup<'_>) -> io::Result<Running> {
-    let program = setup.command.iter().find_map(|word| tools::on_path(word).filter(|path| path.ends_with("nginx")));
-    let program = program.or_else(|| tools::on_path(setup.command.first()?)).unwrap_or_default();
-    let file = setup.write("nginx.conf", &configuration(setup, &Stream::of(&program)))?;
+    let stream = Stream::of(&setup.wiring.forwarder, setup.command);
+    if stream == Stream::None {
+        return Err(io::Error::other(lacking(setup.command)));
+    }
+    let file = setup.write("nginx.conf", &configuration(setup, &stream))?;
     let directory = setup.directory.to_string_lossy().into_owned();
     let mut running = Running::new(setup);
     // -e: else it opens the log of the installed service before it reads any configuration.

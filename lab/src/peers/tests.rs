@@ -60,6 +60,22 @@ fn what_is_missing_says_how_to_get_it() {
 }
 
 #[test]
+fn commands_of_users_are_run_where_the_forwarder_runs_and_nowhere_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let ran = directory.path().join("ran");
+    let program = script(directory.path(), &format!("echo \"in $PLACE: $*\" | tee -a {}", ran.display()));
+    let place = Place { name: "elsewhere".to_owned(), prefix: ["env", "PLACE=there"].map(Into::into).into() };
+    for given in [format!("nginx={program} x"), format!("haproxy={program} {{listen}} {{target}}")] {
+        let given: Given = given.parse().unwrap();
+        let peer = find(&given.name, std::slice::from_ref(&given)).unwrap();
+        assert!(!ran.exists(), "{} was run to find out about it", given.name);
+        let words = if given.is_template() { "" } else { "x " };
+        assert_eq!(peer.version(&place).unwrap(), format!("in there: {words}-v"));
+        fs::remove_file(&ran).unwrap();
+    }
+}
+
+#[test]
 fn one_that_dies_at_start_says_its_last_words() {
     let directory = tempfile::tempdir().unwrap();
     let program = script(directory.path(), "echo 'reading configuration'; echo 'bind: no such port' >&2; exit 4");

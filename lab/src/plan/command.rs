@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use super::runner::{Outcome, StepError};
 use super::stop;
 use crate::place::Place;
+use crate::tools;
 
 /// How long such a program may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -80,7 +81,7 @@ impl CommandLine {
             require(&program.to_string_lossy())?;
         }
         let mut command = self.place.command(program);
-        command.args(arguments);
+        command.args(arguments).env("PATH", tools::search_path());
         Ok(command)
     }
 }
@@ -124,22 +125,13 @@ fn run(mut command: Command, limit: Duration, stoppable: bool) -> Result<Outcome
 /// # Errors
 /// Of the kind `NotFound`.
 pub fn require(program: &str) -> io::Result<()> {
-    if find(program).is_some() {
-        return Ok(());
-    }
-    let hint = PACKAGES.iter().find(|(name, _)| *name == program);
-    let hint = hint.map_or_else(|| "install it".to_owned(), |(_, package)| format!("apt-get install {package}"));
-    Err(io::Error::new(io::ErrorKind::NotFound, format!("the program {program} is not on PATH; {hint}")))
+    if tools::on_path(program).is_some() { Ok(()) } else { Err(missing(program)) }
 }
 
-/// Where a program is, looked for as a shell does, and where administrators' programs are.
-#[must_use]
-pub fn find(program: &str) -> Option<std::path::PathBuf> {
-    if program.contains('/') {
-        return Some(program.into());
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file())
+fn missing(program: &str) -> io::Error {
+    let hint = PACKAGES.iter().find(|(name, _)| *name == program);
+    let hint = hint.map_or_else(|| "install it".to_owned(), |(_, package)| format!("apt-get install {package}"));
+    io::Error::new(io::ErrorKind::NotFound, format!("the program {program} is not on PATH; {hint}"))
 }
 
 /// A child that is not left behind, nor its children in its process group.
@@ -184,6 +176,7 @@ mod tests {
         assert_eq!((failed.exit, failed.error.to_string().as_str()), (Some(3), "exit status: 3; it said: no"));
         let missing = CommandLine::new(&here, "no-such-program-of-ours x").run().unwrap_err();
         assert_eq!(missing.error.kind(), io::ErrorKind::NotFound);
+        assert!(super::missing("ip").to_string().contains("apt-get install iproute2"));
     }
 
     #[test]

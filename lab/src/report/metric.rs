@@ -130,7 +130,8 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         title: "Kernel and processor",
-        hint: "Cycles and instructions only where the hardware counts them.",
+        hint: "Cycles and instructions only where the hardware counts them; context switches only where no thread or \
+               process of the forwarder ended meanwhile, whose own cannot be read.",
         metrics: &[
             metric("syscalls_per_gb", "System calls", "/GB", Lower),
             metric("context_switches_per_gb", "Context switches", "/GB", Lower),

@@ -61,9 +61,7 @@ impl KernelMemory {
     #[must_use]
     pub fn now() -> Self {
         let text = |path| fs::read_to_string(path).unwrap_or_default();
-        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
-        let page = page.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(4096);
-        Self::parse(&text("/proc/meminfo"), &text("/proc/net/sockstat"), page)
+        Self::parse(&text("/proc/meminfo"), &text("/proc/net/sockstat"), page())
     }
 
     fn parse(meminfo: &str, sockstat: &str, page: u64) -> Self {
@@ -81,6 +79,37 @@ impl KernelMemory {
     pub fn total(&self) -> u64 {
         self.slab + self.stacks + self.page_tables + self.tcp
     }
+}
+
+/// Tells the process inside the host's net.ipv4.tcp_mem.
+pub const TCP_MEMORY: &str = "SPLICED_LAB_TCP_MEM";
+
+/// The host's net.ipv4.tcp_mem, which cannot be seen from other network namespaces; empty where it is hidden.
+#[must_use]
+pub fn tcp_memory_of_host() -> String {
+    fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").unwrap_or_default()
+}
+
+/// Bytes that the buffers of all TCP sockets together may hold: the last of three numbers of pages.
+pub(crate) fn tcp_most() -> Option<u64> {
+    let text = std::env::var(TCP_MEMORY).unwrap_or_else(|_| tcp_memory_of_host());
+    text.split_whitespace().nth(2)?.parse::<u64>().ok()?.checked_mul(page())
+}
+
+/// Bytes of memory that can still be used.
+pub(crate) fn available() -> Option<u64> {
+    kib(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+}
+
+/// Bytes of memory there are.
+pub(crate) fn memory_of_host() -> Option<u64> {
+    kib(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal")
+}
+
+/// Bytes of a page.
+fn page() -> u64 {
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    page.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(4096)
 }
 
 /// Pages of data of all TCP sockets, from `TCP: inuse 5 orphan 0 tw 2 alloc 9 mem 3`: names and numbers in turn.

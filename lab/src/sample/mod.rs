@@ -39,6 +39,8 @@ pub struct Meter {
     others_ns: Option<u64>,
     tree: Tree,
     switches: Switches,
+    /// It has children that nobody waits for.
+    forks: bool,
     places: Vec<Place>,
     tcp: TcpCounters,
 }
@@ -54,8 +56,9 @@ pub struct Used {
     pub machine: CpuTimes,
     /// Share of the machine's CPUs, 0 to 1, that programs outside of the lab used; `None` where they cannot be seen.
     pub others_share: Option<f64>,
-    /// Context switches of the forwarder's threads.
-    pub context_switches: u64,
+    /// Context switches of the forwarder's threads; `None` when some of its threads or processes ended in the window:
+    /// the kernel keeps no account of theirs that others can read, and the sum without them would mislead.
+    pub context_switches: Option<u64>,
     /// TCP counters of client, forwarder and server together.
     pub tcp: TcpCounters,
 }
@@ -73,7 +76,8 @@ impl Meter {
         let others_ns = cpu::used_by_others();
         let machine = CpuReading::of_machine();
         let (switches, cpu) = (Switches::of(tree), CpuMeter::start(tree, accounting));
-        Ok(Self { begun: Instant::now(), cpu, machine, others_ns, tree: tree.clone(), switches, places, tcp })
+        let (forks, tree) = (accounting == Accounting::Watched, tree.clone());
+        Ok(Self { begun: Instant::now(), cpu, machine, others_ns, tree, switches, forks, places, tcp })
     }
 
     /// Ends the window.
@@ -83,7 +87,9 @@ impl Meter {
     pub fn finish(self) -> io::Result<Used> {
         let seconds = self.begun.elapsed().as_secs_f64();
         let forwarder = self.cpu.finish();
-        let context_switches = Switches::of(&self.tree).since(&self.switches);
+        let switches = Switches::of(&self.tree);
+        // Children nobody waits for leave no trace of having been there.
+        let context_switches = switches.since(&self.switches).filter(|_| !self.forks);
         let machine = CpuReading::of_machine().since(&self.machine);
         let cpus = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
         let others_share = self
@@ -127,11 +133,11 @@ impl Used {
     pub fn per_gb(&self, bytes: u64, samples: &mut Samples) {
         let gb = bytes as f64 / 1e9;
         for (name, value) in [
-            ("forwarder_cpu_seconds_per_gb", self.forwarder.seconds()),
-            ("machine_cpu_seconds_per_gb", self.machine.seconds()),
-            ("context_switches_per_gb", self.context_switches as f64),
+            ("forwarder_cpu_seconds_per_gb", Some(self.forwarder.seconds())),
+            ("machine_cpu_seconds_per_gb", Some(self.machine.seconds())),
+            ("context_switches_per_gb", self.context_switches.map(|n| n as f64)),
         ] {
-            if bytes > 0 {
+            if let Some(value) = value.filter(|_| bytes > 0) {
                 samples.insert(name.to_owned(), value / gb);
             }
         }
@@ -146,20 +152,34 @@ impl Used {
     }
 }
 
-/// Context switches by thread.
+/// Context switches by thread, and what tells that children have ended.
 #[derive(Debug)]
-struct Switches(HashMap<u32, u64>);
+struct Switches {
+    threads: HashMap<u32, u64>,
+    /// By process: page faults of its children that ended.
+    waited_faults: HashMap<u32, u64>,
+}
 
 impl Switches {
     fn of(tree: &Tree) -> Self {
-        let threads = tree.pids().into_iter().flat_map(process::threads);
+        let members = tree.members();
+        let living = members.iter().filter(|stat| !stat.zombie);
         let read = |thread| Some((thread, parse_switches(&fs::read_to_string(format!("/proc/{thread}/status")).ok()?)));
-        Self(threads.filter_map(read).collect())
+        Self {
+            threads: living.flat_map(|stat| process::threads(stat.pid)).filter_map(read).collect(),
+            waited_faults: members.iter().map(|stat| (stat.pid, stat.waited_faults)).collect(),
+        }
     }
 
-    /// Of the threads that are still there.
-    fn since(&self, earlier: &Self) -> u64 {
-        self.0.iter().map(|(thread, n)| n.saturating_sub(*earlier.0.get(thread).unwrap_or(&0))).sum()
+    /// Of all threads; `None` when some that were there have gone, or children have come and gone.
+    fn since(&self, earlier: &Self) -> Option<u64> {
+        let all_there = earlier.threads.keys().all(|thread| self.threads.contains_key(thread));
+        let childless = |(pid, faults): (&u32, &u64)| *faults <= *earlier.waited_faults.get(pid).unwrap_or(&0);
+        if !all_there || !self.waited_faults.iter().all(childless) {
+            return None;
+        }
+        let of = |(thread, n): (&u32, &u64)| n.saturating_sub(*earlier.threads.get(thread).unwrap_or(&0));
+        Some(self.threads.iter().map(of).sum())
     }
 }
 
@@ -177,8 +197,33 @@ mod tests {
     fn switches_of_both_kinds_are_added() {
         let status = "Name:\tx\nvoluntary_ctxt_switches:\t150\nnonvoluntary_ctxt_switches:\t7\n";
         assert_eq!(parse_switches(status), 157);
-        let earlier = Switches([(1, 100), (2, 5)].into());
-        assert_eq!(Switches([(1, 157), (3, 4)].into()).since(&earlier), 61);
+        let switches = |threads: &[(u32, u64)], waited_faults: u64| Switches {
+            threads: threads.iter().copied().collect(),
+            waited_faults: [(1, waited_faults)].into(),
+        };
+        let earlier = switches(&[(1, 100), (2, 5)], 7);
+        assert_eq!(switches(&[(1, 157), (2, 5), (3, 4)], 7).since(&earlier), Some(61));
+        assert_eq!(switches(&[(1, 157), (3, 4)], 7).since(&earlier), None, "a thread has ended");
+        assert_eq!(switches(&[(1, 157), (2, 5)], 8).since(&earlier), None, "a child has ended");
+    }
+
+    #[test]
+    fn children_that_ended_keep_context_switches_from_being_told() {
+        let mut parent = std::process::Command::new("sh")
+            .args(["-c", "read a; sh -c true; echo; read a"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let tree = Tree::new([parent.id()]);
+        let (mut stdin, mut stdout) = (parent.stdin.take().unwrap(), parent.stdout.take().unwrap());
+        let before = Switches::of(&tree);
+        assert!(before.since(&before).is_some());
+        std::io::Write::write_all(&mut stdin, b"\n").unwrap();
+        std::io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
+        assert_eq!(Switches::of(&tree).since(&before), None);
+        drop(stdin);
+        parent.wait().unwrap();
     }
 
     #[test]
@@ -195,7 +240,7 @@ mod tests {
         let used = Used {
             forwarder: times(500_000_000),
             machine: times(2_000_000_000),
-            context_switches: 3000,
+            context_switches: Some(3000),
             ..Used::default()
         };
         let mut samples = Samples::new();

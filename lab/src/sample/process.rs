@@ -15,6 +15,8 @@ pub struct Stat {
     pub group: u32,
     /// It has ended, and its parent has not asked how: only its times are left.
     pub zombie: bool,
+    /// Page faults of children that ended and were waited for: grows with every such child.
+    pub waited_faults: u64,
     /// User time of all its threads, finished ones included, in clock ticks.
     pub user_ticks: u64,
     /// The same in the kernel.
@@ -45,6 +47,7 @@ impl Stat {
             parent: u32::try_from(number(4)?).ok()?,
             group: u32::try_from(number(5)?).ok()?,
             zombie: *fields.first()? == "Z",
+            waited_faults: number(11)?,
             user_ticks: number(14)?,
             system_ticks: number(15)?,
             waited_user_ticks: number(16)?,
@@ -130,7 +133,7 @@ mod tests {
         assert_eq!((stat.pid, stat.parent, stat.group, stat.started_ticks), (4711, 17, 4711, 998_877));
         assert_eq!((stat.user_ticks, stat.system_ticks), (12, 34));
         assert!(!stat.zombie && Stat::parse(&LINE.replace(" S ", " Z ")).unwrap().zombie);
-        assert_eq!((stat.waited_user_ticks, stat.waited_system_ticks), (5, 6));
+        assert_eq!((stat.waited_user_ticks, stat.waited_system_ticks, stat.waited_faults), (5, 6, 55));
         for bad in ["", "12", "12 (x", "12 (x) S 1", "x (y) S 1 2 3"] {
             assert_eq!(Stat::parse(bad), None, "{bad:?}");
         }

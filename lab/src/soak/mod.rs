@@ -284,7 +284,7 @@ impl Soak {
             started: now(),
             host: host::host(),
             settings: self.settings(),
-            tools: host::versions(&[], program, &[]),
+            tools: host::versions(program, &[]),
             rounds: vec![round],
             series: vec![series],
             ..Results::default()

@@ -21,6 +21,8 @@ use nix::unistd::{Pid, getegid, geteuid};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::tools;
+
 /// Set in the process inside.
 const INSIDE: &str = "SPLICED_LAB_INSIDE";
 /// Where the outer `/proc` is kept, in [`scratch`].
@@ -81,6 +83,8 @@ pub fn spawn_inside(stdin: Stdio, stdout: Stdio, environment: &[(&str, &OsStr)])
         .args(arguments)
         .envs(environment.iter().copied())
         .env(INSIDE, "1")
+        // An ordinary user's leaves out where servers, and programs such as nft, are.
+        .env("PATH", tools::search_path())
         .stdin(stdin)
         .stdout(stdout)
         // Ctrl-C reaches the guard alone, which passes it on once.

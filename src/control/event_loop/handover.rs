@@ -110,8 +110,18 @@ impl EventLoop {
 
     /// Goes on with an upgrade, as far as there is one.
     pub(super) fn advance_upgrade(&mut self, now: Instant) {
-        if let Some(how) = self.handover.former.as_mut().and_then(Former::reap) {
-            warn!("the process that took over {how}");
+        if let Some(former) = &mut self.handover.former {
+            let pid = former.pid();
+            match former.reap() {
+                Some((true, _)) => info!("process {pid}, which took over from this one, has ended too"),
+                Some((false, how)) => {
+                    warn!(
+                        "process {pid}, which took over from this one, is gone: {how}; unless another has taken over \
+                         from it, nobody accepts until spliced is started again"
+                    );
+                }
+                None => {}
+            }
         }
         let Some(successor) = &mut self.handover.successor else { return };
         match successor.advance(now) {
@@ -120,15 +130,12 @@ impl EventLoop {
                 self.handover.successor = None;
                 self.upgrade_failed(&why);
             }
-            Progress::Ready(ready) => match self.handover.successor.take().map(Successor::go) {
-                Some(Ok(former)) => {
-                    self.process.fleet.let_go(former.given_up(), now);
-                    self.handover.former = Some(former);
-                    self.give_way(&ready, now);
-                }
-                Some(Err(why)) => self.upgrade_failed(&why),
-                None => {}
-            },
+            Progress::Begun(ready) => {
+                let Some(former) = self.handover.successor.take().map(Successor::leave) else { return };
+                self.process.fleet.let_go(former.given_up(), now);
+                self.handover.former = Some(former);
+                self.give_way(&ready, now);
+            }
         }
     }
 
@@ -141,6 +148,8 @@ impl EventLoop {
 
     fn upgrade_failed(&mut self, why: &str) {
         error!("no upgrade: {why}. This process goes on");
+        // One that failed at the very last may have written its own number there.
+        self.take_files_over();
         self.tell_askers(&json!({ "error": format!("no upgrade: {why}") }));
     }
 

@@ -15,6 +15,7 @@ const LOAD: &str = "a mapping with kind, such as {kind: bulk, streams: 8}";
 const KINDS: &str = "bulk, rr, crr, stream, sessions, idle, stalled";
 const WAY: &str = "forward, reverse, bidirectional";
 const COUNT: &str = "a number from 1 to 50000";
+const RATE: &str = "a number from 1 to 200000";
 const STREAMS: &str = "a number from 1 to 128";
 const BYTES: &str = "a size from 1 to 1MiB, such as 64 or 16KiB";
 const CHUNK: &str = "a size from 16 to 64KiB, such as 64 or 16KiB";
@@ -27,7 +28,7 @@ const COMMON: [&str; 6] = ["kind", "name", "forwarders", "rounds", "seconds", "t
 fn keys(kind: &str) -> &'static [&'static str] {
     match kind {
         "bulk" => &["streams", "way", "offered"],
-        "rr" => &["connections", "size"],
+        "rr" => &["connections", "exchanges_per_second", "size"],
         "crr" => &["clients", "size"],
         "stream" => &["streams", "chunks_per_second", "offered", "size"],
         "sessions" => &["sessions", "size"],
@@ -78,8 +79,12 @@ fn load_of<'a>(kind: &str, find: &dyn Fn(&str) -> Option<&'a Node>, seconds: Dur
             let parse = |node: &Node| node.parse(|text| number(text, 1, 128, STREAMS), STREAMS);
             load::bulk(find("streams").map_or(Ok(8), parse)?, way, offered()?, seconds)
         }
-        "rr" => load::exchanges(false, count("connections", 16)?, size(64)?, seconds),
-        "crr" => load::exchanges(true, count("clients", 8)?, size(1)?, seconds),
+        "rr" => {
+            let parse = |node: &Node| node.parse(|text| number(text, 1, 200_000, RATE), RATE);
+            let per_second = find("exchanges_per_second").map(parse).transpose()?;
+            load::exchanges(false, count("connections", 16)?, size(64)?, per_second, seconds)
+        }
+        "crr" => load::exchanges(true, count("clients", 8)?, size(1)?, None, seconds),
         "sessions" => load::sessions(count("sessions", 1000)?, size(128 << 10)?, seconds),
         "idle" => load::held(count("sessions", 1000)?, HoldKind::Idle, seconds),
         "stalled" => load::held(count("sessions", 100)?, HoldKind::Stalled, seconds),

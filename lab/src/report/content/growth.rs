@@ -15,7 +15,9 @@ use crate::statistics::slope;
 const COLUMNS: usize = 7;
 
 /// Points of one arm: x to value, ascending.
-type Points = Vec<(f64, f64)>;
+pub(super) type Points = Vec<(f64, f64)>;
+/// What stands behind the points of an arm in a table: its title, and how it is found.
+pub(super) type Figure<'a> = (&'a str, fn(&[(f64, f64)]) -> Option<f64>);
 
 /// Charts and tables of every series; `None` when there is none.
 pub(super) fn section(results: &Results, slots: &Slots) -> Option<Section> {
@@ -40,7 +42,7 @@ pub(super) fn section(results: &Results, slots: &Slots) -> Option<Section> {
         for sample in samples {
             let arms = points(&of, sample);
             charts.extend(sample_charts(results, slots, (x, sample), &arms));
-            tables.push(table(results, (x, sample), &arms));
+            tables.push(table(results, (x, sample), &arms, ("Slope", slope)));
         }
         section.charts(charts);
         for table in tables {
@@ -51,7 +53,7 @@ pub(super) fn section(results: &Results, slots: &Slots) -> Option<Section> {
 }
 
 /// For each arm its points; several series of one arm (one a round) become their medians.
-fn points(series: &[&Series], sample: &str) -> Vec<(String, Points)> {
+pub(super) fn points(series: &[&Series], sample: &str) -> Vec<(String, Points)> {
     let mut arms: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for one in series {
         let values = one.points.iter().filter_map(|point| Some((point.x, *point.values.get(sample)?)));
@@ -84,7 +86,12 @@ fn hint(sample: &str) -> &'static str {
     }
 }
 
-fn sample_charts(results: &Results, slots: &Slots, (x, sample): (&str, &str), arms: &[(String, Points)]) -> Vec<Chart> {
+pub(super) fn sample_charts(
+    results: &Results,
+    slots: &Slots,
+    (x, sample): (&str, &str),
+    arms: &[(String, Points)],
+) -> Vec<Chart> {
     let line = |(arm, points): &(String, Points)| {
         let kind = kind_of(results, arm);
         Line { name: name(arm), kind, points: points.clone(), slot: slots.slot(kind, arm) }
@@ -100,7 +107,12 @@ fn sample_charts(results: &Results, slots: &Slots, (x, sample): (&str, &str), ar
     split(lines).into_iter().filter(|(_, lines)| !lines.is_empty()).map(chart).collect()
 }
 
-fn table(results: &Results, (x, sample): (&str, &str), arms: &[(String, Points)]) -> Table {
+pub(super) fn table(
+    results: &Results,
+    (x, sample): (&str, &str),
+    arms: &[(String, Points)],
+    (title, figure): Figure<'_>,
+) -> Table {
     let places = places(arms);
     let unit = unit_of(sample);
     let shown = if unit.is_empty() || unit == "bytes" { String::new() } else { format!(", {unit}") };
@@ -108,13 +120,13 @@ fn table(results: &Results, (x, sample): (&str, &str), arms: &[(String, Points)]
     for place in &places {
         table = table.numbers(number(*place));
     }
-    table = table.numbers("Slope");
+    table = table.numbers(title);
     let write = |value: f64| if unit == "bytes" { with_unit(value, unit) } else { number(value) };
     for (arm, points) in arms {
         let by_x: BTreeMap<u64, f64> = points.iter().map(|(x, value)| (x.to_bits(), *value)).collect();
         let mut cells = vec![name(arm), kind_word(kind_of(results, arm)).into()];
         cells.extend(places.iter().map(|place| by_x.get(&place.to_bits()).map_or_else(|| "–".into(), |v| write(*v))));
-        cells.push(slope(points).map_or_else(|| "–".into(), write));
+        cells.push(figure(points).map_or_else(|| "–".into(), write));
         table.row(cells);
     }
     table

@@ -1,5 +1,6 @@
 //! From results to a document: what is said, in which order, with which charts.
 
+mod cost;
 mod facts;
 mod goals;
 mod growth;
@@ -21,6 +22,7 @@ pub(super) fn document(results: &Results) -> Document {
     let title = if results.title.trim().is_empty() { &results.experiment } else { &results.title };
     let mut sections = vec![goals::section(results), facts::machine(results)];
     sections.extend(summary.loads.iter().map(|one| load::section(one, &slots)));
+    sections.extend(cost::section(results, &slots));
     sections.extend(growth::section(results, &slots));
     sections.extend([facts::trouble(&summary), facts::missing(results), facts::settings(results, &summary)]);
     sections.extend([facts::samples(&summary), facts::reading()]);
@@ -97,7 +99,15 @@ fn split(mut lines: Vec<Line>) -> Vec<(&'static str, Vec<Line>)> {
 /// What people call a load.
 fn load_title(load: &Load) -> String {
     let title = name(&load.title);
-    let people = match load.kind() {
+    match load_kind(load.kind()) {
+        Some(people) => format!("{people} ({title})"),
+        None => title,
+    }
+}
+
+/// What people call a kind of load.
+fn load_kind(kind: &str) -> Option<&'static str> {
+    Some(match kind {
         "bulk" => "Bulk, client to server",
         "reverse" => "Bulk, server to client",
         "bidirectional" => "Bulk, both ways at once",
@@ -108,7 +118,6 @@ fn load_title(load: &Load) -> String {
         "sessions" => "Many bulk sessions at once",
         "idle" => "Sessions that do nothing",
         "stalled" => "Sessions whose reader has stopped",
-        _ => return title,
-    };
-    format!("{people} ({title})")
+        _ => return None,
+    })
 }

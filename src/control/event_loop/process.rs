@@ -1,0 +1,135 @@
+//! The running process, as the control socket, the metrics endpoint and a service manager see it.
+
+use std::cell::Cell;
+use std::time::Instant;
+
+use log::error;
+
+use super::handover;
+use crate::config;
+use crate::control::service::Answer;
+use crate::control::snapshot::{Reloads, Snapshot, Sources};
+use crate::control::{metrics, prometheus, socket};
+use crate::fleet::{Fleet, WorkerEnd};
+use crate::session_log::SessionLog;
+use crate::systemd::Facts;
+
+/// What the process does, and what it was asked for.
+#[derive(Debug)]
+pub(in crate::control) struct Process {
+    pub(in crate::control) fleet: Fleet,
+    pub(in crate::control) log: SessionLog,
+    pub(super) reloads: Reloads,
+    /// The control socket was asked for a reload.
+    pub(super) wants_reload: Cell<bool>,
+    /// The same for an upgrade.
+    pub(super) wants_upgrade: Cell<bool>,
+    /// Why there can be no upgrade now, and no reload.
+    pub(super) cannot_upgrade: Option<String>,
+    pub(super) cannot_reload: Option<String>,
+    started: Instant,
+    pub(super) draining: bool,
+}
+
+impl Process {
+    pub(super) fn new(fleet: Fleet, log: SessionLog) -> Self {
+        Self {
+            fleet,
+            log,
+            reloads: Reloads::default(),
+            wants_reload: Cell::new(false),
+            wants_upgrade: Cell::new(false),
+            cannot_upgrade: None,
+            cannot_reload: None,
+            started: Instant::now(),
+            draining: false,
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let sources = Sources {
+            workers: self.fleet.workers().collect(),
+            forwards: self.fleet.forwards().collect(),
+            past: self.fleet.past(),
+            reloads: self.reloads,
+            worker_panics: self.fleet.panics(),
+            started: self.started,
+            draining: self.draining,
+            splices: self.fleet.splices(),
+            log_lost: self.log.lost(),
+            sources: self.fleet.sources_known(),
+        };
+        self.fleet.while_nothing_moves(|| Snapshot::take(&sources))
+    }
+
+    /// What a service manager shows of us.
+    pub(super) fn facts(&self) -> Facts {
+        let mut total = self.fleet.past().clone();
+        for forward in self.fleet.forwards() {
+            forward.stats.iter().for_each(|stats| total.add(stats));
+            forward.past.into_iter().for_each(|past| total.merge(past));
+        }
+        Facts { sessions: self.fleet.open_sessions(), bytes: total.bytes.total(), draining: self.draining }
+    }
+
+    pub(super) fn answer_control(&self, request: &[u8]) -> Answer {
+        socket::answer(request, self)
+    }
+
+    /// Says how workers ended. One that panicked takes its own sessions with it and nobody else's.
+    pub(super) fn reap(&mut self, now: Instant) {
+        for (id, end) in self.fleet.reap(now) {
+            if let WorkerEnd::Panicked(why) = end {
+                let then = if self.draining || self.fleet.has_given_up() {
+                    "its sessions were reset"
+                } else {
+                    "its sessions were reset, and another worker has taken its place and its listeners"
+                };
+                error!("worker {id} panicked: {why}; {then}. Please report this");
+            }
+        }
+    }
+}
+
+impl socket::Instance for Process {
+    fn stats(&self) -> Snapshot {
+        self.snapshot()
+    }
+
+    fn plan(&self) -> String {
+        config::render(self.fleet.plan())
+    }
+
+    fn reload(&self) -> Result<(), String> {
+        if self.wants_upgrade.get() {
+            return Err(handover::UNDER_WAY.to_owned());
+        }
+        self.cannot_reload.clone().map_or_else(
+            || {
+                self.wants_reload.set(true);
+                Ok(())
+            },
+            Err,
+        )
+    }
+
+    fn upgrade(&self) -> Result<(), String> {
+        if let Some(why) = &self.cannot_upgrade {
+            return Err(why.clone());
+        }
+        if self.wants_reload.get() || self.wants_upgrade.replace(true) {
+            return Err("a reload or another upgrade was asked for at the same moment; try again".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl metrics::Facts for Process {
+    fn metrics(&self) -> String {
+        prometheus::render(&self.snapshot())
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.draining
+    }
+}
