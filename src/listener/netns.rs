@@ -10,13 +10,14 @@ pub(super) fn inside<T: Send>(forward: &Forward, step: impl FnOnce() -> io::Resu
     let Some(name) = &forward.listen_options.netns else { return step() };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-            enter(name)?;
-            Ok((step()?, nix::unistd::gettid()))
+            let result = enter(name).and_then(|()| step());
+            (result, nix::unistd::gettid())
         })?;
-        let joined = thread.join().map_err(|_| io::Error::other("the thread in the network namespace panicked"))?;
-        let (value, thread) = joined?;
+        let joined = thread.join();
+        let (result, thread) =
+            joined.map_err(|_| io::Error::other("the thread in the network namespace panicked"))?;
         await_end(thread);
-        Ok(value)
+        result
     })
 }
 

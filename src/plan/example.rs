@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Access, Engine, Forward, Host, Limits, Listen, ListenOptions, Local, LogPlan, Pin, Plan, Ports, Privileges, Scheduling, Target,
-    TcpOptions, Timeouts,
+    Access, Engine, Forward, Host, Limits, Listen, ListenOptions, Local, LogPlan, Pin, Plan, Ports, Privileges,
+    Scheduling, Target, TcpOptions, Timeouts,
 };
 
 /// One forward with defaults.
