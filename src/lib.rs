@@ -4,12 +4,12 @@
 #![doc = ""]
 
 pub mod ab;
+pub mod address;
 pub mod arms;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod deadline;
-pub mod endpoint;
 pub mod fleet;
 pub mod flow;
 pub mod gather;

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 use crate::plan::Forward;
 use crate::socket_file::SocketFile;
 use crate::sys;
@@ -42,11 +42,11 @@ pub(crate) fn backlog(forward: &Forward) -> i32 {
 }
 
 /// Sockets that share an address by SO_REUSEPORT do not notice another process that does the same; one without it does.
-pub(crate) fn probe(address: Endpoint, forward: &Forward) -> io::Result<()> {
+pub(crate) fn probe(address: Address, forward: &Forward) -> io::Result<()> {
     match address {
-        Endpoint::Ip(address) => netns::inside(forward, || probe_ip(address, forward)),
-        Endpoint::Unix(name) => netns::inside(forward, || unix::probe(name)),
-        Endpoint::Caller(_) => Ok(()),
+        Address::Ip(address) => netns::inside(forward, || probe_ip(address, forward)),
+        Address::Unix(name) => netns::inside(forward, || unix::probe(name)),
+        Address::Caller(_) => Ok(()),
     }
 }
 
@@ -60,8 +60,8 @@ fn probe_ip(address: SocketAddr, forward: &Forward) -> io::Result<()> {
 /// Listens alone, and only then lets others share the address: of two processes that do this at once, listen(2) tells
 /// the later one (`inet_csk_listen_start` in net/ipv4/inet_connection_sock.c looks for conflicts once more). A unix
 /// socket stays alone, and has a file.
-pub(crate) fn claim(address: Endpoint, forward: &Forward) -> io::Result<(Socket, Option<SocketFile>)> {
-    if let Endpoint::Unix(name) = address {
+pub(crate) fn claim(address: Address, forward: &Forward) -> io::Result<(Socket, Option<SocketFile>)> {
+    if let Address::Unix(name) = address {
         return netns::inside(forward, || unix::claim(name, forward));
     }
     let socket = bind(address, forward, false)?;
@@ -71,11 +71,11 @@ pub(crate) fn claim(address: Endpoint, forward: &Forward) -> io::Result<(Socket,
 }
 
 /// Binds without listening; `shared` lets it stand beside others on the address.
-pub(crate) fn bind(address: Endpoint, forward: &Forward, shared: bool) -> io::Result<Socket> {
+pub(crate) fn bind(address: Address, forward: &Forward, shared: bool) -> io::Result<Socket> {
     netns::inside(forward, || bind_here(address, forward, shared))
 }
 
-fn bind_here(address: Endpoint, forward: &Forward, shared: bool) -> io::Result<Socket> {
+fn bind_here(address: Address, forward: &Forward, shared: bool) -> io::Result<Socket> {
     let socket = sys::stream(address, forward.tcp.mptcp)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
@@ -87,7 +87,7 @@ fn bind_here(address: Endpoint, forward: &Forward, shared: bool) -> io::Result<S
 }
 
 /// Fast Open makes some connections faster; without it all of them work.
-pub(crate) fn set_fast_open(socket: &Socket, address: Endpoint, forward: &Forward) {
+pub(crate) fn set_fast_open(socket: &Socket, address: Address, forward: &Forward) {
     let queue = forward.tcp.fast_open.unwrap_or(0);
     if !address.is_unix()
         && let Err(e) = sys::listen_fast_open(socket, queue)
@@ -119,13 +119,13 @@ fn narrow(socket: &Socket, address: SocketAddr, forward: &Forward) -> io::Result
 }
 
 /// An error about a listening address, with what can be done.
-pub(crate) fn explain(address: Endpoint, forward: &Forward, error: &io::Error) -> io::Error {
+pub(crate) fn explain(address: Address, forward: &Forward, error: &io::Error) -> io::Error {
     let of_unix;
     let advice = match error.kind() {
         _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
             "out of descriptors; raise the limit (ulimit -n, LimitNOFILE=), or use fewer workers or ports"
         }
-        _ if let Endpoint::Unix(name) = address => {
+        _ if let Address::Unix(name) = address => {
             of_unix = unix::advice(name, error);
             &of_unix
         }

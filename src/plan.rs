@@ -7,6 +7,7 @@
 pub(crate) mod example;
 mod limits;
 mod listen;
+mod targets;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +17,8 @@ use std::time::Duration;
 
 pub use self::limits::{Limits, Rate, WhenFull};
 pub use self::listen::{Listen, ListenOptions, Local};
-use crate::endpoint::{Endpoint, UnixName};
+pub use self::targets::{Balance, Balancing, Check, Health, OnDown};
+use crate::address::{Address, UnixName};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,8 +60,10 @@ pub struct Forward {
     pub name: String,
     /// Where clients connect. Never empty; no address appears twice in a plan.
     pub listen: Vec<Listen>,
-    /// Where sessions go, tried in order from a start that rotates by weight. Never empty.
+    /// Where sessions go. Never empty.
     pub targets: Vec<Target>,
+    /// Which of them a session goes to.
+    pub balancing: Balancing,
     /// How bytes move where there are no arms.
     pub engine: Engine,
     /// Live A/B: what each new session may be dealt to; empty when all sessions are alike, otherwise 2 to 16.
@@ -104,6 +108,12 @@ pub struct Target {
     pub ports: Ports,
     /// Share of new sessions relative to the other targets: 1 to 256.
     pub weight: u16,
+    /// Used only while no other target can be.
+    pub backup: bool,
+    /// Open sessions to each of its addresses.
+    pub max_connections: Option<u64>,
+    /// How long its share grows once it is there again.
+    pub slow_start: Option<Duration>,
 }
 
 /// A host as the user wrote it.
@@ -339,6 +349,20 @@ impl Plan {
     }
 }
 
+impl Target {
+    /// A target like any other of its forward.
+    #[must_use]
+    pub fn new(host: Host, ports: Ports) -> Self {
+        Self { host, ports, weight: 1, backup: false, max_connections: None, slow_start: None }
+    }
+
+    /// The port of sessions whose listener's port has that place in its range.
+    #[must_use]
+    pub fn port(&self, offset: u16) -> u16 {
+        if self.ports.len() > 1 { self.ports.first + offset } else { self.ports.first }
+    }
+}
+
 impl Forward {
     /// `stall_warning` where nobody says otherwise.
     pub const STALL_WARNING: Duration = Duration::from_secs(60);
@@ -354,13 +378,13 @@ impl Forward {
     }
 
     /// Every address it listens on, ranges expanded, with the place of the port in its range.
-    pub fn addresses(&self) -> impl Iterator<Item = (Endpoint, u16)> {
+    pub fn addresses(&self) -> impl Iterator<Item = (Address, u16)> {
         self.listen.iter().flat_map(Listen::addresses)
     }
 
     /// One of [`Self::addresses`] by its place there, without counting through ranges.
     #[must_use]
-    pub fn address(&self, mut index: usize) -> Option<Endpoint> {
+    pub fn address(&self, mut index: usize) -> Option<Address> {
         for listen in &self.listen {
             match u16::try_from(index).ok().filter(|_| index < listen.ports.len()) {
                 Some(offset) => return Some(listen.address(offset)),

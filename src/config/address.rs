@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
 
 use super::error::{found, quoted};
-use crate::endpoint::UnixName;
+use crate::address::UnixName;
 use crate::plan::{Host, Listen, Local, Pattern, Ports};
 
 pub(super) const LISTEN: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000), or \

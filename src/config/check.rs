@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::address::Lookup;
 use super::draft::Marks;
 use super::error::{Fault, Mark, quoted};
-use crate::endpoint::Endpoint;
+use super::target;
+use crate::address::Address;
 use crate::plan::{Forward, Host, ListenOptions, Plan};
 
 /// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
@@ -21,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(), Fault> {
     for (forward, marks) in plan.forwards.iter().zip(marks) {
         ranges(forward, marks)?;
+        target::each_once(&forward.targets, &marks.targets)?;
         source(forward, marks)?;
     }
     // Two forwards on one address have one default name too, and the address is what to complain about.
@@ -87,7 +89,7 @@ fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
 struct Socket {
     forward: usize,
     listen: usize,
-    at: Endpoint,
+    at: Address,
     /// Place of the port in its range.
     offset: u16,
 }
@@ -96,7 +98,7 @@ struct Socket {
 #[derive(Debug)]
 struct Sockets {
     all: Vec<Socket>,
-    at: HashMap<Endpoint, usize>,
+    at: HashMap<Address, usize>,
     /// Those on `[::]` that take IPv4 clients too, by port.
     dual: HashMap<u16, usize>,
 }
@@ -107,7 +109,7 @@ fn is_dual(options: &ListenOptions, at: SocketAddr) -> bool {
 }
 
 /// The wildcard address of a family with the same port.
-fn wildcard(like: SocketAddr) -> Endpoint {
+fn wildcard(like: SocketAddr) -> Address {
     let ip = if like.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
     SocketAddr::new(ip, like.port()).into()
 }
@@ -128,7 +130,7 @@ impl Sockets {
                 }
                 for (at, offset) in at.addresses() {
                     let mut earlier = sockets.at.get(&at).copied();
-                    if let Endpoint::Ip(ip) = at {
+                    if let Address::Ip(ip) = at {
                         let of = |v4: bool, takes_all: bool| of_family.get(&(v4, ip.port())).filter(|_| takes_all);
                         let is_dual = is_dual(&planned.listen_options, ip);
                         let covered = of(ip.is_ipv4(), ip.ip().is_unspecified()).or_else(|| of(true, is_dual));
@@ -151,7 +153,7 @@ impl Sockets {
         Ok(sockets)
     }
 
-    fn taken(&self, plan: &Plan, earlier: usize, address: Endpoint, mark: Mark) -> Fault {
+    fn taken(&self, plan: &Plan, earlier: usize, address: Address, mark: Mark) -> Fault {
         let owner = &plan.forwards[self.all[earlier].forward];
         let other = &owner.listen[self.all[earlier].listen];
         let message = format!(
@@ -263,7 +265,7 @@ impl<'p> Ways<'p> {
         for (index, target) in forward.targets.iter().enumerate() {
             let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + socket.offset };
             if let Host::Unix(name) = target.host {
-                ways.extend(self.sockets.at.get(&Endpoint::Unix(name)).map(|reached| (index, *reached)));
+                ways.extend(self.sockets.at.get(&Address::Unix(name)).map(|reached| (index, *reached)));
                 continue;
             }
             // A name costs a question to the resolver, so it is asked only where the port makes a loop possible.

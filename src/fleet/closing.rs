@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::doors::{Door, Place};
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 
 /// How long handshakes that have begun may take: a lost segment of one is sent again after a second, and then both ways
 /// take their time.
@@ -19,7 +19,7 @@ pub(super) const CLOSE: Duration = Duration::from_millis(100);
 /// A door that is given up.
 #[derive(Debug)]
 pub(super) struct Closing {
-    pub(super) address: Endpoint,
+    pub(super) address: Address,
     /// What its connections belong to.
     pub(super) place: Place,
     turn: usize,

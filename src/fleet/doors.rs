@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::closing::{CLOSE, Closing};
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 use crate::listener::{self, Listener};
 use crate::plan::{Forward, ListenOptions, Plan, TcpOptions};
 use crate::sandbox;
@@ -45,7 +45,7 @@ pub struct Inherited {
 /// The sockets that listen on one address.
 #[derive(Debug, Clone)]
 pub(super) struct Door {
-    pub(super) address: Endpoint,
+    pub(super) address: Address,
     pub(super) sockets: Vec<Arc<Socket>>,
     /// The file of a unix socket, which goes with the last to hold it here.
     pub(super) file: Option<Arc<SocketFile>>,
@@ -98,9 +98,9 @@ impl Doors {
     /// A socket that does not listen, or has no address a configuration could name.
     pub fn inherit(sockets: Vec<Inherited>) -> io::Result<Self> {
         let mut doors = Self::default();
-        let mut known: HashMap<Endpoint, usize> = HashMap::new();
+        let mut known: HashMap<Address, usize> = HashMap::new();
         for Inherited { socket, lent } in sockets {
-            let address = Endpoint::of(&socket.local_addr()?);
+            let address = Address::of(&socket.local_addr()?);
             let refuse = |why| io::Error::new(io::ErrorKind::InvalidInput, format!("an inherited socket {why}"));
             let address = address.ok_or_else(|| refuse("has neither an IP address nor a name"))?;
             #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -133,7 +133,7 @@ impl Doors {
     }
 
     /// Every listening address.
-    pub fn addresses(&self) -> impl Iterator<Item = Endpoint> {
+    pub fn addresses(&self) -> impl Iterator<Item = Address> {
         self.open.iter().map(|door| door.address)
     }
 
@@ -147,7 +147,7 @@ impl Doors {
         let again = self.closing.iter().filter_map(Closing::again);
         // An address may be open, and have old listeners beside that hear nothing any more.
         let doors = again.chain(self.open.iter().cloned());
-        let mut known: HashMap<Endpoint, Door> = doors.map(|door| (door.address, door)).collect();
+        let mut known: HashMap<Address, Door> = doors.map(|door| (door.address, door)).collect();
         let places = || plan.forwards.iter().flat_map(|forward| forward.addresses().map(move |(at, _)| (at, forward)));
         // An address that is taken is found before any other is opened to clients.
         for (address, forward) in places().filter(|(address, _)| !known.contains_key(address)) {
@@ -172,7 +172,7 @@ impl Doors {
     }
 
     /// Looks whether an address is free. A worker may be closing our own last socket of it at this moment.
-    fn probe(&self, address: Endpoint, forward: &Forward) -> io::Result<()> {
+    fn probe(&self, address: Address, forward: &Forward) -> io::Result<()> {
         let until = Instant::now() + CLOSE;
         loop {
             match listener::probe(address, forward) {
@@ -201,15 +201,15 @@ impl Doors {
                 door.place = Some(Place { forward: editions[place.forward], ..place });
             }
         }
-        let taken: HashSet<Endpoint> = doors.iter().map(|door| door.address).collect();
+        let taken: HashSet<Address> = doors.iter().map(|door| door.address).collect();
         self.closing.retain(|closing| closing.is_deaf || !taken.contains(&closing.address));
         let old = std::mem::replace(&mut self.open, doors);
         self.give_up(old.into_iter().filter(|door| !taken.contains(&door.address)), now);
     }
 
     /// Leaves every open door to another process, but for addresses that one does not serve: those are given up.
-    pub(super) fn leave(&mut self, given_up: &[Endpoint], now: Instant) {
-        let given_up: HashSet<&Endpoint> = given_up.iter().collect();
+    pub(super) fn leave(&mut self, given_up: &[Address], now: Instant) {
+        let given_up: HashSet<&Address> = given_up.iter().collect();
         let open = std::mem::take(&mut self.open).into_iter();
         let (given_up, left): (Vec<Door>, Vec<Door>) = open.partition(|door| given_up.contains(&door.address));
         left.iter().filter_map(|door| door.file.as_ref()).for_each(|file| file.leave());
@@ -315,7 +315,7 @@ impl Prepared {
 
     fn open(
         &mut self,
-        address: Endpoint,
+        address: Address,
         place: Place,
         forward: &Forward,
         wanted: usize,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bucket::{Bucket, Meter};
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 use crate::plan::Rate;
 use crate::stats::EndReason;
 
@@ -38,12 +38,12 @@ pub enum SourceKey {
 impl SourceKey {
     /// The source of a client.
     #[must_use]
-    pub fn of(client: Endpoint) -> Self {
+    pub fn of(client: Address) -> Self {
         match client {
-            Endpoint::Ip(address) => address.ip().into(),
-            Endpoint::Caller(caller) => Self::User(caller.uid),
+            Address::Ip(address) => address.ip().into(),
+            Address::Caller(caller) => Self::User(caller.uid),
             // A named socket says nothing of who has it.
-            Endpoint::Unix(_) => Self::User(u32::MAX),
+            Address::Unix(_) => Self::User(u32::MAX),
         }
     }
 }

@@ -14,8 +14,7 @@ pub(super) fn inside<T: Send>(forward: &Forward, step: impl FnOnce() -> io::Resu
             (result, nix::unistd::gettid())
         })?;
         let joined = thread.join();
-        let (result, thread) =
-            joined.map_err(|_| io::Error::other("the thread in the network namespace panicked"))?;
+        let (result, thread) = joined.map_err(|_| io::Error::other("the thread in the network namespace panicked"))?;
         await_end(thread);
         result
     })

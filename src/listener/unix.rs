@@ -10,7 +10,7 @@ use nix::unistd::{Gid, Uid, fchownat};
 use socket2::{Domain, Socket, Type};
 
 use super::backlog;
-use crate::endpoint::{Endpoint, UnixName};
+use crate::address::{Address, UnixName};
 use crate::plan::{Forward, ListenOptions};
 use crate::sandbox;
 use crate::socket_file::{self, Obstacle, SocketFile};
@@ -21,13 +21,13 @@ pub(super) fn probe(name: UnixName) -> io::Result<()> {
     match name.path() {
         Some(path) => look(path, false),
         // bind(2) tells, and gives it back at once.
-        None => Socket::new(Domain::UNIX, Type::STREAM, None)?.bind(&Endpoint::Unix(name).to_sock_addr()?),
+        None => Socket::new(Domain::UNIX, Type::STREAM, None)?.bind(&Address::Unix(name).to_sock_addr()?),
     }
 }
 
 /// Listens; a socket nobody answers on is replaced.
 pub(super) fn claim(name: UnixName, forward: &Forward) -> io::Result<(Socket, Option<SocketFile>)> {
-    let address = Endpoint::Unix(name);
+    let address = Address::Unix(name);
     let Some(path) = name.path() else {
         let socket = sys::stream(address, false)?;
         sys::set_options(&socket, address, &forward.tcp)?;

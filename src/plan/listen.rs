@@ -1,10 +1,11 @@
 //! Where clients connect.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use super::{Ports, RunAs};
-use crate::endpoint::{Endpoint, UnixName};
+use crate::address::Address;
+pub use crate::address::Place as Local;
 
 /// One listening address with one port or a range of ports, or one unix socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -13,15 +14,6 @@ pub struct Listen {
     pub local: Local,
     /// First and last port, both included; [`Ports::NONE`] for a unix socket.
     pub ports: Ports,
-}
-
-/// What is listened on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Local {
-    /// A local address; host names are resolved while the plan is made.
-    Ip(IpAddr),
-    /// A unix socket.
-    Unix(UnixName),
 }
 
 /// Options of listening sockets alone.
@@ -53,16 +45,13 @@ impl Listen {
     }
 
     /// Every address, the range expanded, with the place of the port in it.
-    pub fn addresses(&self) -> impl Iterator<Item = (Endpoint, u16)> {
+    pub fn addresses(&self) -> impl Iterator<Item = (Address, u16)> {
         (0..self.ports.len() as u16).map(|offset| (self.address(offset), offset))
     }
 
     /// The address with that place in the range of ports.
-    pub(super) fn address(&self, offset: u16) -> Endpoint {
-        match self.local {
-            Local::Ip(ip) => SocketAddr::new(ip, self.ports.first + offset).into(),
-            Local::Unix(name) => Endpoint::Unix(name),
-        }
+    pub(super) fn address(&self, offset: u16) -> Address {
+        self.local.with_port(self.ports.first + offset)
     }
 }
 

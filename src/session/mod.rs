@@ -8,23 +8,26 @@
 
 mod advance;
 mod connect;
+mod early;
 mod moving;
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::Socket;
 
 use self::advance::blame;
 pub use self::connect::{Connecting, Connector};
+use crate::address::Address;
 use crate::arms::ArmIndex;
-use crate::endpoint::Endpoint;
 use crate::flow::Flow;
 use crate::limits::Pace;
 use crate::plan::Timeouts;
 use crate::pump::{Choice, Pump, Pumps, Ready};
 pub use crate::stats::Side;
 use crate::stats::{Bytes, EndReason, ForwardStats};
+use crate::upstream::{Endpoint, Lease};
 
 /// The token of the client's socket of the session with that slab key.
 #[must_use]
@@ -49,7 +52,7 @@ pub fn key_of(token: mio::Token) -> usize {
 #[derive(Debug, Clone, Copy)]
 pub struct Origin {
     /// The client's address.
-    pub client: Endpoint,
+    pub client: Address,
     /// Number of the forward's edition.
     pub forward: usize,
     /// Number of the listening address among those of its forward.
@@ -72,7 +75,9 @@ pub struct Session {
     down: Way,
     bytes: Bytes,
     phase: Phase,
-    target: Option<Endpoint>,
+    target: Option<Address>,
+    /// Its hold of that target.
+    lease: Option<Lease>,
     /// Number of the connect attempt `backend` belongs to.
     attempt: u32,
     active_us: u64,
@@ -169,6 +174,7 @@ impl Session {
             bytes: Bytes::default(),
             phase: Phase::Connecting(connecting),
             target: None,
+            lease: None,
             attempt: 0,
             active_us: origin.opened_us,
             armed_ms: 0,
@@ -194,8 +200,19 @@ impl Session {
 
     /// The target it is connected or connecting to.
     #[must_use]
-    pub fn target(&self) -> Option<Endpoint> {
+    pub fn target(&self) -> Option<Address> {
         self.target
+    }
+
+    /// Whether that target is its own.
+    #[must_use]
+    pub fn holds(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.lease.as_ref().is_some_and(|lease| Arc::ptr_eq(lease.endpoint(), endpoint))
+    }
+
+    /// Gives up its hold of the target; whether it had one.
+    pub fn release(&mut self) -> bool {
+        self.lease.take().is_some()
     }
 
     /// Bytes delivered so far.
@@ -328,7 +345,7 @@ mod tests {
     #[test]
     fn an_idle_session_is_small() {
         // Two sockets, two flows and what a log line needs; with its timer it stays well below 512 bytes.
-        assert!(size_of::<Session>() <= 336, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 352, "{}", size_of::<Session>());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use nix::errno::Errno;
 use serde::Serialize;
 
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 use crate::plan::{Forward, Host, LogFormat, Ports};
 use crate::stats::{Bytes, EndReason, SessionRecord};
 
@@ -31,9 +31,9 @@ struct JsonLine<'a> {
     forward: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     arm: Option<&'a str>,
-    client: Endpoint,
-    listener: Endpoint,
-    target: Option<Endpoint>,
+    client: Address,
+    listener: Address,
+    target: Option<Address>,
     bytes: Bytes,
     duration_seconds: f64,
     reason: &'static str,
@@ -167,7 +167,7 @@ fn ends(record: &SessionRecord) -> ((Token, u16), (Token, u16)) {
 }
 
 /// The target that was tried, by the name it has in the configuration; the first one when none was.
-fn target_end(forward: &Forward, tried: Option<Endpoint>, offset: u16) -> (Token, u16) {
+fn target_end(forward: &Forward, tried: Option<Address>, offset: u16) -> (Token, u16) {
     let Some(address) = tried else {
         return forward.targets.first().map_or((Token("?".to_owned()), 0), |target| {
             let first = target.ports.first;
@@ -175,7 +175,7 @@ fn target_end(forward: &Forward, tried: Option<Endpoint>, offset: u16) -> (Token
             (host(&target.host), port)
         });
     };
-    let Endpoint::Ip(address) = address else { return numeric(address) };
+    let Address::Ip(address) = address else { return numeric(address) };
     let literal = forward.targets.iter().any(|target| matches!(target.host, Host::Ip(ip) if same(ip, address.ip())));
     let mut names = forward
         .targets
@@ -196,9 +196,9 @@ fn host(host: &Host) -> Token {
     }
 }
 
-fn numeric(address: Endpoint) -> (Token, u16) {
+fn numeric(address: Address) -> (Token, u16) {
     match address {
-        Endpoint::Ip(address) => (Token(address.ip().to_canonical().to_string()), address.port()),
+        Address::Ip(address) => (Token(address.ip().to_canonical().to_string()), address.port()),
         // A unix socket has no port; these formats have a place for one.
         name => (Token(name.to_string()), 0),
     }
@@ -246,11 +246,14 @@ fn rinetd_result(reason: EndReason) -> &'static str {
         | EndReason::Idle
         | EndReason::HalfClosed
         | EndReason::Drain
+        | EndReason::TargetDown
         | EndReason::WorkerPanic
         | EndReason::Error => "done-local-closed",
-        EndReason::Refused | EndReason::ConnectFailed | EndReason::ConnectTimeout | EndReason::Unresolved => {
-            "local-connect-failed"
-        }
+        EndReason::Refused
+        | EndReason::ConnectFailed
+        | EndReason::ConnectTimeout
+        | EndReason::NoTarget
+        | EndReason::Unresolved => "local-connect-failed",
         EndReason::NoDescriptors => "local-socket-failed",
         EndReason::NoPorts => "local-bind-failed",
         EndReason::Denied | EndReason::Limit | EndReason::Rate | EndReason::Loop => "denied",

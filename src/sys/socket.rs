@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use crate::endpoint::{Caller, Endpoint};
+use crate::address::{Address, Caller};
 use crate::plan::TcpOptions;
 
 /// A TCP or unix stream socket that neither blocks nor is inherited by a child. With `mptcp` it speaks Multipath TCP
@@ -16,7 +16,7 @@ use crate::plan::TcpOptions;
 ///
 /// # Errors
 /// What socket(2) reports.
-pub fn stream(address: Endpoint, mptcp: bool) -> io::Result<Socket> {
+pub fn stream(address: Address, mptcp: bool) -> io::Result<Socket> {
     match address.socket().map(Domain::for_address) {
         None => nonblocking(Domain::UNIX, None),
         #[cfg(target_os = "linux")]
@@ -61,7 +61,7 @@ fn nonblocking(domain: Domain, protocol: Option<Protocol>) -> io::Result<Socket>
 ///
 /// # Errors
 /// What accept4(2) reports.
-pub fn accept(listener: &Socket) -> io::Result<(Socket, Endpoint)> {
+pub fn accept(listener: &Socket) -> io::Result<(Socket, Address)> {
     #[cfg(target_os = "linux")]
     let (socket, address) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
     #[cfg(not(target_os = "linux"))]
@@ -72,8 +72,8 @@ pub fn accept(listener: &Socket) -> io::Result<(Socket, Endpoint)> {
     };
     let client = match address.as_socket() {
         // An IPv4 client of an IPv6 socket is known by its IPv4 address, as everywhere.
-        Some(address) => Endpoint::Ip(SocketAddr::new(address.ip().to_canonical(), address.port())),
-        None => Endpoint::Caller(caller(&socket)?),
+        Some(address) => Address::Ip(SocketAddr::new(address.ip().to_canonical(), address.port())),
+        None => Address::Caller(caller(&socket)?),
     };
     Ok((socket, client))
 }
@@ -99,7 +99,7 @@ fn caller(socket: &Socket) -> io::Result<Caller> {
 ///
 /// # Errors
 /// What setsockopt(2) reports.
-pub fn set_options(socket: &Socket, address: Endpoint, options: &TcpOptions) -> io::Result<()> {
+pub fn set_options(socket: &Socket, address: Address, options: &TcpOptions) -> io::Result<()> {
     missing_in_mptcp(options, socket.set_out_of_band_inline(true))?;
     if !address.is_unix() {
         set_tcp_options(socket, options)?;
@@ -141,7 +141,7 @@ fn set_tcp_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
 ///
 /// # Errors
 /// What setsockopt(2) reports.
-pub fn reset_options(socket: &Socket, address: Endpoint, options: &TcpOptions) -> io::Result<()> {
+pub fn reset_options(socket: &Socket, address: Address, options: &TcpOptions) -> io::Result<()> {
     set_options(socket, address, options)?;
     if address.is_unix() {
         return Ok(());

@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use listenfd::ListenFd;
 use socket2::Socket;
 
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 use crate::plan::{Forward, Plan};
 
 /// Configured addresses an error names at most.
@@ -54,7 +54,7 @@ pub fn activated(plan: &Plan) -> Result<Activated, String> {
             return Err(wrong("does not listen"));
         }
         let address = listener.local_addr().map_err(|error| wrong(&format!("has no address: {error}")))?;
-        let address = Endpoint::of(&address).ok_or_else(|| wrong("has no address a forward could listen on"))?;
+        let address = Address::of(&address).ok_or_else(|| wrong("has no address a forward could listen on"))?;
         listeners.push((address, name.to_owned(), listener));
     }
     sort_out(plan, listeners)
@@ -70,12 +70,12 @@ fn listens(_: &Socket) -> bool {
     true
 }
 
-fn sort_out(plan: &Plan, listeners: Vec<(Endpoint, String, Socket)>) -> Result<Activated, String> {
+fn sort_out(plan: &Plan, listeners: Vec<(Address, String, Socket)>) -> Result<Activated, String> {
     let mut activated = Activated::default();
     if listeners.is_empty() {
         return Ok(activated);
     }
-    let wanted: HashSet<Endpoint> =
+    let wanted: HashSet<Address> =
         plan.forwards.iter().flat_map(Forward::addresses).map(|(address, _)| address).collect();
     for (address, name, listener) in listeners {
         if wanted.contains(&address) {
@@ -89,7 +89,7 @@ fn sort_out(plan: &Plan, listeners: Vec<(Endpoint, String, Socket)>) -> Result<A
     Ok(activated)
 }
 
-fn mismatch(plan: &Plan, address: Endpoint, name: &str) -> String {
+fn mismatch(plan: &Plan, address: Address, name: &str) -> String {
     let mut configured: Vec<String> = plan.forwards.iter().flat_map(|f| &f.listen).map(ToString::to_string).collect();
     let more = configured.len().saturating_sub(NAMED);
     configured.truncate(NAMED);
@@ -115,7 +115,7 @@ mod tests {
         config::from_args(listen, "127.0.0.1:1", &config::Overrides::default()).unwrap()
     }
 
-    fn open() -> (Endpoint, String, Socket) {
+    fn open() -> (Address, String, Socket) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         (listener.local_addr().unwrap().into(), "web".to_owned(), listener.into())
     }

@@ -17,7 +17,7 @@ use socket2::{Socket, Type};
 
 use super::DEADLINE;
 use super::protocol::{Bequest, MAX_ADDRESSES, Ready, Reply, VARIABLE, VERSION, receive, send};
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 use crate::fleet::Inherited;
 use crate::plan::{Forward, Plan};
 use crate::sys::channel::Channel;
@@ -30,8 +30,8 @@ pub struct Predecessor {
     pid: u32,
     /// The real standard input and standard error.
     streams: Option<[OwnedFd; 2]>,
-    listeners: Vec<(Endpoint, Inherited)>,
-    given_up: Vec<Endpoint>,
+    listeners: Vec<(Address, Inherited)>,
+    given_up: Vec<Address>,
     metrics: Option<TcpListener>,
     control: Option<Control>,
     pid_file: Option<File>,
@@ -92,7 +92,7 @@ impl Predecessor {
 
     /// The listeners the plan asks for. What waits in the others stays with the process before: it holds them too.
     pub fn take_listeners(&mut self, plan: &Plan) -> Vec<Inherited> {
-        let wanted: HashSet<Endpoint> =
+        let wanted: HashSet<Address> =
             plan.forwards.iter().flat_map(Forward::addresses).map(|(address, _)| address).collect();
         let all = std::mem::take(&mut self.listeners).into_iter();
         let (taken, given_up): (Vec<_>, Vec<_>) = all.partition(|(address, _)| wanted.contains(address));
@@ -226,9 +226,9 @@ fn invalid(text: String) -> io::Error {
 }
 
 /// What was passed on as a listener, when it is one.
-fn listener(descriptor: OwnedFd) -> io::Result<(Endpoint, Socket)> {
+fn listener(descriptor: OwnedFd) -> io::Result<(Address, Socket)> {
     let socket = Socket::from(descriptor);
-    let address = Endpoint::of(&socket.local_addr()?);
+    let address = Address::of(&socket.local_addr()?);
     let listens = getsockopt(&socket, sockopt::AcceptConn)?;
     match address {
         Some(address) if listens && socket.r#type()? == Type::STREAM => Ok((address, socket)),

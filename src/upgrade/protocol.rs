@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use socket2::Socket;
 
 use super::Estate;
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 use crate::sys::channel::{Channel, MAX_DESCRIPTORS};
 
 /// Names the version of the protocol to the new process, and so that it takes over from another.
@@ -50,7 +50,7 @@ pub(super) enum Reply {
     /// Addresses whose listeners it was given and does not keep.
     GivesUp {
         /// At most [`MAX_ADDRESSES`]; more come in further messages.
-        addresses: Vec<Endpoint>,
+        addresses: Vec<Address>,
     },
     /// Everything is in place, it waits for [`Bequest::Go`].
     Ready(Ready),
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_longest_addresses_fit_a_message() {
-        let longest: Endpoint = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
+        let longest: Address = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
         // The longest name of a unix socket, of characters that JSON escapes.
         let name = format!("unix:/{}", "\"".repeat(106)).parse().unwrap();
         for longest in [longest, name] {

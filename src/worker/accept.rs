@@ -8,7 +8,7 @@ use mio::unix::SourceFd;
 use socket2::Socket;
 
 use super::{Accepted, GONE, Life, Message, PAUSE_MS, Peer, SLOT_PAUSE_MS, Worker};
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 use crate::limits::{Admission, SourceKey, Told};
 use crate::listener::AcceptError;
 use crate::plan::Refusal;
@@ -113,7 +113,7 @@ impl Worker {
     }
 
     /// A connection to a unix socket inherits nothing from its listener.
-    fn set_options(&self, socket: &Socket, client: Endpoint, forward: usize) {
+    fn set_options(&self, socket: &Socket, client: Address, forward: usize) {
         if let Err(e) = sys::set_options(socket, client, &self.parts.routes[forward].forward().tcp) {
             log::debug!("{client}: cannot set the options of a connection: {e}; it keeps the system's own");
         }
@@ -180,13 +180,12 @@ impl Worker {
     pub(super) fn begin(&mut self, accepted: Accepted) {
         let Accepted { socket, client, forward, listener, port_offset, hop, ticket } = accepted;
         self.parts.routes.open(forward);
-        let first = self.parts.routes[forward].upstreams.pick();
         let route = &self.parts.routes[forward];
         let plan = route.forward();
         route.stats.accepted.add(1);
         route.stats.open.add(1);
         let origin = Origin { client, forward, listener, opened_us: self.now_us };
-        let connecting = Connecting::new(first, port_offset, hop, plan.timeouts.connect, self.now_us);
+        let connecting = Connecting::new(port_offset, hop, plan.timeouts.connect, self.now_us);
         // Rules name addresses, and who connects to a unix socket has none: its file says who may.
         let refused = match client.ip().and_then(|ip| plan.access.refuses(ip)) {
             _ if self.life == Life::Stopping => Some(EndReason::Drain),

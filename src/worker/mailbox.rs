@@ -9,14 +9,14 @@ use mio::Waker;
 use socket2::Socket;
 
 use super::Route;
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 use crate::gather::Board;
 use crate::limits::Ticket;
 use crate::listener::Listener;
 use crate::session::Session;
 use crate::stats::SessionRecord;
 use crate::sys::pipes::PipeBudget;
-use crate::upstream::Hop;
+use crate::upstream::{Endpoint, Hop};
 
 /// How a worker is told things.
 #[derive(Debug)]
@@ -45,6 +45,10 @@ pub enum Message {
     Resolved(Arc<str>, Arc<[IpAddr]>),
     /// A slot this worker waits for has come free.
     SlotFree,
+    /// There may be room at a target its sessions wait for.
+    RoomFree,
+    /// That target is down: its sessions are to end.
+    TargetDown(Arc<Endpoint>),
     /// Editions others may soon pass on connections for.
     Learn(Box<Learn>),
     /// What it serves from now on.
@@ -98,7 +102,7 @@ pub struct Change {
 #[derive(Debug)]
 pub struct Accepted {
     pub(super) socket: Socket,
-    pub(super) client: Endpoint,
+    pub(super) client: Address,
     pub(super) forward: usize,
     pub(super) listener: usize,
     pub(super) port_offset: u16,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Worker;
-use crate::endpoint::Endpoint;
+use crate::address::Address;
 use crate::plan::Forward;
 use crate::session::{Session, millis};
 use crate::stats::{ForwardStats, Side};
@@ -162,7 +162,7 @@ impl Worker {
     }
 }
 
-fn say(session: &Session, plan: &Forward, listener: Option<Endpoint>, (side, held): (Side, usize), waited_ms: u64) {
+fn say(session: &Session, plan: &Forward, listener: Option<Address>, (side, held): (Side, usize), waited_ms: u64) {
     let listener = listener.map_or("-".to_owned(), |listener| listener.to_string());
     let target = session.target().map_or("-".to_owned(), |target| target.to_string());
     let (direction, address) = match side {

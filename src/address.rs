@@ -13,13 +13,22 @@ use socket2::SockAddr;
 
 /// One end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Endpoint {
+pub enum Address {
     /// An IP address and a port.
     Ip(SocketAddr),
     /// A unix socket by its name.
     Unix(UnixName),
     /// Who has connected to a unix socket: such a client has no address.
     Caller(Caller),
+}
+
+/// Where somebody listens, without the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// An IP address.
+    Ip(IpAddr),
+    /// A unix socket, whose name is all there is.
+    Unix(UnixName),
 }
 
 /// The name of a unix socket: `/path`, or `@name` in the abstract namespace (unix(7)).
@@ -86,7 +95,18 @@ impl UnixName {
     }
 }
 
-impl Endpoint {
+impl Place {
+    /// With a port, which a unix socket leaves out.
+    #[must_use]
+    pub fn with_port(self, port: u16) -> Address {
+        match self {
+            Self::Ip(ip) => SocketAddr::new(ip, port).into(),
+            Self::Unix(name) => Address::Unix(name),
+        }
+    }
+}
+
+impl Address {
     /// The local address of a socket, or the address of a peer; `None` for a unix socket without a name that can be
     /// written down, and for other families.
     #[must_use]
@@ -141,7 +161,7 @@ impl Endpoint {
     }
 }
 
-impl From<SocketAddr> for Endpoint {
+impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
         Self::Ip(address)
     }
@@ -153,7 +173,16 @@ impl fmt::Display for UnixName {
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Unix(name) => name.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(address) => address.fmt(f),
@@ -163,7 +192,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-impl FromStr for Endpoint {
+impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -174,13 +203,13 @@ impl FromStr for Endpoint {
     }
 }
 
-impl Serialize for Endpoint {
+impl Serialize for Address {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Endpoint {
+impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
@@ -193,17 +222,17 @@ mod tests {
     #[test]
     fn names_come_back_from_text_and_from_the_kernel() {
         for text in ["unix:/run/a b.sock", "127.0.0.1:80", "[::1]:80"] {
-            let endpoint: Endpoint = text.parse().unwrap();
-            assert_eq!(endpoint.to_string(), text);
-            assert_eq!(Endpoint::of(&endpoint.to_sock_addr().unwrap()), Some(endpoint));
+            let address: Address = text.parse().unwrap();
+            assert_eq!(address.to_string(), text);
+            assert_eq!(Address::of(&address.to_sock_addr().unwrap()), Some(address));
         }
         #[cfg(target_os = "linux")]
         {
-            let name: Endpoint = "unix:@a/b".parse().unwrap();
-            assert_eq!((Endpoint::of(&name.to_sock_addr().unwrap()), name.path()), (Some(name), None));
+            let name: Address = "unix:@a/b".parse().unwrap();
+            assert_eq!((Address::of(&name.to_sock_addr().unwrap()), name.path()), (Some(name), None));
         }
         let socket = SockAddr::unix("").unwrap();
-        assert_eq!(Endpoint::of(&socket), None, "a client that has bound nothing");
+        assert_eq!(Address::of(&socket), None, "a client that has bound nothing");
     }
 
     #[test]
