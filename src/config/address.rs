@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
+use std::path::Path;
 
 use super::error::{found, quoted};
+use super::nets;
 use crate::address::UnixName;
-use crate::plan::{Host, Listen, Local, Pattern, Ports};
+use crate::plan::{Host, Listen, Local, Pattern, Ports, Transport};
 
-pub(super) const LISTEN: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000), or \
-     unix:/PATH or unix:@NAME";
-pub(super) const TARGET: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), \
-     or unix:/PATH or unix:@NAME";
+pub(super) const LISTEN: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000), with udp: before it for datagrams, or unix:/PATH or unix:@NAME";
+pub(super) const TARGET: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), or unix:/PATH or unix:@NAME";
 pub(super) const PORT: &str = "a port from 1 to 65535, or a range such as 9000-9010";
 pub(super) const PATTERN: &str =
     "an address (10.0.0.1), a network (10.0.0.0/8, fd00::/8), or a text with * and ? (192.168.*.1?)";
@@ -26,16 +26,23 @@ pub struct Lookup {
     pub services: fn() -> io::Result<String>,
     /// Addresses of the local interfaces.
     pub local: fn() -> Vec<IpAddr>,
+    /// The text of a file with networks.
+    pub lists: fn(&Path) -> io::Result<String>,
 }
 
 impl Lookup {
     /// Asks this host: its resolver, `/etc/services`, its interfaces.
     #[must_use]
     pub fn host() -> Self {
-        Self { names: resolve, services: || std::fs::read_to_string("/etc/services"), local: interfaces }
+        Self {
+            names: resolve,
+            services: || std::fs::read_to_string("/etc/services"),
+            local: interfaces,
+            lists: nets::text_of,
+        }
     }
 
-    /// Knows `localhost`, two services and the loopback addresses, always the same and without asking anybody.
+    /// Knows `localhost`, two services, the loopback addresses and empty lists of networks, always the same and without asking anybody.
     #[must_use]
     pub fn fixed() -> Self {
         fn names(name: &str) -> io::Result<Vec<IpAddr>> {
@@ -48,6 +55,7 @@ impl Lookup {
             names,
             services: || Ok("ssh 22/tcp\nhttp 80/tcp www # web\ntftp 69/udp\n".to_owned()),
             local: || vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::from([10, 0, 1, 1])],
+            lists: |_| Ok(String::new()),
         }
     }
 }
@@ -114,8 +122,9 @@ pub(super) fn ports(text: &str) -> Result<Ports, String> {
 
 /// `HOST:PORTS`, with brackets around IPv6.
 fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
-    if text.starts_with("udp:") {
-        return Err(format!("found {}, but udp: is not supported by this version; allowed: {allowed}", quoted(text)));
+    if text.starts_with("unix:") {
+        let why = "a unix socket is neither for datagrams nor has it tcp: before it";
+        return Err(format!("found {}: {why}; allowed: {allowed}", quoted(text)));
     }
     let (host_text, ports_text) = if let Some(rest) = text.strip_prefix('[') {
         let (inner, after) = rest.split_once(']').ok_or_else(|| found(text, allowed))?;
@@ -148,21 +157,35 @@ fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
     Ok((host(host_text)?, port_range(ports_text).map_err(in_address)?))
 }
 
-/// Where to send sessions; names stay names.
-pub(super) fn target(text: &str) -> Result<(Host, Ports), String> {
-    if let Some(name) = unix(text, TARGET) {
-        return name.map(|name| (Host::Unix(name), Ports::NONE));
+/// What `tcp:` or `udp:` before an address says, and the address.
+fn transport(text: &str) -> (Option<Transport>, &str) {
+    for (scheme, transport) in [("tcp:", Transport::Tcp), ("udp:", Transport::Udp)] {
+        if let Some(address) = text.strip_prefix(scheme) {
+            return (Some(transport), address);
+        }
     }
-    host_and_ports(text, TARGET)
+    (None, text)
 }
 
-/// Where to listen; a name becomes each of its addresses.
-pub(super) fn listen(text: &str, lookup: &Lookup) -> Result<Vec<Listen>, String> {
-    if let Some(name) = unix(text, LISTEN) {
-        return name.map(|name| vec![Listen { local: Local::Unix(name), ports: Ports::NONE }]);
+/// Where to send sessions, and by what where that is written; names stay names.
+pub(super) fn target(text: &str) -> Result<(Option<Transport>, Host, Ports), String> {
+    if let Some(name) = unix(text, TARGET) {
+        return name.map(|name| (None, Host::Unix(name), Ports::NONE));
     }
-    let (host, ports) = host_and_ports(text, LISTEN)?;
-    Ok(addresses(host, lookup)?.into_iter().map(|ip| Listen { local: Local::Ip(ip), ports }).collect())
+    let (transport, address) = transport(text);
+    host_and_ports(address, TARGET).map(|(host, ports)| (transport, host, ports))
+}
+
+/// Where to listen, and for what; a name becomes each of its addresses.
+pub(super) fn listen(text: &str, lookup: &Lookup) -> Result<(Transport, Vec<Listen>), String> {
+    if let Some(name) = unix(text, LISTEN) {
+        let listens = name.map(|name| vec![Listen { local: Local::Unix(name), ports: Ports::NONE }]);
+        return listens.map(|listens| (Transport::Tcp, listens));
+    }
+    let (transport, address) = transport(text);
+    let (host, ports) = host_and_ports(address, LISTEN)?;
+    let listens = addresses(host, lookup)?.into_iter().map(|ip| Listen { local: Local::Ip(ip), ports }).collect();
+    Ok((transport.unwrap_or(Transport::Tcp), listens))
 }
 
 /// The name behind `unix:`, where the text begins so.
@@ -211,9 +234,9 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     Ok(Pattern::Text(unmapped.unwrap_or(&lower).to_owned()))
 }
 
-/// TCP services by name, from the text of `/etc/services` (services(5)).
+/// Services by name and transport, from the text of `/etc/services` (services(5)).
 #[derive(Debug)]
-pub(super) struct Services(HashMap<String, u16>);
+pub(super) struct Services(HashMap<(String, Transport), u16>);
 
 impl Services {
     pub(super) fn parse(text: &str) -> Self {
@@ -222,16 +245,22 @@ impl Services {
             let line = line.split('#').next().unwrap_or_default();
             let mut words = line.split_ascii_whitespace();
             let (Some(name), Some(port)) = (words.next(), words.next()) else { continue };
-            let Some(port) = port.strip_suffix("/tcp").and_then(|port| port.parse::<u16>().ok()) else { continue };
+            let Some((port, transport)) = port.split_once('/') else { continue };
+            let transport = match transport {
+                "tcp" => Transport::Tcp,
+                "udp" => Transport::Udp,
+                _ => continue,
+            };
+            let Ok(port) = port.parse::<u16>() else { continue };
             for name in std::iter::once(name).chain(words) {
-                known.entry(name.to_owned()).or_insert(port);
+                known.entry((name.to_owned(), transport)).or_insert(port);
             }
         }
         Self(known)
     }
 
-    pub(super) fn port(&self, name: &str) -> Option<u16> {
-        self.0.get(name).copied().filter(|port| *port != 0)
+    pub(super) fn port(&self, name: &str, transport: Transport) -> Option<u16> {
+        self.0.get(&(name.to_owned(), transport)).copied().filter(|port| *port != 0)
     }
 }
 
@@ -249,13 +278,16 @@ mod tests {
     fn listens() {
         let lookup = Lookup::fixed();
         let one = |address: &str, first, last| {
-            Ok(vec![Listen { local: Local::Ip(ip(address)), ports: Ports { first, last } }])
+            Ok((Transport::Tcp, vec![Listen { local: Local::Ip(ip(address)), ports: Ports { first, last } }]))
         };
         assert_eq!(listen("0.0.0.0:9000", &lookup), one("0.0.0.0", 9000, 9000));
         assert_eq!(listen("[::]:9000", &lookup), one("::", 9000, 9000));
         assert_eq!(listen("[::1]:9000-9010", &lookup), one("::1", 9000, 9010));
         assert_eq!(listen("localhost:1-65535", &lookup), one("127.0.0.1", 1, 65535));
         assert_eq!(listen("[::ffff:10.0.0.1]:80", &lookup), one("10.0.0.1", 80, 80));
+        assert_eq!(listen("tcp:0.0.0.0:53", &lookup), one("0.0.0.0", 53, 53));
+        let udp = one("::", 53, 54).map(|(_, listens)| (Transport::Udp, listens));
+        assert_eq!(listen("udp:[::]:53-54", &lookup), udp);
         for (text, part) in [
             ("9000", "without a port"),
             ("", "without a port"),
@@ -279,7 +311,9 @@ mod tests {
             ("unix:@", "without a name"),
             ("unix:/tmp/", "without a name"),
             ("unix:/a\u{7}", "control character"),
-            ("udp:10.0.0.1:53", "udp: is not supported by this version"),
+            ("udp:unix:/tmp/x", "neither for datagrams"),
+            ("udp:10.0.0.1", "without a port"),
+            ("udp:tcp:10.0.0.1:53", "without brackets"),
             ("nowhere.invalid:80", "has no address"),
             ("a b:80", "is no address"),
             ("-a:80", "is no address"),
@@ -292,9 +326,11 @@ mod tests {
     #[test]
     fn unix_sockets_have_a_path_or_a_name() {
         for text in ["unix:/run/web.sock", "unix:@web", "unix:/run/a b:80"] {
-            let listens = listen(text, &Lookup::fixed()).unwrap();
+            let (transport, listens) = listen(text, &Lookup::fixed()).unwrap();
+            assert_eq!(transport, Transport::Tcp);
             assert_eq!(listens.iter().map(ToString::to_string).collect::<Vec<_>>(), [text]);
-            let (host, ports) = target(text).unwrap();
+            let (transport, host, ports) = target(text).unwrap();
+            assert_eq!(transport, None);
             assert_eq!((host.clone(), ports), (Host::Unix(UnixName::new(&text[5..]).unwrap()), Ports::NONE));
         }
         let long = format!("unix:/{}", "x".repeat(107));
@@ -303,8 +339,9 @@ mod tests {
 
     #[test]
     fn targets_keep_names() {
-        assert_eq!(target("DB.example.:5432"), Ok((Host::Name("db.example.".into()), Ports::one(5432))));
-        assert_eq!(target("[fd00::2]:1"), Ok((Host::Ip(ip("fd00::2")), Ports::one(1))));
+        assert_eq!(target("DB.example.:5432"), Ok((None, Host::Name("db.example.".into()), Ports::one(5432))));
+        assert_eq!(target("[fd00::2]:1"), Ok((None, Host::Ip(ip("fd00::2")), Ports::one(1))));
+        assert_eq!(target("udp:ns:53"), Ok((Some(Transport::Udp), Host::Name("ns".into()), Ports::one(53))));
     }
 
     #[test]
@@ -327,10 +364,12 @@ mod tests {
     #[test]
     fn services() {
         let services = Services::parse("ssh\t22/tcp\nhttp 80/tcp www # web\ntftp 69/udp\nbad x/tcp\n# all 1/tcp\n");
-        assert_eq!(services.port("www"), Some(80));
-        assert_eq!(services.port("ssh"), Some(22));
+        assert_eq!(services.port("www", Transport::Tcp), Some(80));
+        assert_eq!(services.port("ssh", Transport::Tcp), Some(22));
+        assert_eq!(services.port("tftp", Transport::Udp), Some(69));
+        assert_eq!(services.port("ssh", Transport::Udp), None);
         for unknown in ["tftp", "bad", "all", "web", ""] {
-            assert_eq!(services.port(unknown), None, "{unknown}");
+            assert_eq!(services.port(unknown, Transport::Tcp), None, "{unknown}");
         }
     }
 

@@ -9,7 +9,7 @@ use super::draft::Marks;
 use super::error::{Fault, Mark, quoted};
 use super::target;
 use crate::address::Address;
-use crate::plan::{Forward, Host, ListenOptions, Plan};
+use crate::plan::{Forward, Host, Listen, ListenOptions, Plan, Transport};
 
 /// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
 const MOST_PORTS: usize = 65_536;
@@ -24,6 +24,8 @@ pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(),
         ranges(forward, marks)?;
         target::each_once(&forward.targets, &marks.targets)?;
         source(forward, marks)?;
+        streams(forward, marks)?;
+        datagrams(forward, marks)?;
     }
     // Two forwards on one address have one default name too, and the address is what to complain about.
     let sockets = Sockets::of(plan, marks)?;
@@ -44,6 +46,27 @@ fn names(plan: &Plan, marks: &[Marks]) -> Result<(), Fault> {
     Ok(())
 }
 
+/// What is said in a stream, or of one, has no place among datagrams.
+fn datagrams(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
+    let Some(mark) = marks.udp.first() else { return Ok(()) };
+    let (egress, check) = (&forward.egress, forward.balancing.check.is_some());
+    let speaks_udp = forward.udp.targets.unwrap_or(Transport::Udp) == Transport::Udp;
+    let stray = [
+        ("accept_proxy", forward.accept_proxy.is_some()),
+        ("send_proxy", egress.send_proxy.is_some()),
+        ("transparent", egress.transparent),
+        ("check, which connects by TCP,", check && speaks_udp),
+    ];
+    match stray.into_iter().find(|(_, is)| *is) {
+        Some((key, _)) => {
+            let message =
+                format!("found {key} in a forward that listens to datagrams; allowed: a forward of its own for udp:");
+            Err(Fault::new(*mark, message))
+        }
+        None => Ok(()),
+    }
+}
+
 /// A range goes to one port, or to a range of the same length.
 fn ranges(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     if let Some(mark) = marks.targets.get(MOST_TARGETS) {
@@ -51,7 +74,7 @@ fn ranges(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
         return Err(Fault::new(*mark, message));
     }
     for (target, mark) in forward.targets.iter().zip(&marks.targets) {
-        for listen in &forward.listen {
+        for listen in forward.listen.iter().chain(&forward.udp.listen) {
             if target.ports.len() != 1 && target.ports.len() != listen.ports.len() {
                 let message = format!(
                     "found a target of {} ports for the listener {listen} of {}; allowed: one port, or as many as the listener has",
@@ -70,6 +93,11 @@ fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     if forward.sources.is_empty() {
         return Ok(());
     }
+    if forward.egress.transparent {
+        let message =
+            "found transparent together with source; allowed: one of them, as both say where connections come from";
+        return Err(Fault::new(marks.name, message));
+    }
     for (target, mark) in forward.targets.iter().zip(&marks.targets) {
         if let Host::Ip(ip) = target.host
             && !forward.sources.iter().any(|source| source.is_ipv4() == ip.is_ipv4())
@@ -84,9 +112,26 @@ fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     Ok(())
 }
 
+/// A unix socket is a stream.
+fn streams(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
+    if forward.udp.listen.is_empty() && forward.udp.targets.is_none() {
+        return Ok(());
+    }
+    let targets = forward.targets.iter().zip(&marks.targets).filter(|(target, _)| matches!(target.host, Host::Unix(_)));
+    let targets = targets.map(|(target, mark)| (format!("target {target} for a listener of datagrams"), mark));
+    let listens = forward.listen.iter().zip(&marks.listen).filter(|(listen, _)| listen.ip().is_none());
+    let listens = listens.filter(|_| forward.udp.targets == Some(Transport::Udp));
+    let listens = listens.map(|(listen, mark)| (format!("listener {listen} for a target of datagrams"), mark));
+    match targets.chain(listens).next() {
+        Some((what, mark)) => Err(Fault::new(*mark, format!("found {what}; allowed: an address and a port"))),
+        None => Ok(()),
+    }
+}
+
 /// One listening port, or unix socket.
 #[derive(Debug, Clone, Copy)]
 struct Socket {
+    transport: Transport,
     forward: usize,
     listen: usize,
     at: Address,
@@ -98,14 +143,30 @@ struct Socket {
 #[derive(Debug)]
 struct Sockets {
     all: Vec<Socket>,
-    at: HashMap<Address, usize>,
-    /// Those on `[::]` that take IPv4 clients too, by port.
+    at: HashMap<(Transport, Address), usize>,
+    /// Those for streams on `[::]` that take IPv4 clients too, by port.
     dual: HashMap<u16, usize>,
 }
 
+/// The listeners of a forward that speak this, and their marks.
+fn listens<'a>(forward: &'a Forward, marks: &'a Marks, transport: Transport) -> (&'a [Listen], &'a [Mark]) {
+    match transport {
+        Transport::Tcp => (&forward.listen, &marks.listen),
+        Transport::Udp => (&forward.udp.listen, &marks.udp),
+    }
+}
+
+impl Socket {
+    fn listen<'p>(&self, plan: &'p Plan) -> &'p Listen {
+        let forward = &plan.forwards[self.forward];
+        let list = if self.transport == Transport::Udp { &forward.udp.listen } else { &forward.listen };
+        &list[self.listen]
+    }
+}
+
 /// Whether a listener takes the clients of both families.
-fn is_dual(options: &ListenOptions, at: SocketAddr) -> bool {
-    !options.v6_only && at.is_ipv6() && at.ip().is_unspecified()
+fn is_dual(options: &ListenOptions, transport: Transport, at: SocketAddr) -> bool {
+    transport == Transport::Tcp && !options.v6_only && at.is_ipv6() && at.ip().is_unspecified()
 }
 
 /// The wildcard address of a family with the same port.
@@ -119,34 +180,41 @@ impl Sockets {
     fn of(plan: &Plan, marks: &[Marks]) -> Result<Self, Fault> {
         let mut sockets = Self { all: Vec::new(), at: HashMap::new(), dual: HashMap::new() };
         // Any one socket of a family and port, for the wildcard that comes after it.
-        let mut of_family: HashMap<(bool, u16), usize> = HashMap::new();
-        for (forward, (planned, marks)) in plan.forwards.iter().zip(marks).enumerate() {
-            for (listen, at) in planned.listen.iter().enumerate() {
-                let mark = marks.listen[listen];
+        let mut of_family: HashMap<(Transport, bool, u16), usize> = HashMap::new();
+        let all = plan.forwards.iter().zip(marks).enumerate();
+        let all = all.flat_map(|forward| [(Transport::Tcp, forward), (Transport::Udp, forward)]);
+        for (transport, (forward, (planned, marks))) in all {
+            let options = &planned.listen_options;
+            let (planned, marks) = listens(planned, marks, transport);
+            for (listen, at) in planned.iter().enumerate() {
+                let mark = marks[listen];
                 if sockets.all.len() + at.ports.len() > MOST_PORTS {
                     let message =
                         format!("found more than {MOST_PORTS} listening ports in all; allowed: at most {MOST_PORTS}");
                     return Err(Fault::new(mark, message));
                 }
                 for (at, offset) in at.addresses() {
-                    let mut earlier = sockets.at.get(&at).copied();
+                    let mut earlier = sockets.at.get(&(transport, at)).copied();
                     if let Address::Ip(ip) = at {
-                        let of = |v4: bool, takes_all: bool| of_family.get(&(v4, ip.port())).filter(|_| takes_all);
-                        let is_dual = is_dual(&planned.listen_options, ip);
+                        let of = |v4: bool, takes_all: bool| {
+                            of_family.get(&(transport, v4, ip.port())).filter(|_| takes_all)
+                        };
+                        let is_dual = is_dual(options, transport, ip);
                         let covered = of(ip.is_ipv4(), ip.ip().is_unspecified()).or_else(|| of(true, is_dual));
-                        let by_both = sockets.dual.get(&ip.port()).filter(|_| ip.is_ipv4());
-                        let wildcard = || sockets.at.get(&wildcard(ip)).or(by_both).or(covered).copied();
+                        let streams = transport == Transport::Tcp;
+                        let by_both = sockets.dual.get(&ip.port()).filter(|_| ip.is_ipv4() && streams);
+                        let wildcard = || sockets.at.get(&(transport, wildcard(ip))).or(by_both).or(covered).copied();
                         earlier = earlier.or_else(wildcard);
                         if is_dual {
                             sockets.dual.insert(ip.port(), sockets.all.len());
                         }
-                        of_family.insert((ip.is_ipv4(), ip.port()), sockets.all.len());
+                        of_family.insert((transport, ip.is_ipv4(), ip.port()), sockets.all.len());
                     }
                     if let Some(earlier) = earlier {
                         return Err(sockets.taken(plan, earlier, at, mark));
                     }
-                    sockets.at.insert(at, sockets.all.len());
-                    sockets.all.push(Socket { forward, listen, at, offset });
+                    sockets.at.insert((transport, at), sockets.all.len());
+                    sockets.all.push(Socket { transport, forward, listen, at, offset });
                 }
             }
         }
@@ -155,16 +223,17 @@ impl Sockets {
 
     fn taken(&self, plan: &Plan, earlier: usize, address: Address, mark: Mark) -> Fault {
         let owner = &plan.forwards[self.all[earlier].forward];
-        let other = &owner.listen[self.all[earlier].listen];
+        let other = self.all[earlier].listen(plan);
+        let scheme = self.all[earlier].transport.scheme();
         let message = format!(
-            "found listener {address}, but forward {} listens on {other} already; allowed: one forward for each address",
+            "found listener {scheme}{address}, but forward {} listens on {scheme}{other} already; allowed: one forward for each address",
             quoted(&owner.name)
         );
         Fault::new(mark, message)
     }
 
-    /// The socket a connection to this address would reach, if it is one of ours.
-    fn reached(&self, ip: IpAddr, port: u16, local: &HashSet<IpAddr>) -> Option<usize> {
+    /// The socket a connection or a datagram to this address would reach, if it is one of ours.
+    fn reached(&self, transport: Transport, ip: IpAddr, port: u16, local: &HashSet<IpAddr>) -> Option<usize> {
         // Connecting to the wildcard address reaches the loopback one (ip(7), and the same for IPv6).
         let ip = match ip {
             IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -172,21 +241,21 @@ impl Sockets {
             _ => ip,
         };
         let address = SocketAddr::new(ip, port);
-        if let Some(exact) = self.at.get(&address.into()) {
+        if let Some(exact) = self.at.get(&(transport, address.into())) {
             return Some(*exact);
         }
         let is_local = ip.is_loopback() || local.contains(&ip);
-        let dual = self.dual.get(&port).filter(|_| ip.is_ipv4());
-        self.at.get(&wildcard(address)).or(dual).copied().filter(|_| is_local)
+        let dual = self.dual.get(&port).filter(|_| ip.is_ipv4() && transport == Transport::Tcp);
+        self.at.get(&(transport, wildcard(address))).or(dual).copied().filter(|_| is_local)
     }
 }
 
 /// The metrics endpoint is a listener too.
 fn metrics(plan: &Plan, marks: &[Marks], sockets: &Sockets) -> Result<(), Fault> {
     let Some(metrics) = plan.metrics else { return Ok(()) };
-    let clash = sockets.all.iter().find(|socket| {
+    let clash = sockets.all.iter().filter(|socket| socket.transport == Transport::Tcp).find(|socket| {
         let Some(at) = socket.at.socket() else { return false };
-        let is_dual = is_dual(&plan.forwards[socket.forward].listen_options, at);
+        let is_dual = is_dual(&plan.forwards[socket.forward].listen_options, socket.transport, at);
         let same_family = at.is_ipv4() == metrics.is_ipv4() || is_dual;
         let any = at.ip().is_unspecified() || metrics.ip().is_unspecified();
         at.port() == metrics.port() && (at.ip() == metrics.ip() || (same_family && any))
@@ -261,18 +330,22 @@ impl<'p> Ways<'p> {
     fn from(&mut self, socket: Socket) -> Vec<(usize, usize)> {
         let plan = self.plan;
         let forward = &plan.forwards[socket.forward];
+        let transport = forward.udp.targets.unwrap_or(socket.transport);
         let mut ways = Vec::new();
         for (index, target) in forward.targets.iter().enumerate() {
             let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + socket.offset };
             if let Host::Unix(name) = target.host {
-                ways.extend(self.sockets.at.get(&Address::Unix(name)).map(|reached| (index, *reached)));
+                ways.extend(
+                    self.sockets.at.get(&(Transport::Tcp, Address::Unix(name))).map(|reached| (index, *reached)),
+                );
                 continue;
             }
             // A name costs a question to the resolver, so it is asked only where the port makes a loop possible.
             if !self.ports.contains(&port) {
                 continue;
             }
-            let reached = |ip: &IpAddr| self.sockets.reached(*ip, port, &self.local).map(|reached| (index, reached));
+            let reached =
+                |ip: &IpAddr| self.sockets.reached(transport, *ip, port, &self.local).map(|reached| (index, reached));
             match &target.host {
                 Host::Unix(_) => {}
                 Host::Ip(ip) => ways.extend(reached(ip)),
@@ -292,7 +365,8 @@ fn loop_fault(plan: &Plan, sockets: &Sockets, path: &[(usize, usize)], back_to: 
     let from = path.iter().position(|(socket, _)| *socket == back_to).unwrap_or(0);
     let name = |socket: usize| quoted(&plan.forwards[sockets.all[socket].forward].name);
     let round: Vec<String> = path[from..].iter().map(|(socket, _)| name(*socket)).collect();
-    let address = sockets.all[back_to].at;
+    let back_to = &sockets.all[back_to];
+    let address = format!("{}{}", back_to.transport.scheme(), back_to.at);
     let message = if round.len() == 1 {
         format!("found a loop: forward {} leads back to its own listener {address}", round[0])
     } else {

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Access, Balancing, Engine, Forward, Host, Limits, Listen, ListenOptions, Local, LogPlan, Pin, Plan, Ports,
-    Privileges, Scheduling, Target, TcpOptions, Timeouts,
+    Access, Balancing, Egress, Engine, Forward, Host, Limits, Listen, ListenOptions, Local, LogPlan, Pin, Plan, Ports,
+    Privileges, Scheduling, Target, TcpOptions, Timeouts, Udp,
 };
 
 /// One forward with defaults.
@@ -25,6 +25,9 @@ pub(crate) fn forward(name: &str, listen: (impl Into<IpAddr>, Ports), target: (H
         tcp: TcpOptions::default(),
         listen_options: ListenOptions::default(),
         sources: Vec::new(),
+        udp: Udp::default(),
+        egress: Egress::default(),
+        accept_proxy: None,
         access: Access::default(),
     }
 }

@@ -153,6 +153,12 @@ impl Connecting {
 }
 
 impl Session {
+    /// Whether it still looks for a target.
+    #[must_use]
+    pub fn is_connecting(&self) -> bool {
+        matches!(self.phase, Phase::Connecting(_))
+    }
+
     /// Whether it is connected.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -220,11 +226,10 @@ impl Session {
                 Pick::Nothing => return Step::End(last.unwrap_or(End::of(EndReason::NoTarget))),
             };
             let mut buffer = [0; EARLY];
-            let early = match by.forward.tcp.fast_open.filter(|_| !address.is_unix()) {
-                Some(_) => look_ahead(&self.client, &mut buffer),
-                None => &[],
-            };
-            match begin(address, by, connecting.attempts, early) {
+            // A header for the target goes before anything of the client's.
+            let may_early = by.forward.tcp.fast_open.is_some() && by.forward.egress.send_proxy.is_none();
+            let early = if may_early && !address.is_unix() { look_ahead(&self.client, &mut buffer) } else { &[] };
+            match begin(address, self.origin.client, by, connecting.attempts, early) {
                 Ok(Begun { socket, local, early }) => {
                     (connecting.early, connecting.queue_until) = (early as u16, 0);
                     by.stats.retries.add(u64::from(connecting.attempts > 0));
@@ -270,8 +275,9 @@ impl Session {
         let (Phase::Connecting(connecting), Some(lease)) = (&mut self.phase, self.lease.take()) else { return };
         connecting.last = Some(why);
         connecting.tried.push(lease.endpoint().id());
-        // That this host has no port left, or checks have spoken already, is no news of the target.
-        let is_no_news = matches!(why.reason, EndReason::NoPorts | EndReason::TargetDown);
+        // That this host has no port, device or right for it, or checks have spoken already, is no news of the target.
+        let is_no_news = matches!(why.reason, EndReason::NoPorts | EndReason::TargetDown)
+            || matches!(why.errno, Some(libc::EAFNOSUPPORT | libc::ENODEV | libc::EPERM));
         let ejected = if is_no_news { None } else { by.upstreams.failed(&lease, by.now_us / 1000) };
         if let Some(Ejected(time)) = ejected {
             let (forward, label, reason) = (lease.endpoint().forward(), lease.endpoint().label(), why.reason.name());
@@ -288,6 +294,9 @@ impl Session {
         if let Some(e) = self.failed(Side::Client) {
             return Step::End(End { reason: super::blame(Side::Client, &e), errno: e.raw_os_error() });
         }
+        if matches!(self.phase, Phase::Announcing(_)) {
+            return self.go_on_announcing(by);
+        }
         if !self.backend_ready.writable || self.backend.is_none() {
             return Step::Wait;
         }
@@ -295,7 +304,7 @@ impl Session {
             return self.next_address(Some(connect_end(&e)), by);
         }
         let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
-        let early = usize::from(connecting.early);
+        let (early, give_up_ms) = (usize::from(connecting.early), connecting.give_up_ms);
         by.stats.connect_time.record(Duration::from_micros(by.now_us - connecting.began_us));
         if let Some(lease) = self.lease.as_ref().filter(|lease| lease.endpoint().answers()) {
             log::info!("forward {:?}: target {} answers again", lease.endpoint().forward(), lease.endpoint().label());
@@ -309,12 +318,16 @@ impl Session {
         {
             return Step::End(End { reason: super::blame(Side::Client, &e), errno: e.raw_os_error() });
         }
-        Step::Again
+        match by.forward.egress.send_proxy {
+            Some(version) => self.announce(version, give_up_ms, by),
+            None => Step::Again,
+        }
     }
 
     /// The time for all attempts is over: the present one has failed too.
     pub fn run_out(&mut self, by: &mut Connector<'_>) -> Step {
-        let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
+        // A target that is connected and does not take so much as a header.
+        let Phase::Connecting(connecting) = &self.phase else { return Step::End(End::of(EndReason::ConnectTimeout)) };
         let end = End::of(connecting.overdue());
         if end.reason == EndReason::ConnectTimeout {
             self.fail(end, by);
@@ -354,7 +367,16 @@ struct Begun {
 
 /// Makes the socket and starts the handshake, from the first source address that has a port left; also says which local
 /// address it has got.
-fn begin(address: Address, by: &Connector<'_>, attempt: u32, early: &[u8]) -> io::Result<Begun> {
+fn begin(address: Address, client: Address, by: &Connector<'_>, attempt: u32, early: &[u8]) -> io::Result<Begun> {
+    if by.forward.egress.transparent {
+        // The client of a unix socket has no address, and a unix socket shows none.
+        return match (client.ip(), address.ip()) {
+            (Some(from), Some(to)) if from.is_ipv4() == to.is_ipv4() => {
+                begin_from(Some(from), address, by, attempt, early)
+            }
+            _ => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
+        };
+    }
     let ip = match address.ip() {
         Some(ip) if !by.sources.is_empty() => ip,
         _ => return begin_from(None, address, by, attempt, early),
@@ -382,6 +404,9 @@ fn begin_from(
 ) -> io::Result<Begun> {
     let socket = sys::stream(address, by.forward.tcp.mptcp)?;
     sys::set_options(&socket, address, &by.forward.tcp)?;
+    if let Some(ip) = address.ip().filter(|_| by.forward.egress.is_marked()) {
+        sys::set_egress(&socket, &by.forward.egress, ip.is_ipv6())?;
+    }
     if let Some(source) = source {
         sys::bind_source(&socket, source).map_err(|e| {
             by.sources.lacks(source, &e);

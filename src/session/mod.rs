@@ -9,6 +9,7 @@
 mod advance;
 mod connect;
 mod early;
+mod header;
 mod moving;
 
 use std::io;
@@ -19,6 +20,8 @@ use socket2::Socket;
 
 use self::advance::blame;
 pub use self::connect::{Connecting, Connector};
+use self::header::{Announcing, Introduction};
+pub use self::header::{Awaited, Awaiting};
 use crate::address::Address;
 use crate::arms::ArmIndex;
 use crate::flow::Flow;
@@ -75,6 +78,8 @@ pub struct Session {
     down: Way,
     bytes: Bytes,
     phase: Phase,
+    /// What the client's PROXY header said, where there was one.
+    introduction: Option<Box<Introduction>>,
     target: Option<Address>,
     /// Its hold of that target.
     lease: Option<Lease>,
@@ -103,7 +108,11 @@ struct Way {
 
 #[derive(Debug)]
 enum Phase {
+    /// For the client to say who it is.
+    Awaiting(Box<Awaiting>),
     Connecting(Connecting),
+    /// The backend is being told.
+    Announcing(Box<Announcing>),
     Open,
 }
 
@@ -157,9 +166,19 @@ impl End {
 }
 
 impl Session {
+    /// A session that has been accepted, and whose client is still to say who it is.
+    #[must_use]
+    pub fn awaiting(client: Socket, origin: Origin, choice: Choice, awaiting: Awaiting) -> Self {
+        Self::in_phase(client, origin, choice, Phase::Awaiting(Box::new(awaiting)))
+    }
+
     /// A session that has been accepted and is not connected yet.
     #[must_use]
     pub fn new(client: Socket, origin: Origin, choice: Choice, connecting: Connecting) -> Self {
+        Self::in_phase(client, origin, choice, Phase::Connecting(connecting))
+    }
+
+    fn in_phase(client: Socket, origin: Origin, choice: Choice, phase: Phase) -> Self {
         let way = || Way { flow: Flow::default(), pump: Pump::new(choice) };
         Self {
             origin,
@@ -172,7 +191,8 @@ impl Session {
             up: way(),
             down: way(),
             bytes: Bytes::default(),
-            phase: Phase::Connecting(connecting),
+            phase,
+            introduction: None,
             target: None,
             lease: None,
             attempt: 0,
@@ -281,7 +301,9 @@ impl Session {
     #[must_use]
     pub fn deadline_ms(&self, timeouts: &Timeouts) -> Option<u64> {
         match &self.phase {
+            Phase::Awaiting(awaiting) => Some(awaiting.until_ms),
             Phase::Connecting(connecting) => connecting.deadline_ms(),
+            Phase::Announcing(announcing) => Some(announcing.give_up_ms).filter(|ms| *ms > 0),
             Phase::Open => {
                 let half = if self.is_half_closed() { timeouts.half_closed } else { None };
                 let timeout = [half, timeouts.idle].into_iter().flatten().min()?;
@@ -294,7 +316,9 @@ impl Session {
     #[must_use]
     pub fn overdue(&self, timeouts: &Timeouts) -> EndReason {
         match &self.phase {
+            Phase::Awaiting(_) => EndReason::ProxyTimeout,
             Phase::Connecting(connecting) => connecting.overdue(),
+            Phase::Announcing(_) => EndReason::ConnectTimeout,
             Phase::Open => match (self.is_half_closed(), timeouts.half_closed, timeouts.idle) {
                 (true, Some(half), Some(idle)) if half <= idle => EndReason::HalfClosed,
                 (true, Some(_), None) => EndReason::HalfClosed,

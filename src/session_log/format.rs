@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::address::Address;
-use crate::plan::{Forward, Host, LogFormat, Ports};
+use crate::plan::{Forward, Host, LogFormat, Ports, Transport};
 use crate::stats::{Bytes, EndReason, SessionRecord};
 
 /// Turns records into lines.
@@ -32,6 +32,11 @@ struct JsonLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     arm: Option<&'a str>,
     client: Address,
+    /// Left out for TCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<Address>,
     listener: Address,
     target: Option<Address>,
     bytes: Bytes,
@@ -80,7 +85,11 @@ impl Formatter {
         if let Some(arm) = arm(record) {
             write!(out, "arm={arm} ")?;
         }
-        write!(out, "client={} listener={} ", record.client, record.listener)?;
+        write!(out, "client={} ", record.client)?;
+        if let Some(proxy) = record.proxy {
+            write!(out, "proxy={proxy} ")?;
+        }
+        write!(out, "listener={}{} ", record.transport.scheme(), record.listener)?;
         match record.target {
             Some(target) => write!(out, "target={target} ")?,
             None => out.write_str("target=- ")?,
@@ -100,6 +109,8 @@ impl Formatter {
             forward: &record.forward.name,
             arm: arm(record),
             client: record.client,
+            protocol: Some(record.transport).filter(|t| *t == Transport::Udp).map(|t| t.to_string()),
+            proxy: record.proxy,
             listener: record.listener,
             target: record.target,
             bytes: record.bytes,
@@ -157,7 +168,8 @@ fn ends(record: &SessionRecord) -> ((Token, u16), (Token, u16)) {
         return (numeric(record.listener), target_end(forward, record.target, 0));
     };
     let (ip, port) = (address.ip().to_canonical(), address.port());
-    let candidates = || forward.listen.iter().filter(|listen| contains(listen.ports, port));
+    let listens = if record.transport == Transport::Udp { &forward.udp.listen } else { &forward.listen };
+    let candidates = || listens.iter().filter(|listen| contains(listen.ports, port));
     let listen = candidates()
         .find(|listen| listen.ip().is_some_and(|listen| same(listen, ip)))
         .or_else(|| candidates().find(|listen| listen.ip().is_some_and(|ip| ip.is_unspecified())));
@@ -257,7 +269,13 @@ fn rinetd_result(reason: EndReason) -> &'static str {
         EndReason::NoDescriptors => "local-socket-failed",
         EndReason::NoPorts => "local-bind-failed",
         EndReason::Denied | EndReason::Limit | EndReason::Rate | EndReason::Loop => "denied",
-        EndReason::NotAllowed => "not-allowed",
+        EndReason::NotAllowed
+        | EndReason::ProxyTimeout
+        | EndReason::ProxyTruncated
+        | EndReason::ProxyTooLong
+        | EndReason::ProxyInvalid
+        | EndReason::ProxyChecksum
+        | EndReason::ProxyUnlisted => "not-allowed",
     }
 }
 

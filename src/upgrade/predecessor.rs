@@ -31,6 +31,7 @@ pub struct Predecessor {
     /// The real standard input and standard error.
     streams: Option<[OwnedFd; 2]>,
     listeners: Vec<(Address, Inherited)>,
+    datagrams: Vec<(Address, Socket)>,
     given_up: Vec<Address>,
     metrics: Option<TcpListener>,
     control: Option<Control>,
@@ -82,6 +83,7 @@ impl Predecessor {
             pid: 0,
             streams: None,
             listeners: Vec::new(),
+            datagrams: Vec::new(),
             given_up: Vec::new(),
             metrics: None,
             control: None,
@@ -100,6 +102,16 @@ impl Predecessor {
         self.given_up.sort_unstable();
         self.given_up.dedup();
         taken.into_iter().map(|(_, passed)| passed).collect()
+    }
+
+    /// The sockets for datagrams that the plan asks for.
+    pub fn take_datagrams(&mut self, plan: &Plan) -> Vec<Socket> {
+        let wanted: HashSet<SocketAddr> =
+            plan.forwards.iter().flat_map(Forward::udp_addresses).map(|(address, _)| address).collect();
+        let all = std::mem::take(&mut self.datagrams).into_iter();
+        all.filter(|(address, _)| address.socket().is_some_and(|address| wanted.contains(&address)))
+            .map(|(_, socket)| socket)
+            .collect()
     }
 
     /// The metrics listener, when it is bound to this address.
@@ -181,8 +193,10 @@ impl Predecessor {
                 Bequest::Listeners { lent } => {
                     passed += descriptors.len();
                     for descriptor in descriptors {
-                        let (address, socket) = listener(descriptor)?;
-                        self.listeners.push((address, Inherited { socket, lent }));
+                        match listener(descriptor)? {
+                            (address, socket, true) => self.listeners.push((address, Inherited { socket, lent })),
+                            (address, socket, false) => self.datagrams.push((address, socket)),
+                        }
                     }
                 }
                 Bequest::Metrics => self.metrics = descriptors.pop().map(TcpListener::from),
@@ -225,14 +239,16 @@ fn invalid(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-/// What was passed on as a listener, when it is one.
-fn listener(descriptor: OwnedFd) -> io::Result<(Address, Socket)> {
+/// What was passed on as a listener, when it is one, and whether it is one for streams.
+fn listener(descriptor: OwnedFd) -> io::Result<(Address, Socket, bool)> {
     let socket = Socket::from(descriptor);
     let address = Address::of(&socket.local_addr()?);
     let listens = getsockopt(&socket, sockopt::AcceptConn)?;
+    let kind = socket.r#type()?;
     match address {
-        Some(address) if listens && socket.r#type()? == Type::STREAM => Ok((address, socket)),
-        _ => Err(invalid(format!("no listening stream socket with an address ({address:?})"))),
+        Some(address) if listens && kind == Type::STREAM => Ok((address, socket, true)),
+        Some(address @ Address::Ip(_)) if kind == Type::DGRAM => Ok((address, socket, false)),
+        _ => Err(invalid(format!("no listening stream socket and no UDP socket ({address:?})"))),
     }
 }
 
@@ -269,16 +285,17 @@ mod tests {
     fn only_listeners_are_listeners() {
         let bound = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = bound.local_addr().unwrap();
-        let (taken, _) = listener(bound.into()).unwrap();
-        assert_eq!(taken, address.into());
+        let (taken, _, stream) = listener(bound.into()).unwrap();
+        assert_eq!((taken, stream), (address.into(), true));
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(!listener(udp.into()).unwrap().2, "for datagrams");
         let connecting = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sock");
         let named = UnixListener::bind(&path).unwrap();
         assert_eq!(listener(named.into()).unwrap().0.to_string(), format!("unix:{}", path.display()));
         let unix = std::os::unix::net::UnixDatagram::unbound().unwrap();
-        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        for stranger in [connecting.into(), unix.into(), udp.into(), OwnedFd::from(File::open("/dev/null").unwrap())] {
+        for stranger in [connecting.into(), unix.into(), OwnedFd::from(File::open("/dev/null").unwrap())] {
             assert!(listener(stranger).is_err());
         }
     }
