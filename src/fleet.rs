@@ -21,7 +21,6 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -39,6 +38,7 @@ use self::names::Names;
 use self::pools::Pools;
 use self::seat::Seat;
 pub use self::seat::{WorkerEnd, WorkerView};
+use crate::address::Address;
 use crate::gather::{Board, Transit};
 use crate::limits;
 use crate::listener::Shortage;
@@ -198,7 +198,7 @@ impl Fleet {
     }
 
     /// Every listening address, ranges expanded.
-    pub fn listening(&self) -> impl Iterator<Item = SocketAddr> {
+    pub fn listening(&self) -> impl Iterator<Item = Address> {
         self.doors.addresses()
     }
 

@@ -4,6 +4,7 @@
 #![doc = ""]
 
 pub mod ab;
+pub mod address;
 pub mod arms;
 pub mod cli;
 pub mod config;
@@ -23,6 +24,7 @@ pub mod sandbox;
 pub mod scheduling;
 pub mod session;
 pub mod session_log;
+mod socket_file;
 pub mod stats;
 pub mod sys;
 pub mod systemd;

@@ -1,5 +1,8 @@
 //! Listening sockets: bind, accept, admission.
 
+mod netns;
+pub(crate) mod unix;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +11,9 @@ use std::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::address::Address;
 use crate::plan::Forward;
+use crate::socket_file::SocketFile;
 use crate::sys;
 
 /// One listening socket as one worker sees it. The socket belongs to the fleet: a worker that ends, however it ends,
@@ -37,48 +42,97 @@ pub(crate) fn backlog(forward: &Forward) -> i32 {
 }
 
 /// Sockets that share an address by SO_REUSEPORT do not notice another process that does the same; one without it does.
-pub(crate) fn probe(address: SocketAddr) -> io::Result<()> {
+pub(crate) fn probe(address: Address, forward: &Forward) -> io::Result<()> {
+    match address {
+        Address::Ip(address) => netns::inside(forward, || probe_ip(address, forward)),
+        Address::Unix(name) => netns::inside(forward, || unix::probe(name)),
+        Address::Caller(_) => Ok(()),
+    }
+}
+
+fn probe_ip(address: SocketAddr, forward: &Forward) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    only_v6(&socket, address)?;
+    narrow(&socket, address, forward)?;
     socket.bind(&address.into())
 }
 
 /// Listens alone, and only then lets others share the address: of two processes that do this at once, listen(2) tells
-/// the later one (`inet_csk_listen_start` in net/ipv4/inet_connection_sock.c looks for conflicts once more).
-pub(crate) fn claim(address: SocketAddr, forward: &Forward) -> io::Result<Socket> {
+/// the later one (`inet_csk_listen_start` in net/ipv4/inet_connection_sock.c looks for conflicts once more). A unix
+/// socket stays alone, and has a file.
+pub(crate) fn claim(address: Address, forward: &Forward) -> io::Result<(Socket, Option<SocketFile>)> {
+    if let Address::Unix(name) = address {
+        return netns::inside(forward, || unix::claim(name, forward));
+    }
     let socket = bind(address, forward, false)?;
     socket.listen(backlog(forward))?;
     socket.set_reuse_port(true)?;
-    Ok(socket)
+    Ok((socket, None))
 }
 
 /// Binds without listening; `shared` lets it stand beside others on the address.
-pub(crate) fn bind(address: SocketAddr, forward: &Forward, shared: bool) -> io::Result<Socket> {
-    let socket = sys::stream(address)?;
+pub(crate) fn bind(address: Address, forward: &Forward, shared: bool) -> io::Result<Socket> {
+    netns::inside(forward, || bind_here(address, forward, shared))
+}
+
+fn bind_here(address: Address, forward: &Forward, shared: bool) -> io::Result<Socket> {
+    let socket = sys::stream(address, forward.tcp.mptcp)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    only_v6(&socket, address)?;
-    sys::set_options(&socket, &forward.tcp)?;
-    socket.bind(&address.into())?;
+    address.socket().map_or(Ok(()), |address| narrow(&socket, address, forward))?;
+    sys::set_options(&socket, address, &forward.tcp)?;
+    socket.bind(&address.to_sock_addr()?)?;
+    set_fast_open(&socket, address, forward);
     Ok(socket)
 }
 
-/// `[::]:80` beside `0.0.0.0:80` is two listeners, not a conflict.
-fn only_v6(socket: &Socket, address: SocketAddr) -> io::Result<()> {
-    if address.is_ipv6() { socket.set_only_v6(true) } else { Ok(()) }
+/// Fast Open makes some connections faster; without it all of them work.
+pub(crate) fn set_fast_open(socket: &Socket, address: Address, forward: &Forward) {
+    let queue = forward.tcp.fast_open.unwrap_or(0);
+    if !address.is_unix()
+        && let Err(e) = sys::listen_fast_open(socket, queue)
+        && queue > 0
+    {
+        log::warn!("{address}: no TCP Fast Open: {e}; clients connect without it");
+    }
+}
+
+/// Sets which clients it is for. `[::]:80` beside `0.0.0.0:80` is two listeners, not a conflict, unless asked otherwise.
+fn narrow(socket: &Socket, address: SocketAddr, forward: &Forward) -> io::Result<()> {
+    let options = &forward.listen_options;
+    if address.is_ipv6() {
+        socket.set_only_v6(options.v6_only)?;
+    }
+    let Some(device) = &options.device else { return Ok(()) };
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let bound = socket.bind_device(Some(device.as_bytes()));
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let bound: io::Result<()> = Err(io::ErrorKind::Unsupported.into());
+    bound.map_err(|e| {
+        let advice = match e.raw_os_error() {
+            Some(libc::ENODEV) => "`ip link` lists the devices of this host",
+            Some(libc::EPERM) => "before Linux 5.7 it takes CAP_NET_RAW",
+            _ => "check the device",
+        };
+        io::Error::new(e.kind(), format!("device {device}: {e}: {advice}"))
+    })
 }
 
 /// An error about a listening address, with what can be done.
-pub(crate) fn explain(address: SocketAddr, forward: &Forward, error: &io::Error) -> io::Error {
+pub(crate) fn explain(address: Address, forward: &Forward, error: &io::Error) -> io::Error {
+    let of_unix;
     let advice = match error.kind() {
+        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            "out of descriptors; raise the limit (ulimit -n, LimitNOFILE=), or use fewer workers or ports"
+        }
+        _ if let Address::Unix(name) = address => {
+            of_unix = unix::advice(name, error);
+            &of_unix
+        }
         io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
         io::ErrorKind::AddrNotAvailable => "no interface of this host has that address; `ip address` lists them",
         io::ErrorKind::PermissionDenied => {
             "ports below net.ipv4.ip_unprivileged_port_start need root or CAP_NET_BIND_SERVICE; or choose a higher port"
-        }
-        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-            "out of descriptors; raise the limit (ulimit -n, LimitNOFILE=), or use fewer workers or ports"
         }
         _ => "check the address",
     };

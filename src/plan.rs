@@ -7,6 +7,7 @@ mod client;
 #[cfg(test)]
 pub(crate) mod example;
 mod limits;
+mod listen;
 mod nets;
 mod targets;
 mod udp;
@@ -19,9 +20,11 @@ use std::time::Duration;
 
 pub use self::client::{AcceptProxy, Egress};
 pub use self::limits::{Limits, Rate, WhenFull};
+pub use self::listen::{Listen, ListenOptions, Local};
 pub use self::nets::{NetFile, NetSet, Summary};
 pub use self::targets::{Balance, Balancing, Check, Health, OnDown};
 pub use self::udp::{Transport, Udp};
+use crate::address::{Address, UnixName};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +88,8 @@ pub struct Forward {
     pub stall_warning: Option<Duration>,
     /// Options of both sockets.
     pub tcp: TcpOptions,
+    /// Options of the listening sockets.
+    pub listen_options: ListenOptions,
     /// Local addresses of connections to the targets, used in turn; empty leaves the choice to the kernel.
     pub sources: Vec<IpAddr>,
     /// Its datagrams.
@@ -97,16 +102,7 @@ pub struct Forward {
     pub access: Access,
 }
 
-/// One listening address with one port or a range of ports.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Listen {
-    /// The local address; host names are resolved while the plan is made.
-    pub ip: IpAddr,
-    /// First and last port, both included.
-    pub ports: Ports,
-}
-
-/// A range of ports, both ends included; a single port is a range of one. Never contains 0.
+/// A range of ports, both ends included; a single port is a range of one. Contains 0 only as [`Ports::NONE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ports {
     /// The first port.
@@ -139,6 +135,8 @@ pub enum Host {
     Ip(IpAddr),
     /// A name, resolved while running and never on the data path.
     Name(String),
+    /// A unix socket; the ports of its target are [`Ports::NONE`].
+    Unix(UnixName),
 }
 
 /// How bytes move between the sockets of a session.
@@ -226,6 +224,10 @@ pub struct TcpOptions {
     pub dscp: Option<u8>,
     /// Connections the kernel queues before `accept`; capped by `net.core.somaxconn`.
     pub backlog: u32,
+    /// TCP Fast Open on both sides: how many connections with data in their SYN a listener has at once.
+    pub fast_open: Option<u32>,
+    /// Multipath TCP on both sides, where the kernel has it.
+    pub mptcp: bool,
 }
 
 impl Default for TcpOptions {
@@ -237,6 +239,8 @@ impl Default for TcpOptions {
             send_buffer: None,
             dscp: None,
             backlog: 4096,
+            fast_open: None,
+            mptcp: false,
         }
     }
 }
@@ -354,6 +358,9 @@ pub enum Pattern {
 }
 
 impl Ports {
+    /// What stands in for the ports of a unix socket, which has none.
+    pub const NONE: Self = Self { first: 0, last: 0 };
+
     /// A single port.
     #[must_use]
     pub fn one(port: u16) -> Self {
@@ -370,6 +377,15 @@ impl Ports {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         false
+    }
+}
+
+impl Plan {
+    /// Whether a target is a unix socket.
+    #[must_use]
+    pub fn has_unix_target(&self) -> bool {
+        let mut targets = self.forwards.iter().flat_map(|forward| &forward.targets);
+        targets.any(|target| matches!(target.host, Host::Unix(_)))
     }
 }
 
@@ -401,14 +417,27 @@ impl Forward {
         format!("ab:{}", arms.join(","))
     }
 
-    /// Every address it listens on by TCP, ranges expanded, with the place of the port in its range.
-    pub fn addresses(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
-        expand(&self.listen)
+    /// Every address it listens on, ranges expanded, with the place of the port in its range.
+    pub fn addresses(&self) -> impl Iterator<Item = (Address, u16)> {
+        self.listen.iter().flat_map(Listen::addresses)
+    }
+
+    /// One of [`Self::addresses`] by its place there, without counting through ranges.
+    #[must_use]
+    pub fn address(&self, mut index: usize) -> Option<Address> {
+        for listen in &self.listen {
+            match u16::try_from(index).ok().filter(|_| index < listen.ports.len()) {
+                Some(offset) => return Some(listen.address(offset)),
+                None => index = index.checked_sub(listen.ports.len())?,
+            }
+        }
+        None
     }
 
     /// The same for datagrams.
     pub fn udp_addresses(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
-        expand(&self.udp.listen)
+        let all = self.udp.listen.iter().flat_map(Listen::addresses);
+        all.filter_map(|(address, offset)| Some((address.socket()?, offset)))
     }
 
     /// Its listeners as they are written in a configuration.
@@ -432,13 +461,6 @@ impl Forward {
     pub fn largest_read(&self) -> usize {
         self.arms.iter().map(|arm| arm.copy_buffer).fold(self.copy_buffer, usize::max)
     }
-}
-
-fn expand(listen: &[Listen]) -> impl Iterator<Item = (SocketAddr, u16)> {
-    listen.iter().flat_map(|listen| {
-        let address = |offset| SocketAddr::new(listen.ip, listen.ports.first + offset);
-        (0..listen.ports.len() as u16).map(move |offset| (address(offset), offset))
-    })
 }
 
 impl Access {
@@ -534,21 +556,13 @@ impl fmt::Display for Ports {
     }
 }
 
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ip {
-            IpAddr::V4(ip) => write!(f, "{ip}:{}", self.ports),
-            IpAddr::V6(ip) => write!(f, "[{ip}]:{}", self.ports),
-        }
-    }
-}
-
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
             Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.ports),
             Host::Ip(ip) => write!(f, "{ip}:{}", self.ports),
             Host::Name(name) => write!(f, "{name}:{}", self.ports),
+            Host::Unix(name) => name.fmt(f),
         }
     }
 }

@@ -545,15 +545,15 @@ pub struct SessionRecord {
     /// Index of the arm in the forward's, in a live A/B.
     pub arm: Option<usize>,
     /// The client's address.
-    pub client: std::net::SocketAddr,
+    pub client: crate::address::Address,
     /// What the client speaks.
     pub transport: crate::plan::Transport,
     /// Who brought the client's address in a PROXY header.
-    pub proxy: Option<std::net::SocketAddr>,
+    pub proxy: Option<crate::address::Address>,
     /// The local address the client connected to.
-    pub listener: std::net::SocketAddr,
+    pub listener: crate::address::Address,
     /// The last target tried, if any was.
-    pub target: Option<std::net::SocketAddr>,
+    pub target: Option<crate::address::Address>,
     /// Bytes by direction and path.
     pub bytes: Bytes,
     /// From accept to the end.

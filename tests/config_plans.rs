@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
+use spliced::address::UnixName;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
     AcceptProxy, Access, Arm, Balance, Balancing, Check, Confinement, Egress, Engine, Forward, Health, Host, Keep,
-    Limits, Listen, LogFormat, LogPlan, OnDown, Pattern, Pin, Plan, Ports, Privileges, Rate, RunAs, Scheduling, Target,
-    TcpOptions, Timeouts, Udp, WhenFull,
+    Limits, Listen, ListenOptions, Local, LogFormat, LogPlan, OnDown, Pattern, Pin, Plan, Ports, Privileges, Rate,
+    RunAs, Scheduling, Target, TcpOptions, Timeouts, Udp, WhenFull,
 };
 use spliced::proxy::Version;
 
@@ -39,7 +40,7 @@ fn yaml_defaults() {
     let plan = plan("forwards: [{listen: \"localhost:9000\", to: \"DB:9001\"}]");
     let forward = Forward {
         name: "127.0.0.1:9000".to_owned(),
-        listen: vec![Listen { ip: IpAddr::from([127, 0, 0, 1]), ports: Ports::one(9000) }],
+        listen: vec![Listen { local: Local::Ip(IpAddr::from([127, 0, 0, 1])), ports: Ports::one(9000) }],
         targets: vec![Target::new(Host::Name("db".to_owned()), Ports::one(9001))],
         balancing: Balancing::default(),
         engine: Engine::Auto,
@@ -51,6 +52,7 @@ fn yaml_defaults() {
         timeouts: Timeouts::default(),
         stall_warning: Some(Forward::STALL_WARNING),
         tcp: TcpOptions::default(),
+        listen_options: ListenOptions::default(),
         sources: Vec::new(),
         udp: Default::default(),
         egress: Egress::default(),
@@ -220,8 +222,16 @@ fn plans() -> impl Strategy<Value = Plan> {
         )| {
             for (number, forward) in (0u8..).zip(&mut all) {
                 forward.name.push_str(&number.to_string());
-                let listens = forward.listen.iter_mut().chain(&mut forward.udp.listen);
-                listens.for_each(|listen| listen.ip = IpAddr::from([10, 9, 0, number]));
+                for listen in forward.listen.iter_mut().chain(&mut forward.udp.listen) {
+                    listen.local = Local::Ip(IpAddr::from([10, 9, 0, number]));
+                }
+                // A unix socket is for streams alone.
+                if forward.udp.listen.is_empty() && forward.udp.targets.is_none() {
+                    let name = UnixName::new(&format!("/run/a b/{number}")).expect("a name");
+                    forward.listen.push(Listen { local: Local::Unix(name), ports: Ports::NONE });
+                    let name = UnixName::new(&format!("@{}\"{number}", forward.name)).expect("a name");
+                    forward.targets.push(Target { weight: 3, ..Target::new(Host::Unix(name), Ports::NONE) });
+                }
                 forward.access.global_allow = allow.clone().into();
                 forward.access.global_deny = deny.clone().into();
             }
@@ -446,13 +456,18 @@ fn forward() -> impl Strategy<Value = Forward> {
                 (allow, deny),
                 (identity, (has_udp, udp)),
             )| {
-                let listen = vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }];
+                let listen = vec![Listen { local: Local::Ip(IpAddr::from([0, 0, 0, 0])), ports }];
                 let udp = Udp { listen: if has_udp { listen.clone() } else { Vec::new() }, ..udp };
+                // What belongs to streams has no place beside datagrams.
+                let (send_proxy, accept_proxy) =
+                    if has_udp { (None, None) } else { (identity.1.send_proxy, identity.2) };
+                let transparent = identity.0.transparent && limits.1.is_empty() && !has_udp;
+                let check = if has_udp { None } else { balancing.check };
                 Forward {
                     name,
                     listen,
                     targets,
-                    balancing,
+                    balancing: Balancing { check, ..balancing },
                     engine: if arms.is_empty() { engine } else { Engine::Auto },
                     arms: arms
                         .into_iter()
@@ -470,12 +485,22 @@ fn forward() -> impl Strategy<Value = Forward> {
                         send_buffer: tcp.3,
                         dscp: identity.0.dscp,
                         backlog: tcp.4,
+                        fast_open: tcp.4.is_multiple_of(5).then_some(1 + tcp.4 % 65_535),
+                        mptcp: tcp.4.is_multiple_of(7),
+                    },
+                    listen_options: ListenOptions {
+                        v6_only: tcp.4 % 4 < 2,
+                        netns: tcp.4.is_multiple_of(9).then(|| "/proc/1/ns/net".to_owned()),
+                        device: tcp.4.is_multiple_of(6).then(|| "eth0.7".to_owned()),
+                        unix_mode: tcp.4.is_multiple_of(2).then_some(tcp.4 & 0o777 | 0o200),
+                        unix_owner: (tcp.4.is_multiple_of(3))
+                            .then(|| RunAs { user: "redis".to_owned(), group: Some("7".to_owned()) }),
                     },
                     stall_warning: times.1,
-                    egress: Egress { transparent: identity.0.transparent && limits.1.is_empty(), ..identity.1 },
+                    egress: Egress { transparent, send_proxy, ..identity.1 },
                     sources: limits.1,
                     udp,
-                    accept_proxy: identity.2,
+                    accept_proxy,
                     access: Access { allow, deny, ..Access::default() },
                 }
             },

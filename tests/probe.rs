@@ -58,6 +58,7 @@ fn every_check_is_there_and_splice_was_tried() {
         "buffers",
         "time-wait",
         "conntrack",
+        "fast open",
         "offloads",
         "huge pages",
         "cpu governor",

@@ -20,6 +20,7 @@ use common::cannot_run;
 use common::deadline::{LONG, eventually};
 use common::peer::{Echo, Reserved, accept, backend, connect, echoes};
 use common::spliced::{Launcher, can_inject};
+use common::unix::Address;
 use common::upgraded::{Installed, one_connection};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -270,7 +271,7 @@ fn a_socket_that_fits_nothing_is_an_error_that_names_it() {
 fn a_socket_of_another_kind_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let (port, back) = (Reserved::loopback(), backend());
-    let unix = std::os::unix::net::UnixListener::bind(directory.path().join("socket")).unwrap();
+    let unix = UnixDatagram::bind(directory.path().join("socket")).unwrap();
     let connected = connect(back.local_addr().unwrap());
     for (stranger, why) in [(OwnedFd::from(unix), "cannot be used"), (connected.into(), "does not listen")] {
         let launcher = forward(&port, &back).standard_input(stranger).through(["sh", "-c", ACTIVATE]);
@@ -279,6 +280,21 @@ fn a_socket_of_another_kind_is_an_error() {
         assert!(outcome.text.contains("socket activation: number 1 (\"web\")"), "{}", outcome.text);
         assert!(outcome.text.contains(why), "{}", outcome.text);
     }
+}
+
+/// The manager keeps the file: a restart shall find it.
+#[test]
+fn a_unix_socket_is_used_and_its_file_is_left_to_the_manager() {
+    let directory = tempfile::tempdir().unwrap();
+    let (front, back) = (Address::file(&directory.path().join("socket")), backend());
+    let unix = OwnedFd::from(front.listen(16));
+    let launcher = Launcher::with_arguments(["forward", &front.text, &back.local_addr().unwrap().to_string()]);
+    let spliced = launcher.standard_input(unix).through(["sh", "-c", ACTIVATE]).start();
+    let client = front.connect();
+    common::unix::echoes(&client, &accept(&back).into());
+    drop(client);
+    spliced.finish();
+    assert!(directory.path().join("socket").exists());
 }
 
 /// A child that is killed with the test.

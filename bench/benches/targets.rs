@@ -1,7 +1,7 @@
 //! Where a session goes: asked once per accepted connection, with what is taken and given back for it.
 
 use std::hint::black_box;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ fn targets(c: &mut Criterion) {
                 b.iter(|| {
                     client = client.wrapping_add(1);
                     let client = IpAddr::from(black_box(client).to_be_bytes());
-                    let ask = Ask { client, port_offset: 0, tried: &[], now_ms: 1 };
+                    let ask = Ask { client: SocketAddr::new(client, 0).into(), port_offset: 0, tried: &[], now_ms: 1 };
                     assert!(matches!(black_box(upstreams.choose(&ask)), Pick::To { .. }));
                 });
             });

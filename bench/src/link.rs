@@ -135,14 +135,14 @@ fn connection(buffer: usize) -> io::Result<(Socket, Socket)> {
         ..TcpOptions::default()
     };
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let listener = sys::stream(local)?;
+    let listener = sys::stream(local.into(), false)?;
     // Before listen and connect: the window scale is settled in the handshake. Accepted sockets inherit it all.
-    sys::set_options(&listener, &options)?;
+    sys::set_options(&listener, local.into(), &options)?;
     listener.set_nonblocking(false)?;
     listener.bind(&local.into())?;
     listener.listen(1)?;
-    let near = sys::stream(local)?;
-    sys::set_options(&near, &options)?;
+    let near = sys::stream(local.into(), false)?;
+    sys::set_options(&near, local.into(), &options)?;
     near.set_nonblocking(false)?;
     near.connect(&listener.local_addr()?)?;
     near.set_nonblocking(true)?;

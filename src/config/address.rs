@@ -7,11 +7,11 @@ use std::path::Path;
 
 use super::error::{found, quoted};
 use super::nets;
-use crate::plan::{Host, Listen, Pattern, Ports, Transport};
+use crate::address::UnixName;
+use crate::plan::{Host, Listen, Local, Pattern, Ports, Transport};
 
-pub(super) const LISTEN: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000), with udp: before it for datagrams";
-pub(super) const TARGET: &str =
-    "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432)";
+pub(super) const LISTEN: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000), with udp: before it for datagrams, or unix:/PATH or unix:@NAME";
+pub(super) const TARGET: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), or unix:/PATH or unix:@NAME";
 pub(super) const PORT: &str = "a port from 1 to 65535, or a range such as 9000-9010";
 pub(super) const PATTERN: &str =
     "an address (10.0.0.1), a network (10.0.0.0/8, fd00::/8), or a text with * and ? (192.168.*.1?)";
@@ -123,7 +123,8 @@ pub(super) fn ports(text: &str) -> Result<Ports, String> {
 /// `HOST:PORTS`, with brackets around IPv6.
 fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
     if text.starts_with("unix:") {
-        return Err(format!("found {}, but unix: is not supported by this version; allowed: {allowed}", quoted(text)));
+        let why = "a unix socket is neither for datagrams nor has it tcp: before it";
+        return Err(format!("found {}: {why}; allowed: {allowed}", quoted(text)));
     }
     let (host_text, ports_text) = if let Some(rest) = text.strip_prefix('[') {
         let (inner, after) = rest.split_once(']').ok_or_else(|| found(text, allowed))?;
@@ -168,16 +169,29 @@ fn transport(text: &str) -> (Option<Transport>, &str) {
 
 /// Where to send sessions, and by what where that is written; names stay names.
 pub(super) fn target(text: &str) -> Result<(Option<Transport>, Host, Ports), String> {
+    if let Some(name) = unix(text, TARGET) {
+        return name.map(|name| (None, Host::Unix(name), Ports::NONE));
+    }
     let (transport, address) = transport(text);
     host_and_ports(address, TARGET).map(|(host, ports)| (transport, host, ports))
 }
 
 /// Where to listen, and for what; a name becomes each of its addresses.
 pub(super) fn listen(text: &str, lookup: &Lookup) -> Result<(Transport, Vec<Listen>), String> {
+    if let Some(name) = unix(text, LISTEN) {
+        let listens = name.map(|name| vec![Listen { local: Local::Unix(name), ports: Ports::NONE }]);
+        return listens.map(|listens| (Transport::Tcp, listens));
+    }
     let (transport, address) = transport(text);
     let (host, ports) = host_and_ports(address, LISTEN)?;
-    let listens = addresses(host, lookup)?.into_iter().map(|ip| Listen { ip, ports }).collect();
+    let listens = addresses(host, lookup)?.into_iter().map(|ip| Listen { local: Local::Ip(ip), ports }).collect();
     Ok((transport.unwrap_or(Transport::Tcp), listens))
+}
+
+/// The name behind `unix:`, where the text begins so.
+fn unix(text: &str, allowed: &str) -> Option<Result<UnixName, String>> {
+    let name = UnixName::new(text.strip_prefix("unix:")?);
+    Some(name.map_err(|why| format!("found {}, {why}; allowed: {allowed}", quoted(text))))
 }
 
 /// Every address of a host to listen on or to connect from, each once.
@@ -185,6 +199,7 @@ pub(super) fn addresses(host: Host, lookup: &Lookup) -> Result<Vec<IpAddr>, Stri
     let name = match host {
         Host::Ip(ip) => return Ok(vec![ip]),
         Host::Name(name) => name,
+        Host::Unix(name) => return Err(format!("found {name}; allowed: {HOST}")),
     };
     let fault = |why: &str| format!("found host name {}, which has no address ({why}); allowed: {HOST}", quoted(&name));
     let mut known: Vec<IpAddr> = Vec::new();
@@ -198,11 +213,6 @@ pub(super) fn addresses(host: Host, lookup: &Lookup) -> Result<Vec<IpAddr>, Stri
         known.retain(IpAddr::is_ipv4);
     }
     if known.is_empty() { Err(fault("the answer is empty")) } else { Ok(known) }
-}
-
-/// `ip:port`, with brackets where IPv6 needs them.
-pub(super) fn with_port(ip: IpAddr, port: u16) -> String {
-    std::net::SocketAddr::new(ip, port).to_string()
 }
 
 /// Who may connect: an address, a network, or rinetd's text with `*` and `?`.
@@ -268,7 +278,7 @@ mod tests {
     fn listens() {
         let lookup = Lookup::fixed();
         let one = |address: &str, first, last| {
-            Ok((Transport::Tcp, vec![Listen { ip: ip(address), ports: Ports { first, last } }]))
+            Ok((Transport::Tcp, vec![Listen { local: Local::Ip(ip(address)), ports: Ports { first, last } }]))
         };
         assert_eq!(listen("0.0.0.0:9000", &lookup), one("0.0.0.0", 9000, 9000));
         assert_eq!(listen("[::]:9000", &lookup), one("::", 9000, 9000));
@@ -296,7 +306,12 @@ mod tests {
             ("[::1:80", "allowed"),
             ("[10.0.0.1]:80", "brackets without an IPv6"),
             ("[fe80::1%eth0]:80", "zone"),
-            ("unix:/tmp/x", "unix: is not supported by this version"),
+            ("unix:tmp/x", "neither an absolute path nor @"),
+            ("unix:", "neither an absolute path nor @"),
+            ("unix:@", "without a name"),
+            ("unix:/tmp/", "without a name"),
+            ("unix:/a\u{7}", "control character"),
+            ("udp:unix:/tmp/x", "neither for datagrams"),
             ("udp:10.0.0.1", "without a port"),
             ("udp:tcp:10.0.0.1:53", "without brackets"),
             ("nowhere.invalid:80", "has no address"),
@@ -306,6 +321,20 @@ mod tests {
             let message = listen(text, &lookup).unwrap_err();
             assert!(message.contains(part) && message.contains("; allowed: "), "{text}: {message}");
         }
+    }
+
+    #[test]
+    fn unix_sockets_have_a_path_or_a_name() {
+        for text in ["unix:/run/web.sock", "unix:@web", "unix:/run/a b:80"] {
+            let (transport, listens) = listen(text, &Lookup::fixed()).unwrap();
+            assert_eq!(transport, Transport::Tcp);
+            assert_eq!(listens.iter().map(ToString::to_string).collect::<Vec<_>>(), [text]);
+            let (transport, host, ports) = target(text).unwrap();
+            assert_eq!(transport, None);
+            assert_eq!((host.clone(), ports), (Host::Unix(UnixName::new(&text[5..]).unwrap()), Ports::NONE));
+        }
+        let long = format!("unix:/{}", "x".repeat(107));
+        assert!(listen(&long, &Lookup::fixed()).unwrap_err().contains("108 bytes, and 107 is the most"));
     }
 
     #[test]

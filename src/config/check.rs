@@ -1,14 +1,15 @@
 //! Checks across values: what no single value shows.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::address::Lookup;
 use super::draft::Marks;
 use super::error::{Fault, Mark, quoted};
 use super::target;
-use crate::plan::{Forward, Host, Listen, Plan, Transport};
+use crate::address::Address;
+use crate::plan::{Forward, Host, Listen, ListenOptions, Plan, Transport};
 
 /// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
 const MOST_PORTS: usize = 65_536;
@@ -23,6 +24,7 @@ pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(),
         ranges(forward, marks)?;
         target::each_once(&forward.targets, &marks.targets)?;
         source(forward, marks)?;
+        streams(forward, marks)?;
         datagrams(forward, marks)?;
     }
     // Two forwards on one address have one default name too, and the address is what to complain about.
@@ -110,20 +112,40 @@ fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     Ok(())
 }
 
-/// One listening port.
+/// A unix socket is a stream.
+fn streams(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
+    if forward.udp.listen.is_empty() && forward.udp.targets.is_none() {
+        return Ok(());
+    }
+    let targets = forward.targets.iter().zip(&marks.targets).filter(|(target, _)| matches!(target.host, Host::Unix(_)));
+    let targets = targets.map(|(target, mark)| (format!("target {target} for a listener of datagrams"), mark));
+    let listens = forward.listen.iter().zip(&marks.listen).filter(|(listen, _)| listen.ip().is_none());
+    let listens = listens.filter(|_| forward.udp.targets == Some(Transport::Udp));
+    let listens = listens.map(|(listen, mark)| (format!("listener {listen} for a target of datagrams"), mark));
+    match targets.chain(listens).next() {
+        Some((what, mark)) => Err(Fault::new(*mark, format!("found {what}; allowed: an address and a port"))),
+        None => Ok(()),
+    }
+}
+
+/// One listening port, or unix socket.
 #[derive(Debug, Clone, Copy)]
 struct Socket {
     transport: Transport,
     forward: usize,
     listen: usize,
-    port: u16,
+    at: Address,
+    /// Place of the port in its range.
+    offset: u16,
 }
 
 /// Every listening port of a plan, by address.
 #[derive(Debug)]
 struct Sockets {
     all: Vec<Socket>,
-    at: HashMap<(Transport, IpAddr, u16), usize>,
+    at: HashMap<(Transport, Address), usize>,
+    /// Those for streams on `[::]` that take IPv4 clients too, by port.
+    dual: HashMap<u16, usize>,
 }
 
 /// The listeners of a forward that speak this, and their marks.
@@ -142,19 +164,27 @@ impl Socket {
     }
 }
 
-fn unspecified(like: IpAddr) -> IpAddr {
-    if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+/// Whether a listener takes the clients of both families.
+fn is_dual(options: &ListenOptions, transport: Transport, at: SocketAddr) -> bool {
+    transport == Transport::Tcp && !options.v6_only && at.is_ipv6() && at.ip().is_unspecified()
+}
+
+/// The wildcard address of a family with the same port.
+fn wildcard(like: SocketAddr) -> Address {
+    let ip = if like.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    SocketAddr::new(ip, like.port()).into()
 }
 
 impl Sockets {
     /// Collects the ports; a port another forward listens on, also through a wildcard address, is a fault.
     fn of(plan: &Plan, marks: &[Marks]) -> Result<Self, Fault> {
-        let mut sockets = Self { all: Vec::new(), at: HashMap::new() };
+        let mut sockets = Self { all: Vec::new(), at: HashMap::new(), dual: HashMap::new() };
         // Any one socket of a family and port, for the wildcard that comes after it.
         let mut of_family: HashMap<(Transport, bool, u16), usize> = HashMap::new();
         let all = plan.forwards.iter().zip(marks).enumerate();
         let all = all.flat_map(|forward| [(Transport::Tcp, forward), (Transport::Udp, forward)]);
         for (transport, (forward, (planned, marks))) in all {
+            let options = &planned.listen_options;
             let (planned, marks) = listens(planned, marks, transport);
             for (listen, at) in planned.iter().enumerate() {
                 let mark = marks[listen];
@@ -163,28 +193,38 @@ impl Sockets {
                         format!("found more than {MOST_PORTS} listening ports in all; allowed: at most {MOST_PORTS}");
                     return Err(Fault::new(mark, message));
                 }
-                for port in at.ports.first..=at.ports.last {
-                    let bound = |ip| sockets.at.get(&(transport, ip, port));
-                    let earlier = bound(at.ip).or_else(|| bound(unspecified(at.ip)));
-                    let covered = of_family.get(&(transport, at.ip.is_ipv4(), port));
-                    let covered = covered.filter(|_| at.ip.is_unspecified());
-                    if let Some(earlier) = earlier.or(covered) {
-                        return Err(sockets.taken(plan, *earlier, at.ip, port, mark));
+                for (at, offset) in at.addresses() {
+                    let mut earlier = sockets.at.get(&(transport, at)).copied();
+                    if let Address::Ip(ip) = at {
+                        let of = |v4: bool, takes_all: bool| {
+                            of_family.get(&(transport, v4, ip.port())).filter(|_| takes_all)
+                        };
+                        let is_dual = is_dual(options, transport, ip);
+                        let covered = of(ip.is_ipv4(), ip.ip().is_unspecified()).or_else(|| of(true, is_dual));
+                        let streams = transport == Transport::Tcp;
+                        let by_both = sockets.dual.get(&ip.port()).filter(|_| ip.is_ipv4() && streams);
+                        let wildcard = || sockets.at.get(&(transport, wildcard(ip))).or(by_both).or(covered).copied();
+                        earlier = earlier.or_else(wildcard);
+                        if is_dual {
+                            sockets.dual.insert(ip.port(), sockets.all.len());
+                        }
+                        of_family.insert((transport, ip.is_ipv4(), ip.port()), sockets.all.len());
                     }
-                    of_family.insert((transport, at.ip.is_ipv4(), port), sockets.all.len());
-                    sockets.at.insert((transport, at.ip, port), sockets.all.len());
-                    sockets.all.push(Socket { transport, forward, listen, port });
+                    if let Some(earlier) = earlier {
+                        return Err(sockets.taken(plan, earlier, at, mark));
+                    }
+                    sockets.at.insert((transport, at), sockets.all.len());
+                    sockets.all.push(Socket { transport, forward, listen, at, offset });
                 }
             }
         }
         Ok(sockets)
     }
 
-    fn taken(&self, plan: &Plan, earlier: usize, ip: IpAddr, port: u16, mark: Mark) -> Fault {
+    fn taken(&self, plan: &Plan, earlier: usize, address: Address, mark: Mark) -> Fault {
         let owner = &plan.forwards[self.all[earlier].forward];
         let other = self.all[earlier].listen(plan);
         let scheme = self.all[earlier].transport.scheme();
-        let address = super::address::with_port(ip, port);
         let message = format!(
             "found listener {scheme}{address}, but forward {} listens on {scheme}{other} already; allowed: one forward for each address",
             quoted(&owner.name)
@@ -200,11 +240,13 @@ impl Sockets {
             IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             _ => ip,
         };
-        if let Some(exact) = self.at.get(&(transport, ip, port)) {
+        let address = SocketAddr::new(ip, port);
+        if let Some(exact) = self.at.get(&(transport, address.into())) {
             return Some(*exact);
         }
         let is_local = ip.is_loopback() || local.contains(&ip);
-        self.at.get(&(transport, unspecified(ip), port)).copied().filter(|_| is_local)
+        let dual = self.dual.get(&port).filter(|_| ip.is_ipv4() && transport == Transport::Tcp);
+        self.at.get(&(transport, wildcard(address))).or(dual).copied().filter(|_| is_local)
     }
 }
 
@@ -212,10 +254,11 @@ impl Sockets {
 fn metrics(plan: &Plan, marks: &[Marks], sockets: &Sockets) -> Result<(), Fault> {
     let Some(metrics) = plan.metrics else { return Ok(()) };
     let clash = sockets.all.iter().filter(|socket| socket.transport == Transport::Tcp).find(|socket| {
-        let ip = plan.forwards[socket.forward].listen[socket.listen].ip;
-        let same_family = ip.is_ipv4() == metrics.is_ipv4();
-        let overlap = ip == metrics.ip() || (same_family && (ip.is_unspecified() || metrics.ip().is_unspecified()));
-        socket.port == metrics.port() && overlap
+        let Some(at) = socket.at.socket() else { return false };
+        let is_dual = is_dual(&plan.forwards[socket.forward].listen_options, socket.transport, at);
+        let same_family = at.is_ipv4() == metrics.is_ipv4() || is_dual;
+        let any = at.ip().is_unspecified() || metrics.ip().is_unspecified();
+        at.port() == metrics.port() && (at.ip() == metrics.ip() || (same_family && any))
     });
     match clash {
         None => Ok(()),
@@ -278,7 +321,7 @@ struct Ways<'p> {
 
 impl<'p> Ways<'p> {
     fn new(plan: &'p Plan, sockets: &'p Sockets, lookup: &'p Lookup) -> Self {
-        let ports = sockets.all.iter().map(|socket| socket.port).collect();
+        let ports = sockets.all.iter().filter_map(|socket| Some(socket.at.socket()?.port())).collect();
         let (local, names) = ((lookup.local)().into_iter().collect(), HashMap::new());
         Self { plan, sockets, ports, local, lookup, names, begun: Instant::now() }
     }
@@ -287,11 +330,16 @@ impl<'p> Ways<'p> {
     fn from(&mut self, socket: Socket) -> Vec<(usize, usize)> {
         let plan = self.plan;
         let forward = &plan.forwards[socket.forward];
-        let nth = socket.port - socket.listen(plan).ports.first;
         let transport = forward.udp.targets.unwrap_or(socket.transport);
         let mut ways = Vec::new();
         for (index, target) in forward.targets.iter().enumerate() {
-            let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + nth };
+            let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + socket.offset };
+            if let Host::Unix(name) = target.host {
+                ways.extend(
+                    self.sockets.at.get(&(Transport::Tcp, Address::Unix(name))).map(|reached| (index, *reached)),
+                );
+                continue;
+            }
             // A name costs a question to the resolver, so it is asked only where the port makes a loop possible.
             if !self.ports.contains(&port) {
                 continue;
@@ -299,6 +347,7 @@ impl<'p> Ways<'p> {
             let reached =
                 |ip: &IpAddr| self.sockets.reached(transport, *ip, port, &self.local).map(|reached| (index, reached));
             match &target.host {
+                Host::Unix(_) => {}
                 Host::Ip(ip) => ways.extend(reached(ip)),
                 Host::Name(name) => {
                     let late = self.begun.elapsed() > PATIENCE;
@@ -317,8 +366,7 @@ fn loop_fault(plan: &Plan, sockets: &Sockets, path: &[(usize, usize)], back_to: 
     let name = |socket: usize| quoted(&plan.forwards[sockets.all[socket].forward].name);
     let round: Vec<String> = path[from..].iter().map(|(socket, _)| name(*socket)).collect();
     let back_to = &sockets.all[back_to];
-    let address = super::address::with_port(back_to.listen(plan).ip, back_to.port);
-    let address = format!("{}{address}", back_to.transport.scheme());
+    let address = format!("{}{}", back_to.transport.scheme(), back_to.at);
     let message = if round.len() == 1 {
         format!("found a loop: forward {} leads back to its own listener {address}", round[0])
     } else {

@@ -62,6 +62,7 @@ pub fn diff(from: &Plan, to: &Plan) -> Diff {
         let changed: Vec<String> = changed.iter().map(|(key, old, new)| format!("{key} {old} -> {new}")).collect();
         lines.push(format!("~ forward {:?}: {}", forward.name, changed.join(", ")));
         lines.extend(kept_buffers(old, forward));
+        lines.extend(kept_sockets(old, forward));
     }
     Diff { lines, unchanged }
 }
@@ -157,6 +158,23 @@ fn kept_buffers(old: &Forward, new: &Forward) -> Option<String> {
     let stays = old.listen.iter().any(|listen| new.listen.contains(listen));
     let text = || format!("! forward {:?}: {} of listeners that stay needs a restart", new.name, kept.join(", "));
     (stays && !kept.is_empty()).then(text)
+}
+
+/// What a socket is bound to, and by which protocol, is settled when it is made.
+fn kept_sockets(old: &Forward, new: &Forward) -> Option<String> {
+    let of = |forward: &Forward| {
+        let options = &forward.listen_options;
+        [("mptcp", u64::from(forward.tcp.mptcp).to_string()), ("v6only", options.v6_only.to_string())]
+            .into_iter()
+            .chain([("device", options.device.clone().unwrap_or_default())])
+            .chain([("netns", options.netns.clone().unwrap_or_default())])
+            .collect::<Vec<_>>()
+    };
+    let changed = of(old).into_iter().zip(of(new)).filter(|(old, new)| old != new);
+    let changed: Vec<&str> = changed.map(|((key, _), _)| key).collect();
+    let stays = old.listen.iter().any(|listen| listen.ip().is_some() && new.listen.contains(listen));
+    let text = || format!("! forward {:?}: {} of listeners that stay needs a restart", new.name, changed.join(", "));
+    (stays && !changed.is_empty()).then(text)
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use super::nets::{Lists, Written};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
-    Access, AccessFiles, Balancing, Egress, Engine, Forward, Health, Limits, Listen, LogPlan, NetFile, Pattern, Plan,
-    Privileges, Target, TcpOptions, Timeouts, Transport, Udp,
+    Access, AccessFiles, Balancing, Egress, Engine, Forward, Health, Limits, Listen, ListenOptions, LogPlan, NetFile,
+    Pattern, Plan, Privileges, Target, TcpOptions, Timeouts, Transport, Udp,
 };
 
 /// Everything one file says.
@@ -198,6 +198,15 @@ impl DraftForward {
                 send_buffer: options.send_buffer.map_or(tcp.send_buffer, |size| size.0),
                 dscp: options.dscp.and_then(|dscp| dscp.0),
                 backlog: options.backlog.unwrap_or(tcp.backlog),
+                fast_open: options.fast_open.and_then(|queue| queue.0),
+                mptcp: options.mptcp.unwrap_or(tcp.mptcp),
+            },
+            listen_options: ListenOptions {
+                v6_only: options.v6only.unwrap_or(true),
+                device: options.device.clone().and_then(|device| device.0),
+                netns: options.netns.clone().and_then(|netns| netns.0),
+                unix_mode: options.unix_mode.and_then(|mode| mode.0),
+                unix_owner: options.unix_owner.clone().and_then(|owner| owner.0),
             },
             sources: options.source.clone().unwrap_or_default().0,
             udp: Udp {

@@ -11,7 +11,7 @@ use super::draft::{Draft, DraftForward, nothing_to_forward, push_rule};
 use super::error::{Fault, Mark, found, quoted};
 use super::{source, value};
 use crate::config::Sources;
-use crate::plan::{Host, Listen, LogFormat, Ports, Target, Transport};
+use crate::plan::{Host, Listen, Local, LogFormat, Ports, Target, Transport};
 
 const LINE: &str =
     "BIND PORT HOST PORT [options], allow PATTERN, deny PATTERN, logfile PATH, pidlogfile PATH, logcommon, # comment";
@@ -145,7 +145,7 @@ impl Reader<'_> {
         let (transport, ports) = self.port(bind_port)?;
         let (to_transport, to_ports) = self.port(port)?;
         let target = Target::new(host_of(host)?, to_ports);
-        let listens = ips.into_iter().map(|ip| Listen { ip, ports }).collect();
+        let listens = ips.into_iter().map(|ip| Listen { local: Local::Ip(ip), ports }).collect();
         let mut forward = DraftForward { listen: vec![(bind.mark, transport, listens)], ..DraftForward::default() };
         if transport == Transport::Udp {
             forward.options.udp_timeout = Some(RINETD_TIMEOUT);

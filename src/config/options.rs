@@ -201,6 +201,32 @@ options! {
         /// Connections the kernel queues before they are accepted, capped by net.core.somaxconn [default: 4096]
         #[arg(value_name = "N", help_heading = "Sockets")]
         backlog: u32 = backlog, BACKLOG;
+        /// TCP Fast Open: data in the SYN from clients, and to targets where the client's first bytes are there: on, off, or
+        /// how many such handshakes a listener has at once; on is 256 [default: off]
+        #[arg(value_name = "WHEN", help_heading = "Sockets")]
+        fast_open: Maybe<u32> = fast_open, FAST_OPEN;
+        /// Multipath TCP on both sides, where the kernel has it and the peer speaks it: on, off [default: off]
+        #[arg(value_name = "WHEN", help_heading = "Sockets")]
+        mptcp: bool = switch, SWITCH;
+        /// Whether listeners on IPv6 addresses take IPv6 clients only: on, off; with off [::]:9000 takes IPv4 clients too
+        /// [default: on]
+        #[arg(value_name = "WHEN", help_heading = "Sockets")]
+        v6only: bool = switch, SWITCH;
+        /// Listen to clients that come by this network interface only, such as eth0, or none [default: none]
+        #[arg(value_name = "NAME", help_heading = "Sockets")]
+        device: Maybe<String> = device, DEVICE;
+        /// Open the listeners in this network namespace: a name of `ip netns`, a path such as /proc/1/ns/net, or none; it
+        /// takes CAP_SYS_ADMIN at the start, a reload cannot add any [default: none]
+        #[arg(value_name = "NAME", help_heading = "Sockets")]
+        netns: Maybe<String> = netns, NETNS;
+        /// Permission bits of the files of unix listeners, in octal, such as 0660; auto is what the umask leaves
+        /// [default: auto]
+        #[arg(value_name = "MODE", help_heading = "Sockets")]
+        unix_mode: Maybe<u32> = unix_mode, UNIX_MODE;
+        /// Who owns the files of unix listeners: a name or number, with the group after a colon where it is not the
+        /// user's own, or none; only root may give them away [default: none, who the process becomes]
+        #[arg(value_name = "NAME[:GROUP]", help_heading = "Sockets")]
+        unix_owner: Maybe<RunAs> = unix_owner, UNIX_OWNER;
         /// Local address of the connections to the target; of several, with commas, each takes its turn, and where one has
         /// no port left the next is tried [default: none, the kernel chooses]
         #[arg(value_name = "ADDRESS", help_heading = "Sockets")]

@@ -124,7 +124,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 32] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 39] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -152,6 +152,16 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 32] {
         ("receive_buffer", size(forward.tcp.receive_buffer)),
         ("send_buffer", size(forward.tcp.send_buffer)),
         ("backlog", forward.tcp.backlog.to_string()),
+        ("fast_open", forward.tcp.fast_open.map_or("off".to_owned(), |queue| queue.to_string())),
+        ("mptcp", switch(forward.tcp.mptcp)),
+        ("v6only", switch(forward.listen_options.v6_only)),
+        ("device", forward.listen_options.device.as_ref().map_or("none".to_owned(), |device| quote(device))),
+        ("netns", forward.listen_options.netns.as_ref().map_or("none".to_owned(), |netns| quote(netns))),
+        ("unix_mode", forward.listen_options.unix_mode.map_or("auto".to_owned(), |mode| format!("\"{mode:04o}\""))),
+        (
+            "unix_owner",
+            forward.listen_options.unix_owner.as_ref().map_or("none".to_owned(), |owner| quote(&owner.to_string())),
+        ),
         ("source", sources(&forward.sources)),
         ("dscp", forward.tcp.dscp.map_or("none".to_owned(), |dscp| dscp.to_string())),
         ("mark", forward.egress.mark.map_or("none".to_owned(), |mark| mark.to_string())),
@@ -160,6 +170,10 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 32] {
         ("send_proxy", forward.egress.send_proxy.map_or("off".to_owned(), |version| version.to_string())),
         ("accept_proxy", write_accept_proxy(forward.accept_proxy.as_ref())),
     ]
+}
+
+fn switch(on: bool) -> String {
+    if on { "on" } else { "off" }.to_owned()
 }
 
 fn sources(sources: &[IpAddr]) -> String {

@@ -10,7 +10,7 @@ use super::limit::Sources;
 use super::lines::RINETD_TIMEOUT;
 use super::node::{Key, Node, Value};
 use super::value;
-use crate::plan::{Host, Listen, LogFormat, Pattern, Ports, Target, Transport};
+use crate::plan::{Host, Listen, Local, LogFormat, Pattern, Ports, Target, Transport};
 
 const TOP: &[&str] = &["forwarding_rules", "global_rules", "log_file", "pid_file", "log_format"];
 const RULE: &[&str] =
@@ -93,7 +93,8 @@ fn rule(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
     let ports = bind_port.ok_or_else(|| missing("bind_port"))?;
     let (target_mark, host) = connect.ok_or_else(|| missing("connect_address"))?;
     let target = Target::new(host, connect_port.ok_or_else(|| missing("connect_port"))?);
-    forward.listen = vec![(bind_mark, transport, ips.into_iter().map(|ip| Listen { ip, ports }).collect())];
+    let listens = ips.into_iter().map(|ip| Listen { local: Local::Ip(ip), ports }).collect();
+    forward.listen = vec![(bind_mark, transport, listens)];
     forward.push_target(target_mark, to_transport, target)?;
     if transport == Transport::Udp || to_transport.is_some() {
         forward.options.udp_timeout = Some(timeout);

@@ -34,6 +34,9 @@ const YEAR_MS: u64 = 365 * 24 * 3_600_000;
 
 pub(super) const PIN: &str = "auto, on, off";
 pub(super) const GATHER: &str = "on, off";
+pub(super) const SWITCH: &str = "on, off";
+pub(super) const FAST_OPEN: &str = "on, off, or a number from 1 to 65535";
+pub(super) const NETNS: &str = "none, a name of `ip netns`, or an absolute path";
 pub(super) const SCHEDULING: &str = "auto, batch, normal";
 pub(super) const LOG_FORMAT: &str = "text, json, rinetd, common";
 pub(super) const WORKERS: &str = "auto, or a number from 1 to 1024";
@@ -51,6 +54,8 @@ pub(super) const UDP_TIMEOUT: &str = "a time from 1ms to 365d, such as 250ms, 30
 pub(super) const UDP_RESPONSES: &str = "none, or a number from 0 to 1000000";
 pub(super) const METRICS: &str = "ADDRESS:PORT with a port from 1 to 65535, such as 127.0.0.1:9464";
 pub(super) const PATH: &str = "a path";
+pub(super) const UNIX_MODE: &str = "auto, or permission bits in octal that let the owner write, such as 0660 or 0666";
+pub(super) const UNIX_OWNER: &str = "none, a user such as redis or 65534, or with a group such as redis:adm";
 pub(super) const USER: &str = "a user such as nobody or 65534, or with a group such as spliced:adm";
 pub(super) const KEEP_CAPABILITIES: &str =
     "auto, none, net_admin, net_bind_service, sys_resource, or several with commas";
@@ -70,6 +75,28 @@ pub(super) fn pin(text: &str) -> Parsed<Pin> {
 
 pub(super) fn gather(text: &str) -> Parsed<bool> {
     word(text, &[("on", true), ("off", false)], GATHER)
+}
+
+pub(super) fn switch(text: &str) -> Parsed<bool> {
+    word(text, &[("on", true), ("off", false)], SWITCH)
+}
+
+/// Handshakes with data a listener has at once; `off` is none.
+#[expect(clippy::cast_possible_truncation, reason = "the limits of each value fit its type")]
+pub(super) fn fast_open(text: &str) -> Parsed<Maybe<u32>> {
+    match text {
+        "on" => Ok(Maybe(Some(256))),
+        _ => unless("off", text, |text| number(text, 1, 65_535, FAST_OPEN).map(|n| n as u32)),
+    }
+}
+
+/// A name below /run/netns (ip-netns(8)), or a path.
+pub(super) fn netns(text: &str) -> Parsed<Maybe<String>> {
+    unless("none", text, |text| {
+        let fits = (1..=255).contains(&text.len()) && text != "." && text != "..";
+        let plain = !text.chars().any(char::is_control) && (text.starts_with('/') || !text.contains('/'));
+        if fits && plain { Ok(text.to_owned()) } else { Err(found(text, NETNS)) }
+    })
 }
 
 pub(super) fn scheduling(text: &str) -> Parsed<Scheduling> {
@@ -224,6 +251,21 @@ pub(super) fn path(text: &str) -> Parsed<PathBuf> {
         return Err(found(text, "a path without control characters"));
     }
     Ok(PathBuf::from(text))
+}
+
+/// Permission bits. Who may not write a socket may not connect to it, so the owner must; that also finds the 0o660 of
+/// YAML 1.2, which comes here in decimal.
+pub(super) fn unix_mode(text: &str) -> Parsed<Maybe<u32>> {
+    unless("auto", text, |text| {
+        let octal = (3..=4).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+        let mode = if octal { u32::from_str_radix(text, 8).ok() } else { None };
+        mode.filter(|mode| (0o200..=0o777).contains(mode) && mode & 0o200 != 0).ok_or_else(|| found(text, UNIX_MODE))
+    })
+}
+
+/// Who owns a file, `none` for who makes it.
+pub(super) fn unix_owner(text: &str) -> Parsed<Maybe<RunAs>> {
+    unless("none", text, |text| user(text).map_err(|_| found(text, UNIX_OWNER)))
 }
 
 /// NAME or NAME:GROUP. Whether the host knows them is seen where the process starts.

@@ -20,10 +20,10 @@ use super::opened::Opened;
 use super::pid_file::PidFile;
 use super::reload::{Reloader, Source};
 use super::service::{Service, TOKENS};
-use super::socket::SocketFile;
 use super::{RunError, metrics};
 use crate::fleet::{Fleet, Ready};
 use crate::plan::Plan;
+use crate::socket_file::SocketFile;
 use crate::systemd::Notifier;
 
 const SIGNALS: Token = Token(0);
@@ -161,7 +161,7 @@ impl EventLoop {
             pid_file.take_over();
         }
         if let Some(file) = &mut self.control_file {
-            file.take_over();
+            file.own();
         }
     }
 

@@ -8,11 +8,11 @@ use mio::net::{TcpListener, UnixListener};
 use signal_hook_mio::v1_0::Signals;
 
 use super::pid_file::PidFile;
-use super::socket::SocketFile;
 use super::{RunError, event_loop, socket};
 use crate::fleet::{Doors, Inherited};
 use crate::plan::Plan;
 use crate::session_log::SessionLog;
+use crate::socket_file::SocketFile;
 use crate::systemd::{self, Activated};
 use crate::udp;
 use crate::upgrade::Predecessor;

@@ -1,41 +1,24 @@
 //! The control socket: a unix socket only its owner may use. One line in, one JSON object out.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
+use std::path::Path;
 
-use log::warn;
 use mio::net::UnixListener;
-use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
-use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::RunError;
 use super::service::{Answer, MAX_REQUEST};
 use super::snapshot::Snapshot;
 use super::targets::{self, Request, TargetSnapshot};
 use crate::sandbox;
+use crate::socket_file::{self, Obstacle, SocketFile};
 use crate::upgrade::Control;
 
 /// Connections the kernel queues before the control thread takes them.
 const BACKLOG: i32 = 64;
-/// How long, in steps, the start waits for another instance that starts in the same directory.
-const LOCK_STEPS: u32 = 50;
-const LOCK_STEP: Duration = Duration::from_millis(20);
-
-/// The bound control socket's file; removed when dropped.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-    /// False while it is another process's, whose it is to remove.
-    ours: bool,
-}
 
 /// Binds the control socket with mode 0600. A socket nobody answers on is replaced.
 ///
@@ -53,7 +36,7 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), RunError> 
     }
     refuse_open_directory(path, parent)?;
     // Two instances that start together must not each find the other's socket dead and replace it.
-    let lock = lock_directory(parent);
+    let lock = socket_file::lock_directory(parent);
     clear_place(path)?;
     let (listener, file) = listen(path).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => failed(path, &format!("{error}; choose a path this user may write")),
@@ -71,7 +54,7 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), RunError> 
 pub(super) fn inherit(path: &Path, control: Control) -> Result<(UnixListener, SocketFile), RunError> {
     let Control { listener, device, inode } = control;
     listener.set_nonblocking(true).map_err(|error| failed(path, &error.to_string()))?;
-    Ok((UnixListener::from_std(listener), SocketFile { path: path.to_owned(), device, inode, ours: false }))
+    Ok((UnixListener::from_std(listener), SocketFile::new(path, device, inode)))
 }
 
 fn failed(path: &Path, why: &str) -> RunError {
@@ -93,109 +76,38 @@ fn refuse_open_directory(path: &Path, parent: &Path) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Holds off other instances that start in the same directory. Without the lock (a file system that has none, a
-/// stranger who keeps it) the start goes on: it is a guard against a rare race, not a gate.
-fn lock_directory(parent: &Path) -> Option<Flock<File>> {
-    let mut directory = File::open(parent).ok()?;
-    for _ in 0..LOCK_STEPS {
-        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Some(lock),
-            Err((file, nix::errno::Errno::EAGAIN)) => directory = file,
-            Err(_) => return None,
-        }
-        thread::sleep(LOCK_STEP);
-    }
-    None
-}
-
 /// Removes a dead socket at `path`; anything else there is an error.
 fn clear_place(path: &Path) -> Result<(), RunError> {
-    let found = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(path, &error.to_string())),
-    };
-    if !found.file_type().is_socket() {
-        return Err(failed(path, "something that is no socket is in its place; remove it or choose another path"));
-    }
-    if !sandbox::may_own(found.uid()) {
-        let why = format!("a socket of user {} is in its place; choose another path, or remove it", found.uid());
-        return Err(failed(path, &why));
-    }
-    match probe(path) {
-        Ok(()) => {
-            Err(failed(path, "a running instance answers on it; stop that one or choose another path with --control"))
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() && !sandbox::may_own(found.uid()) => {
+            let why = format!("a socket of user {} is in its place; choose another path, or remove it", found.uid());
+            return Err(failed(path, &why));
         }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(failed(path, "a running instance holds it (its queue is full); stop that one or choose another path"))
-        }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed(path, &format!("left behind by a dead process and cannot be removed: {error}")))
-            }
-            _ => Ok(()),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed(path, &format!("a socket is in its place that cannot be asked: {error}"))),
+        _ => {}
     }
-}
-
-/// Connects without waiting: a stopped instance with a full queue must not hold up the start.
-fn probe(path: &Path) -> io::Result<()> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&SockAddr::unix(path)?)
+    let looked = socket_file::look(path, true).map_err(|error| failed(path, &error.to_string()))?;
+    looked.map_err(|obstacle| match obstacle {
+        Obstacle::NoSocket => {
+            failed(path, "something that is no socket is in its place; remove it or choose another path")
+        }
+        Obstacle::Answers => {
+            failed(path, "a running instance answers on it; stop that one or choose another path with --control")
+        }
+        Obstacle::Busy => {
+            failed(path, "a running instance holds it (its queue is full); stop that one or choose another path")
+        }
+        Obstacle::Stuck(error) => {
+            failed(path, &format!("left behind by a dead process and cannot be removed: {error}"))
+        }
+        Obstacle::Unknown(error) => failed(path, &format!("a socket is in its place that cannot be asked: {error}")),
+    })
 }
 
 fn listen(path: &Path) -> io::Result<(StdListener, SocketFile)> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Linux gives the file the mode of the socket's own inode (unix_bind_bsd in net/unix/af_unix.c). Elsewhere this
-    // fails or does nothing, and the chmod before listen does: until then a connect is refused.
-    #[cfg(target_os = "linux")]
-    nix::sys::stat::fchmod(&socket, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    let metadata = fs::symlink_metadata(path)?;
-    let file = SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino(), ours: true };
-    if metadata.permissions().mode() & 0o777 != 0o600 {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    }
+    let (socket, file) = socket_file::bind(path, Some(0o600))?;
     sandbox::give_path(path)?;
-    socket.set_nonblocking(true)?;
     socket.listen(BACKLOG)?;
     Ok((socket.into(), file))
-}
-
-impl SocketFile {
-    /// Device and inode of the file.
-    pub(super) fn place(&self) -> (u64, u64) {
-        (self.device, self.inode)
-    }
-
-    /// Leaves the file where it is: another process answers on the socket.
-    pub(super) fn leave(mut self) {
-        self.ours = false;
-    }
-
-    /// From here on the file goes with this process.
-    pub(super) fn take_over(&mut self) {
-        self.ours = true;
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if !self.ours {
-            return;
-        }
-        match fs::symlink_metadata(&self.path) {
-            Ok(found) if (found.dev(), found.ino()) == (self.device, self.inode) => {
-                if let Err(error) = fs::remove_file(&self.path) {
-                    warn!("control socket {} could not be removed: {error}", self.path.display());
-                }
-            }
-            _ => {} // Gone, or replaced by someone whose it is to remove.
-        }
-    }
 }
 
 /// What the control socket gives access to.
@@ -325,7 +237,7 @@ mod tests {
         let (_listener, _file) = bind(&path).unwrap();
         let error = bind(&path).unwrap_err().to_string();
         assert!(error.contains("a running instance answers"), "{error}");
-        assert!(probe(&path).is_ok(), "the first one still answers");
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok(), "the first one still answers");
     }
 
     #[test]

@@ -7,7 +7,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
@@ -16,11 +15,13 @@ use super::Fleet;
 use super::doors::Prepared;
 use super::seat::{Seat, choose_cpus, worker_count};
 use super::{checks, egress, names};
+use crate::address::Address;
 use crate::gather::Board;
 use crate::limits;
 use crate::plan::{Forward, Plan};
 use crate::sandbox;
 use crate::stats::{SessionRecord, WorkerState};
+use crate::sys;
 use crate::sys::pipes::Limits;
 use crate::udp;
 use crate::worker::{Change, Edition, Learn, Message, Peer, Route};
@@ -84,6 +85,11 @@ impl Fleet {
         let sockets = doors.sockets() + datagram_doors.sockets();
         if let Some(shortfall) = limits::shortfall(plan, self.descriptors.0, workers, sockets) {
             log::warn!("{shortfall}");
+        }
+        if plan.forwards.iter().any(|forward| forward.tcp.fast_open.is_some())
+            && let Some(shortfall) = sys::FastOpen::allowed().shortfall()
+        {
+            log::warn!("fast_open: {shortfall}");
         }
         if !self.confined {
             // Before any thread, which inherits what is left, and before the budget, which depends on it.
@@ -320,7 +326,7 @@ impl Fleet {
     /// Leaves the listening sockets to whoever they were passed on to: nothing is accepted from them any more and nothing
     /// in their queues is lost. Those on the addresses in `given_up` nobody else serves: they close as after a reload,
     /// once their queues are empty. Sessions go on, each worker ends when its last one has.
-    pub fn let_go(&mut self, given_up: &[SocketAddr], now: Instant) {
+    pub fn let_go(&mut self, given_up: &[Address], now: Instant) {
         self.letting_go = true;
         // Both processes would take datagrams from the same queues.
         self.tell(|| Message::LeaveDatagrams);

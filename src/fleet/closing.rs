@@ -2,13 +2,13 @@
 //! end, and each is closed by its worker the moment its queue is empty.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::doors::{Door, Place};
+use crate::address::Address;
 
 /// How long handshakes that have begun may take: a lost segment of one is sent again after a second, and then both ways
 /// take their time.
@@ -19,7 +19,7 @@ pub(super) const CLOSE: Duration = Duration::from_millis(100);
 /// A door that is given up.
 #[derive(Debug)]
 pub(super) struct Closing {
-    pub(super) address: SocketAddr,
+    pub(super) address: Address,
     /// What its connections belong to.
     pub(super) place: Place,
     turn: usize,
@@ -36,15 +36,17 @@ impl Closing {
     /// Gives a door up; `None` when no worker serves it.
     pub(super) fn new(door: Door, now: Instant) -> Option<Self> {
         let Door { address, sockets, turn, place: Some(place), lent, .. } = door else { return None };
-        let mut is_deaf = false;
+        // The file of a unix socket goes with the door, and nobody finds it any more.
+        let is_lost = address.path().is_some() && !lent;
+        let mut is_deaf = is_lost;
         // Whoever lent sockets goes on to use them, and what waits in their queues is his.
-        for socket in sockets.iter().filter(|_| !lent) {
+        for socket in sockets.iter().filter(|_| !lent && !address.is_unix()) {
             match deafen(socket) {
                 Ok(()) => is_deaf = true,
                 Err(e) => log::debug!("{address}: a listener hears clients until it is closed: {e}"),
             }
         }
-        let until = if is_deaf { now + GRACE } else { now };
+        let until = if is_deaf && !is_lost { now + GRACE } else { now };
         let weak = sockets.iter().map(Arc::downgrade).collect();
         Some(Self { address, place, turn, lent, sockets: weak, held: sockets, until, is_deaf })
     }
@@ -56,16 +58,27 @@ impl Closing {
     }
 
     /// The door as it may be opened again; `None` when all of its sockets are closed. Sockets that hear nothing are in
-    /// nobody's way, so new ones are bound beside them.
+    /// nobody's way, so new ones are bound beside them; in the place of a unix socket there is nothing any more.
     pub(super) fn again(&self) -> Option<Door> {
         let mut sockets: Vec<Arc<Socket>> = self.open().map(|(_, socket)| socket).collect();
         if sockets.is_empty() {
             return None;
         }
         if self.is_deaf {
+            if self.address.is_unix() {
+                return None;
+            }
             sockets.clear();
         }
-        Some(Door { address: self.address, sockets, turn: self.turn, lent: self.lent, set: None, place: None })
+        Some(Door {
+            address: self.address,
+            sockets,
+            file: None,
+            turn: self.turn,
+            lent: self.lent,
+            set: None,
+            place: None,
+        })
     }
 
     /// Whether handshakes have had their time, and workers close what has an empty queue.
@@ -108,7 +121,7 @@ fn deafen(_: &Socket) -> io::Result<()> {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
     use super::*;
 
@@ -119,7 +132,15 @@ mod tests {
         let socket = Arc::new(Socket::from(listener));
         socket.set_reuse_port(true)?;
         let place = Some(Place { forward: 0, index: 0, port_offset: 0 });
-        let door = Door { address, sockets: vec![Arc::clone(&socket)], turn: 3, lent: false, set: None, place };
+        let door = Door {
+            address: address.into(),
+            sockets: vec![Arc::clone(&socket)],
+            file: None,
+            turn: 3,
+            lent: false,
+            set: None,
+            place,
+        };
         let now = Instant::now();
         let mut closing = Closing::new(door, now).expect("a worker serves it");
         assert!(closing.is_deaf && !closing.is_told() && closing.until() == now + GRACE);
@@ -164,9 +185,11 @@ mod tests {
         let lender = listener.try_clone().expect("a descriptor");
         let place = Some(Place { forward: 0, index: 0, port_offset: 0 });
         let sockets = vec![Arc::new(Socket::from(listener))];
-        let mut closing =
-            Closing::new(Door { address, sockets, turn: 0, lent: true, set: None, place }, Instant::now())
-                .expect("a worker serves it");
+        let mut closing = Closing::new(
+            Door { address: address.into(), sockets, file: None, turn: 0, lent: true, set: None, place },
+            Instant::now(),
+        )
+        .expect("a worker serves it");
         assert!(!closing.is_deaf);
         assert!(closing.again().is_some_and(|door| door.lent && door.sockets.len() == 1));
         closing.let_go();

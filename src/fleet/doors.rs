@@ -9,7 +9,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
@@ -17,12 +16,14 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::closing::{CLOSE, Closing};
+use crate::address::Address;
 use crate::listener::{self, Listener};
-use crate::plan::{Forward, Plan, TcpOptions};
+use crate::plan::{Forward, ListenOptions, Plan, TcpOptions};
 use crate::sandbox;
+use crate::socket_file::SocketFile;
 use crate::sys;
 
-/// From this many ports in a range on, a port has one listener, dealt to the workers in turn, instead of one in each.
+/// From this many ports of a forward on, a port has one listener, dealt to the workers in turn, instead of one in each.
 const DEALT_FROM: usize = 16;
 
 /// All listening sockets.
@@ -44,17 +45,22 @@ pub struct Inherited {
 /// The sockets that listen on one address.
 #[derive(Debug, Clone)]
 pub(super) struct Door {
-    pub(super) address: SocketAddr,
+    pub(super) address: Address,
     pub(super) sockets: Vec<Arc<Socket>>,
+    /// The file of a unix socket, which goes with the last to hold it here.
+    pub(super) file: Option<Arc<SocketFile>>,
     /// The worker the first of the sockets goes to; the others go to those that follow.
     pub(super) turn: usize,
     /// They were lent: no other is put beside them.
     pub(super) lent: bool,
     /// What the sockets are set to.
-    pub(super) set: Option<(TcpOptions, i32)>,
+    pub(super) set: Option<Settings>,
     /// What its connections belong to; `None` while no plan has asked for it.
     pub(super) place: Option<Place>,
 }
+
+/// What the sockets of a door are set to.
+pub(super) type Settings = (TcpOptions, i32, ListenOptions);
 
 /// What the connections of an address belong to.
 #[derive(Debug, Clone, Copy)]
@@ -89,27 +95,31 @@ impl Doors {
     /// Sockets that listen already: passed on by a service manager or by the process this one replaces.
     ///
     /// # Errors
-    /// A socket that does not listen, or not on an IP address.
+    /// A socket that does not listen, or has no address a configuration could name.
     pub fn inherit(sockets: Vec<Inherited>) -> io::Result<Self> {
         let mut doors = Self::default();
+        let mut known: HashMap<Address, usize> = HashMap::new();
         for Inherited { socket, lent } in sockets {
-            let address = socket.local_addr()?.as_socket();
+            let address = Address::of(&socket.local_addr()?);
             let refuse = |why| io::Error::new(io::ErrorKind::InvalidInput, format!("an inherited socket {why}"));
-            let address = address.ok_or_else(|| refuse("has no IP address"))?;
+            let address = address.ok_or_else(|| refuse("has neither an IP address nor a name"))?;
             #[cfg(any(target_os = "linux", target_os = "android"))]
             if !socket.is_listener()? {
                 return Err(refuse("does not listen"));
             }
             socket.set_nonblocking(true)?;
             socket.set_cloexec(true)?;
-            match doors.open.iter_mut().find(|door| door.address == address) {
+            match known.get(&address) {
                 Some(door) => {
+                    let door = &mut doors.open[*door];
                     door.sockets.push(Arc::new(socket));
                     door.lent |= lent;
                 }
                 None => {
+                    known.insert(address, doors.open.len());
+                    let file = address.path().and_then(|path| SocketFile::found(path).ok()).map(Arc::new);
                     let sockets = vec![Arc::new(socket)];
-                    doors.open.push(Door { address, sockets, turn: 0, lent, set: None, place: None });
+                    doors.open.push(Door { address, sockets, file, turn: 0, lent, set: None, place: None });
                 }
             }
         }
@@ -123,7 +133,7 @@ impl Doors {
     }
 
     /// Every listening address.
-    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+    pub fn addresses(&self) -> impl Iterator<Item = Address> {
         self.open.iter().map(|door| door.address)
     }
 
@@ -137,19 +147,19 @@ impl Doors {
         let again = self.closing.iter().filter_map(Closing::again);
         // An address may be open, and have old listeners beside that hear nothing any more.
         let doors = again.chain(self.open.iter().cloned());
-        let mut known: HashMap<SocketAddr, Door> = doors.map(|door| (door.address, door)).collect();
+        let mut known: HashMap<Address, Door> = doors.map(|door| (door.address, door)).collect();
         let places = || plan.forwards.iter().flat_map(|forward| forward.addresses().map(move |(at, _)| (at, forward)));
         // An address that is taken is found before any other is opened to clients.
         for (address, forward) in places().filter(|(address, _)| !known.contains_key(address)) {
-            self.probe(address).map_err(|e| listener::explain(address, forward, &e))?;
+            self.probe(address, forward).map_err(|e| listener::explain(address, forward, &e))?;
         }
         let mut prepared = Prepared { doors: Vec::new(), bound: Vec::new() };
         for (number, forward) in plan.forwards.iter().enumerate() {
             let mut index = 0;
+            let ports: usize = forward.listen.iter().map(|listen| listen.ports.len()).sum();
             for listen in &forward.listen {
-                for port_offset in 0..listen.ports.len() as u16 {
-                    let address = SocketAddr::new(listen.ip, listen.ports.first + port_offset);
-                    let shared = sys::REUSE_PORT_BALANCES && listen.ports.len() < DEALT_FROM;
+                for (address, port_offset) in listen.addresses() {
+                    let shared = sys::REUSE_PORT_BALANCES && ports < DEALT_FROM && !address.is_unix();
                     let wanted = if shared { workers } else { 1 };
                     let place = Place { forward: number, index, port_offset };
                     let door = prepared.open(address, place, forward, wanted, known.remove(&address));
@@ -162,10 +172,10 @@ impl Doors {
     }
 
     /// Looks whether an address is free. A worker may be closing our own last socket of it at this moment.
-    fn probe(&self, address: SocketAddr) -> io::Result<()> {
+    fn probe(&self, address: Address, forward: &Forward) -> io::Result<()> {
         let until = Instant::now() + CLOSE;
         loop {
-            match listener::probe(address) {
+            match listener::probe(address, forward) {
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse && self.closing.iter().any(|c| c.address == address) => {
                     if Instant::now() >= until {
                         return Err(e);
@@ -185,20 +195,25 @@ impl Doors {
         for door in &mut doors {
             if let Some(place) = door.place {
                 door.set_to(&plan.forwards[place.forward], &bound);
+                if let Some(file) = door.file.as_ref().filter(|_| !door.lent) {
+                    file.own();
+                }
                 door.place = Some(Place { forward: editions[place.forward], ..place });
             }
         }
-        let taken: HashSet<SocketAddr> = doors.iter().map(|door| door.address).collect();
+        let taken: HashSet<Address> = doors.iter().map(|door| door.address).collect();
         self.closing.retain(|closing| closing.is_deaf || !taken.contains(&closing.address));
         let old = std::mem::replace(&mut self.open, doors);
         self.give_up(old.into_iter().filter(|door| !taken.contains(&door.address)), now);
     }
 
     /// Leaves every open door to another process, but for addresses that one does not serve: those are given up.
-    pub(super) fn leave(&mut self, given_up: &[SocketAddr], now: Instant) {
-        let given_up: HashSet<&SocketAddr> = given_up.iter().collect();
+    pub(super) fn leave(&mut self, given_up: &[Address], now: Instant) {
+        let given_up: HashSet<&Address> = given_up.iter().collect();
         let open = std::mem::take(&mut self.open).into_iter();
-        self.give_up(open.filter(|door| given_up.contains(&door.address)), now);
+        let (given_up, left): (Vec<Door>, Vec<Door>) = open.partition(|door| given_up.contains(&door.address));
+        left.iter().filter_map(|door| door.file.as_ref()).for_each(|file| file.leave());
+        self.give_up(given_up.into_iter(), now);
     }
 
     fn give_up(&mut self, doors: impl Iterator<Item = Door>, now: Instant) {
@@ -260,20 +275,26 @@ impl Doors {
 impl Door {
     /// Brings its sockets to what a forward wants of them, and has those listen that do not yet.
     fn set_to(&mut self, forward: &Forward, bound: &HashSet<*const Socket>) {
-        let wanted = (forward.tcp, listener::backlog(forward));
-        let changed = self.set.replace(wanted) != Some(wanted);
+        let wanted = (forward.tcp, listener::backlog(forward), forward.listen_options.clone());
+        let changed = self.set.as_ref() != Some(&wanted);
         if !changed && bound.is_empty() {
             return;
         }
         let address = self.address;
+        if let Some(file) = self.file.as_ref().filter(|_| changed && !self.lent)
+            && let Err(e) = listener::unix::set_file(file.path(), &wanted.2)
+        {
+            log::warn!("{address}: cannot change mode or owner: {e}; both stay as they are");
+        }
         self.sockets.retain(|socket| {
             let new = bound.contains(&Arc::as_ptr(socket));
-            if changed && let Err(e) = sys::reset_options(socket, &wanted.0) {
+            if changed && let Err(e) = sys::reset_options(socket, address, &wanted.0) {
                 log::warn!("{address}: cannot change the options of a listener: {e}; new sessions keep the old ones");
             }
             if !new && !changed {
                 return true;
             }
+            listener::set_fast_open(socket, address, forward);
             // listen(2) of a socket that listens sets its backlog. For a new one it would take another address or no
             // memory to fail: the other sockets of the address take its connections.
             let listens = socket.listen(wanted.1);
@@ -282,6 +303,7 @@ impl Door {
             }
             listens.is_ok() || !new
         });
+        self.set = Some(wanted);
     }
 }
 
@@ -293,7 +315,7 @@ impl Prepared {
 
     fn open(
         &mut self,
-        address: SocketAddr,
+        address: Address,
         place: Place,
         forward: &Forward,
         wanted: usize,
@@ -302,14 +324,18 @@ impl Prepared {
         let was_open = known.as_ref().is_some_and(|door| !door.sockets.is_empty());
         let mut door = match known {
             Some(door) => Door { place: Some(place), ..door },
-            None => Door {
-                address,
-                sockets: vec![Arc::new(listener::claim(address, forward)?)],
-                turn: if wanted > 1 { 0 } else { self.doors.len() },
-                lent: false,
-                set: Some((forward.tcp, listener::backlog(forward))),
-                place: Some(place),
-            },
+            None => {
+                let (socket, file) = listener::claim(address, forward)?;
+                Door {
+                    address,
+                    sockets: vec![Arc::new(socket)],
+                    file: file.map(Arc::new),
+                    turn: if wanted > 1 { 0 } else { self.doors.len() },
+                    lent: false,
+                    set: Some((forward.tcp, listener::backlog(forward), forward.listen_options.clone())),
+                    place: Some(place),
+                }
+            }
         };
         while door.sockets.len() < wanted && !door.lent {
             // An inherited socket may be alone; so that others can stand beside it, it must allow that.

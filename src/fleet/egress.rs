@@ -17,7 +17,7 @@ pub(super) fn probe(plan: &Plan) -> io::Result<()> {
 fn probe_forward(forward: &Forward) -> io::Result<()> {
     for is_v6 in families(forward) {
         let any = if is_v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-        let Ok(socket) = sys::stream(SocketAddr::new(any, 0)) else { continue };
+        let Ok(socket) = sys::stream(SocketAddr::new(any, 0).into(), false) else { continue };
         match sys::set_egress(&socket, &forward.egress, is_v6) {
             Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {
@@ -36,10 +36,11 @@ fn probe_forward(forward: &Forward) -> io::Result<()> {
 /// Families its connections may have.
 fn families(forward: &Forward) -> Vec<bool> {
     let of = |host: &Host| match host {
-        Host::Ip(ip) => ip.is_ipv6(),
-        Host::Name(_) => false,
+        Host::Ip(ip) => Some(ip.is_ipv6()),
+        Host::Name(_) => Some(false),
+        Host::Unix(_) => None,
     };
-    let mut families: Vec<bool> = forward.targets.iter().map(|target| of(&target.host)).collect();
+    let mut families: Vec<bool> = forward.targets.iter().filter_map(|target| of(&target.host)).collect();
     families.sort_unstable();
     families.dedup();
     families

@@ -13,7 +13,6 @@ mod pace;
 mod slots;
 mod sources;
 
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -153,12 +152,17 @@ impl Limits {
     ///
     /// # Errors
     /// Which limit of its source it would break; its slot is still to be given back.
-    pub fn enter(&self, limits: &ForwardLimits, client: IpAddr, now_us: u64) -> Result<Option<Box<Ticket>>, EndReason> {
+    pub fn enter(
+        &self,
+        limits: &ForwardLimits,
+        client: SourceKey,
+        now_us: u64,
+    ) -> Result<Option<Box<Ticket>>, EndReason> {
         let limited = [self.sources.are_limited(), limits.sources.are_limited()];
         if limited == [false; 2] {
             return Ok(None);
         }
-        let (key, now_ns) = (SourceKey::of(client), clock_ns(now_us));
+        let (key, now_ns) = (client, clock_ns(now_us));
         if limited[0] {
             self.sources.enter(key, now_ns)?;
         }
@@ -299,7 +303,7 @@ mod tests {
         let of_forward = plan::Limits { max_per_source: Some(1), ..plan::Limits::default() };
         let (mut limits, of) = limits(None, None, of_forward);
         limits.sources = Sources::new(Some(2), None, None);
-        let client = "192.0.2.1".parse().unwrap();
+        let client = SourceKey::from(std::net::IpAddr::from([192, 0, 2, 1]));
         let ticket = limits.enter(&of, client, 0).unwrap();
         assert!(ticket.is_some());
         for _ in 0..5 {

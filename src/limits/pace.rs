@@ -276,7 +276,7 @@ mod tests {
     }
 
     fn ticket(limits: &ForwardLimits, client: &str) -> Option<Box<Ticket>> {
-        let key = SourceKey::of(client.parse().unwrap());
+        let key = SourceKey::from(client.parse::<std::net::IpAddr>().unwrap());
         let source = limits.sources.enter(key, BEGIN_NS).unwrap();
         Some(Box::new(Ticket { key, of_process: false, of_forward: Some(source) }))
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bucket::{Bucket, Meter};
+use crate::address::Address;
 use crate::plan::Rate;
 use crate::stats::EndReason;
 
@@ -23,19 +24,32 @@ const UNLIMITED: u64 = u64::MAX;
 const LEAST_ROOM: usize = 64;
 
 /// Who a connection comes from: an IPv4 address or an IPv6 /64 network, which is what one customer or machine has at
-/// its own disposal (RFC 6177, RFC 7421).
+/// its own disposal (RFC 6177, RFC 7421); or a user of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SourceKey {
     /// The address; also that of an IPv4-mapped one.
     V4(u32),
     /// The upper half of the address.
     V6(u64),
+    /// A user of this host, connected to a unix socket.
+    User(u32),
 }
 
 impl SourceKey {
     /// The source of a client.
     #[must_use]
-    pub fn of(client: IpAddr) -> Self {
+    pub fn of(client: Address) -> Self {
+        match client {
+            Address::Ip(address) => address.ip().into(),
+            Address::Caller(caller) => Self::User(caller.uid),
+            // A named socket says nothing of who has it.
+            Address::Unix(_) => Self::User(u32::MAX),
+        }
+    }
+}
+
+impl From<IpAddr> for SourceKey {
+    fn from(client: IpAddr) -> Self {
         match client.to_canonical() {
             IpAddr::V4(ip) => Self::V4(ip.to_bits()),
             IpAddr::V6(ip) => Self::V6((ip.to_bits() >> 64) as u64),
@@ -225,7 +239,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     fn key(text: &str) -> SourceKey {
-        SourceKey::of(text.parse().unwrap())
+        SourceKey::from(text.parse::<IpAddr>().unwrap())
     }
 
     #[test]

@@ -3,15 +3,15 @@
 use std::net::IpAddr;
 
 use super::{
-    Access, Balancing, Egress, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Privileges,
-    Scheduling, Target, TcpOptions, Timeouts, Udp,
+    Access, Balancing, Egress, Engine, Forward, Host, Limits, Listen, ListenOptions, Local, LogPlan, Pin, Plan, Ports,
+    Privileges, Scheduling, Target, TcpOptions, Timeouts, Udp,
 };
 
 /// One forward with defaults.
 pub(crate) fn forward(name: &str, listen: (impl Into<IpAddr>, Ports), target: (Host, Ports)) -> Forward {
     Forward {
         name: name.to_owned(),
-        listen: vec![Listen { ip: listen.0.into(), ports: listen.1 }],
+        listen: vec![Listen { local: Local::Ip(listen.0.into()), ports: listen.1 }],
         targets: vec![Target::new(target.0, target.1)],
         balancing: Balancing::default(),
         engine: Engine::Auto,
@@ -23,6 +23,7 @@ pub(crate) fn forward(name: &str, listen: (impl Into<IpAddr>, Ports), target: (H
         timeouts: Timeouts::default(),
         stall_warning: None,
         tcp: TcpOptions::default(),
+        listen_options: ListenOptions::default(),
         sources: Vec::new(),
         udp: Udp::default(),
         egress: Egress::default(),

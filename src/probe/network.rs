@@ -3,6 +3,7 @@
 use super::Finding;
 use super::limits::raise;
 use super::system::System;
+use crate::sys::FastOpen;
 
 /// What spliced asks listen(2) for unless told otherwise.
 const BACKLOG: u64 = 4096;
@@ -14,7 +15,15 @@ const TIME_WAIT: u64 = 60;
 const BUFFER: u64 = 4 << 20;
 
 pub(super) fn findings(system: &System) -> Vec<Finding> {
-    vec![ports(system), backlog(system), syn_backlog(system), buffers(system), time_wait(system), conntrack(system)]
+    vec![
+        ports(system),
+        backlog(system),
+        syn_backlog(system),
+        buffers(system),
+        time_wait(system),
+        conntrack(system),
+        fast_open(system),
+    ]
 }
 
 fn unknown(check: &'static str, what: &str) -> Finding {
@@ -34,6 +43,20 @@ fn ports(system: &System) -> Finding {
     let Some(count) = port_count(system) else { return unknown(CHECK, NAME) };
     let found = format!("{count} ports in {NAME}: so many sessions to one target from one source address");
     if count < PORTS { Finding::warn(CHECK, found, raise(NAME, "\"1024 65535\"")) } else { Finding::ok(CHECK, found) }
+}
+
+/// Nothing is wrong with a host without it: only who configures `fast_open` needs more.
+fn fast_open(system: &System) -> Finding {
+    const CHECK: &str = "fast open";
+    const NAME: &str = "net.ipv4.tcp_fastopen";
+    let Some([bits]) = system.sysctl(NAME).as_deref().map(<[u64; 1]>::try_from).and_then(Result::ok) else {
+        return unknown(CHECK, NAME);
+    };
+    let found = match FastOpen::of(bits as u32).shortfall() {
+        None => format!("{NAME} is {bits}: for listeners and for connections to targets"),
+        Some(shortfall) => format!("{shortfall} (needed with fast_open alone)"),
+    };
+    Finding::ok(CHECK, found)
 }
 
 fn backlog(system: &System) -> Finding {
@@ -164,6 +187,7 @@ mod tests {
         ("proc/sys/net/ipv4/tcp_tw_reuse", "2\n"),
         ("proc/sys/net/ipv4/tcp_max_tw_buckets", "131072\n"),
         ("proc/net/sockstat", "sockets: used 18\nTCP: inuse 1 orphan 0 tw 7 alloc 1 mem 64\n"),
+        ("proc/sys/net/ipv4/tcp_fastopen", "1\n"),
         ("proc/sys/net/netfilter/nf_conntrack_max", "262144\n"),
         ("proc/sys/net/netfilter/nf_conntrack_count", "12\n"),
     ];
@@ -180,6 +204,7 @@ mod tests {
         let found = with("proc/none", "");
         assert!(found.iter().all(|finding| finding.status == Status::Ok), "{found:#?}");
         assert!(found[4].found.ends_with(", 7 now"), "{}", found[4].found);
+        assert!(found[6].found.contains("targets only"), "{}", found[6].found);
     }
 
     #[test]
@@ -238,6 +263,6 @@ mod tests {
         let (_directory, system) = of(&[]);
         let found = findings(&system);
         let unread = found.iter().filter(|finding| finding.found.ends_with("cannot be read")).count();
-        assert_eq!((unread, found[5].found.as_str()), (5, "not loaded"));
+        assert_eq!((unread, found[5].found.as_str()), (6, "not loaded"));
     }
 }

@@ -34,7 +34,7 @@ fn low_ports() -> u16 {
 
 fn has_low_port(plan: &Plan, free_from: u16) -> bool {
     let listeners = plan.forwards.iter().flat_map(|forward| forward.listen.iter().chain(&forward.udp.listen));
-    let listeners = listeners.map(|listen| listen.ports.first);
+    let listeners = listeners.filter(|listen| listen.ip().is_some()).map(|listen| listen.ports.first);
     listeners.chain(plan.metrics.map(|address| address.port())).any(|port| port < free_from)
 }
 

@@ -21,7 +21,7 @@ use super::filter::Filters;
 use super::handover::{self, Marks};
 use super::user::{self, Identity};
 use super::{Part, Role, State, capabilities};
-use crate::plan::{Confinement, Plan};
+use crate::plan::{Confinement, Plan, RunAs};
 use crate::upgrade::Program;
 
 /// What [`prepare`] has found out and [`confine`] does.
@@ -39,6 +39,8 @@ struct Prepared {
     rules: Rules,
     config: Option<PathBuf>,
     log: Option<PathBuf>,
+    /// Workers may connect to unix sockets.
+    unix_targets: bool,
     /// Lists of networks.
     lists: BTreeSet<PathBuf>,
 }
@@ -72,6 +74,8 @@ pub fn prepare(plan: &Plan, config: Option<&Path>) -> io::Result<()> {
         rules: Rules::of(plan, config),
         config: config.map(Path::to_owned),
         log: plan.log.file.clone(),
+        // A reload may bring the first unix socket; strict knows only what there was at the start.
+        unix_targets: privileges.sandbox != Confinement::Strict || plan.has_unix_target(),
         lists: plan.forwards.iter().flat_map(|f| f.access.files.iter()).map(|file| file.path.clone()).collect(),
     };
     *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
@@ -106,7 +110,7 @@ pub fn confine() -> io::Result<()> {
     }
     let filters = if sandboxed {
         parts.push(landlock(ruleset, prepared.sandbox == Confinement::Strict, || marks.domain = Some(domain)));
-        let (part, filters) = seccomp(&inherited);
+        let (part, filters) = seccomp(&inherited, prepared.unix_targets);
         parts.push(part);
         filters
     } else {
@@ -161,7 +165,7 @@ pub fn support() -> Vec<Part> {
         };
         let ruleset = Rules::default().open();
         let landlock = landlock(Some(ruleset), false, || ());
-        vec![no_new_privs, landlock, seccomp(&Marks::default()).0]
+        vec![no_new_privs, landlock, seccomp(&Marks::default(), true).0]
     });
     let mut parts = vec![Part::on("user", user::describe()), Part::on("capabilities", capabilities::describe())];
     match tried.map(std::thread::JoinHandle::join) {
@@ -234,6 +238,14 @@ pub(crate) fn may_own(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw() || OWNER.get().is_some_and(|owner| owner.uid.as_raw() == uid)
 }
 
+/// User and group by number, as this host knows them.
+///
+/// # Errors
+/// A name this host does not know, or a number of a user without an entry and without a group.
+pub fn find_user(run_as: &RunAs) -> io::Result<(u32, u32)> {
+    user::find(run_as).map(|found| (found.uid.as_raw(), found.gid.as_raw()))
+}
+
 /// Threads beside this one. Capabilities, `no_new_privs`, filters and domains are of a thread: one that was started
 /// before, such as by a library loaded into the process, would keep what this one gives up (credentials(7)).
 fn other_threads() -> usize {
@@ -278,8 +290,8 @@ fn landlock(ruleset: Option<Result<RulesetCreated, String>>, ports: bool, in_for
     }
 }
 
-fn seccomp(inherited: &Marks) -> (Part, Option<Filters>) {
-    let filters = match Filters::compile() {
+fn seccomp(inherited: &Marks, unix_targets: bool) -> (Part, Option<Filters>) {
+    let filters = match Filters::compile(unix_targets) {
         Ok(filters) => filters,
         Err(why) => return (Part::missing("seccomp", format!("no filter for this processor: {why}")), None),
     };

@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 use super::parent;
-use crate::plan::{Confinement, Plan};
+use crate::plan::{Confinement, Host, Listen, Plan};
 use crate::upgrade::Program;
 
 /// The newest set of rights these rules were written for and tested with. Older kernels take the part they know.
@@ -93,6 +93,11 @@ impl Rules {
         if let Some(path) = &plan.control {
             rules.add(parent(path), AccessFs::ReadDir | AccessFs::MakeSock | AccessFs::RemoveFile);
         }
+        // A reload makes sockets, and the end removes them. Connecting to one is no access to a file for Landlock.
+        let unix = plan.forwards.iter().flat_map(|forward| &forward.listen).flat_map(Listen::addresses);
+        for path in unix.filter_map(|(address, _)| address.path()) {
+            rules.add(parent(path), AccessFs::ReadDir | AccessFs::MakeSock | AccessFs::RemoveFile);
+        }
         if plan.privileges.sandbox == Confinement::Strict {
             rules.ports = Some(ports(plan));
         }
@@ -150,13 +155,13 @@ fn ports(plan: &Plan) -> BTreeMap<u16, BitFlags<AccessNet>> {
         add(address.port(), AccessNet::BindTcp);
     }
     for forward in &plan.forwards {
-        for listen in &forward.listen {
+        for listen in forward.listen.iter().filter(|listen| listen.ip().is_some()) {
             (listen.ports.first..=listen.ports.last).for_each(|port| add(port, AccessNet::BindTcp));
         }
         if let Some(port) = forward.balancing.check.as_ref().and_then(|check| check.port) {
             add(port, AccessNet::ConnectTcp);
         }
-        for target in &forward.targets {
+        for target in forward.targets.iter().filter(|target| !matches!(target.host, Host::Unix(_))) {
             (target.ports.first..=target.ports.last).for_each(|port| add(port, AccessNet::ConnectTcp));
         }
     }

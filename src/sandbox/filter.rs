@@ -36,11 +36,11 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    /// Compiles all of them for the processor this runs on.
+    /// Compiles all of them for the processor this runs on. With `unix_targets` workers may connect to unix sockets.
     ///
     /// # Errors
     /// A processor the compiler does not know.
-    pub(super) fn compile() -> Result<Self, String> {
+    pub(super) fn compile(unix_targets: bool) -> Result<Self, String> {
         let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| error.to_string())?;
         let compile = |rules: Result<Rules, BackendError>| -> Result<BpfProgram, String> {
             let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
@@ -49,8 +49,8 @@ impl Filters {
         };
         Ok(Self {
             control: compile(control())?,
-            worker: compile(worker())?,
-            check: compile(check())?,
+            worker: compile(worker(unix_targets))?,
+            check: compile(check(unix_targets))?,
             log: compile(log())?,
             resolver: compile(resolver())?,
         })
@@ -137,9 +137,14 @@ fn control() -> Result<Rules, BackendError> {
     Ok(rules)
 }
 
-fn worker() -> Result<Rules, BackendError> {
+/// What connections to targets are made by.
+fn families(unix_targets: bool) -> &'static [i32] {
+    if unix_targets { &[libc::AF_INET, libc::AF_INET6, libc::AF_UNIX] } else { &[libc::AF_INET, libc::AF_INET6] }
+}
+
+fn worker(unix_targets: bool) -> Result<Rules, BackendError> {
     let mut rules = allow(&[LIFE, LIFE_OLD, TRAFFIC, TRAFFIC_OLD]);
-    rules.insert(libc::SYS_socket, sockets(&[libc::AF_INET, libc::AF_INET6])?);
+    rules.insert(libc::SYS_socket, sockets(families(unix_targets))?);
     rules.insert(libc::SYS_prlimit64, vec![when(0, SeccompCmpOp::Eq, 0)?]);
     rules.insert(libc::SYS_sched_setscheduler, policies()?);
     no_new_code(&mut rules)?;
@@ -147,12 +152,12 @@ fn worker() -> Result<Rules, BackendError> {
     Ok(rules)
 }
 
-fn check() -> Result<Rules, BackendError> {
+fn check(unix_targets: bool) -> Result<Rules, BackendError> {
     let mut rules = allow(&[LIFE, LIFE_OLD, TRAFFIC, TRAFFIC_OLD]);
     for call in [libc::SYS_accept4, libc::SYS_listen, libc::SYS_pipe2, libc::SYS_splice, libc::SYS_tee] {
         rules.remove(&call);
     }
-    rules.insert(libc::SYS_socket, sockets(&[libc::AF_INET, libc::AF_INET6])?);
+    rules.insert(libc::SYS_socket, sockets(families(unix_targets))?);
     no_new_code(&mut rules)?;
     own_signals(&mut rules)?;
     Ok(rules)
@@ -186,7 +191,7 @@ mod tests {
 
     /// Runs a step on a thread confined as the role is.
     fn confined<T: Send + 'static>(role: Option<Role>, step: impl FnOnce() -> T + Send + 'static) -> T {
-        let filters = Filters::compile().unwrap();
+        let filters = Filters::compile(true).unwrap();
         let inside = move || {
             seccompiler::apply_filter(&filters.control).unwrap();
             if let Some(role) = role {
@@ -249,7 +254,7 @@ mod tests {
     #[test]
     fn filters_are_short_enough_to_be_inherited_often() {
         // All filters of a thread together may have 32768 instructions (MAX_INSNS_PER_PATH in kernel/seccomp.c).
-        let filters = Filters::compile().unwrap();
+        let filters = Filters::compile(true).unwrap();
         for program in [&filters.control, &filters.worker, &filters.log, &filters.resolver] {
             assert!(program.len() < 1200, "{}", program.len());
         }

@@ -41,7 +41,7 @@ use std::path::Path;
 
 pub(crate) use self::confine::may_own;
 pub use self::confine::{
-    confine, enter, environment, give, give_path, give_socket, prepare, report, support, why_not_started,
+    confine, enter, environment, find_user, give, give_path, give_socket, prepare, report, support, why_not_started,
 };
 
 /// What a thread is there for, which decides what it may do.

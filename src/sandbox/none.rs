@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::{Part, Role};
-use crate::plan::{Confinement, Plan};
+use crate::plan::{Confinement, Plan, RunAs};
 
 /// Refuses what this system does not have.
 ///
@@ -58,6 +58,14 @@ pub fn give_socket(_socket: &impl std::os::fd::AsFd) -> io::Result<()> {
 /// The user who may own what this process finds in the place of its files: itself or root.
 pub(crate) fn may_own(uid: u32) -> bool {
     uid == 0 || uid == nix::unistd::geteuid().as_raw()
+}
+
+/// Users are looked up on Linux only.
+///
+/// # Errors
+/// Always.
+pub fn find_user(run_as: &RunAs) -> io::Result<(u32, u32)> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, format!("user {run_as}: looked up on Linux only")))
 }
 
 /// Nothing is in force.

@@ -11,7 +11,9 @@ use mio::Registry;
 use mio::unix::SourceFd;
 use socket2::Socket;
 
+use super::early::{EARLY, look_ahead};
 use super::{End, Phase, Ready, Session, Side, Step, millis};
+use crate::address::Address;
 use crate::plan::{Forward, WhenFull};
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys;
@@ -19,6 +21,10 @@ use crate::upstream::{Ask, Ejected, Hop, Pick, SourcePool, Trace, Upstreams};
 
 /// How often a session that waits for room at a target looks for itself; it is told when there is some.
 const LOOK_MS: u64 = 1000;
+/// How soon a unix socket whose queue was full is asked again.
+const QUEUE_MS: u64 = 5;
+/// As long as it takes: there is no other target, or no time limit.
+const WITHOUT_END: u32 = u32::MAX;
 
 /// How far connecting has got.
 #[derive(Debug)]
@@ -37,6 +43,10 @@ pub struct Connecting {
     /// What the last address said.
     last: Option<End>,
     wait: Wait,
+    /// When to give up on a unix socket whose queue is full, in milliseconds from the beginning; 0 while there is none.
+    queue_until: u32,
+    /// Bytes of the client's that went with the present SYN.
+    early: u16,
     began_us: u64,
 }
 
@@ -89,6 +99,8 @@ impl Connecting {
             next_ms: 0,
             last: None,
             wait: Wait::Backend,
+            queue_until: 0,
+            early: 0,
             began_us: now_us,
         }
     }
@@ -116,6 +128,22 @@ impl Connecting {
             }
             None => 0,
         };
+    }
+
+    /// Asks for a target again a little later, as a unix socket's queue was full, unless its time is over.
+    fn wait_for_queue(&mut self, left: u32, forward: &Forward, now_ms: u64) -> bool {
+        let began_ms = self.began_us / 1000;
+        if self.queue_until == 0 {
+            self.set_next(left, forward, now_ms);
+            let until = u32::try_from(self.next_ms.saturating_sub(began_ms)).unwrap_or(WITHOUT_END);
+            self.queue_until = if self.next_ms == 0 { WITHOUT_END } else { until.max(1) };
+        }
+        if self.queue_until != WITHOUT_END && now_ms >= began_ms + u64::from(self.queue_until) {
+            (self.queue_until, self.next_ms) = (0, 0);
+            return false;
+        }
+        self.next_ms = now_ms + QUEUE_MS;
+        true
     }
 
     /// Whether no other address may be tried.
@@ -182,7 +210,7 @@ impl Session {
             if let Some(last) = last.filter(|_| connecting.is_spent(by.forward)) {
                 return Step::End(last);
             }
-            let (lease, address, left) = match connecting.ask(self.origin.client.ip(), by) {
+            let (lease, address, left) = match connecting.ask(self.origin.client, by) {
                 Pick::To { lease, address, left } => (lease, address, left),
                 Pick::Full if by.forward.limits.when_full == WhenFull::Refuse => {
                     return Step::End(last.unwrap_or(End::of(EndReason::Limit)));
@@ -197,19 +225,35 @@ impl Session {
                 }
                 Pick::Nothing => return Step::End(last.unwrap_or(End::of(EndReason::NoTarget))),
             };
-            match begin(address, self.origin.client.ip(), by, connecting.attempts) {
-                Ok((socket, local)) => {
+            let mut buffer = [0; EARLY];
+            // A header for the target goes before anything of the client's.
+            let may_early = by.forward.tcp.fast_open.is_some() && by.forward.egress.send_proxy.is_none();
+            let early = if may_early && !address.is_unix() { look_ahead(&self.client, &mut buffer) } else { &[] };
+            match begin(address, self.origin.client, by, connecting.attempts, early) {
+                Ok(Begun { socket, local, early }) => {
+                    (connecting.early, connecting.queue_until) = (early as u16, 0);
                     by.stats.retries.add(u64::from(connecting.attempts > 0));
                     self.attempt = connecting.attempts;
                     connecting.attempts += 1;
                     connecting.set_next(left, by.forward, by.now_us / 1000);
                     by.trace.forget(self.trace);
-                    self.trace =
-                        local.map_or(0, |l| by.trace.remember(l, address, connecting.hop, self.origin.forward));
+                    self.trace = local.zip(address.socket()).map_or(0, |(local, target)| {
+                        by.trace.remember(local, target, connecting.hop, self.origin.forward)
+                    });
                     self.target = Some(address);
                     (self.backend_ready, self.backend_failed) = (Ready::default(), false);
                     (self.backend, self.lease) = (Some(socket), Some(lease));
                     return Step::Wait;
+                }
+                // The listener's queue is full, and no event tells when it has room (connect(2)).
+                Err(e) if address.is_unix() && e.kind() == io::ErrorKind::WouldBlock => {
+                    self.target = Some(address);
+                    if connecting.wait_for_queue(left, by.forward, by.now_us / 1000) {
+                        return Step::Wait;
+                    }
+                    connecting.attempts += 1;
+                    self.lease = Some(lease);
+                    self.fail(End::of(EndReason::ConnectTimeout), by);
                 }
                 Err(e) if is_exhausted(&e) => {
                     (connecting.wait, connecting.next_ms) = (Wait::Descriptor, 0);
@@ -260,7 +304,7 @@ impl Session {
             return self.next_address(Some(connect_end(&e)), by);
         }
         let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
-        let give_up_ms = connecting.give_up_ms;
+        let (early, give_up_ms) = (usize::from(connecting.early), connecting.give_up_ms);
         by.stats.connect_time.record(Duration::from_micros(by.now_us - connecting.began_us));
         if let Some(lease) = self.lease.as_ref().filter(|lease| lease.endpoint().answers()) {
             log::info!("forward {:?}: target {} answers again", lease.endpoint().forward(), lease.endpoint().label());
@@ -269,6 +313,11 @@ impl Session {
         self.active_us = by.now_us;
         // Whatever was said before the handshake ended is stale, and the first write needs no event.
         (self.client_ready.writable, self.backend_ready.writable) = (true, true);
+        if early > 0
+            && let Err(e) = self.take_early(early, by)
+        {
+            return Step::End(End { reason: super::blame(Side::Client, &e), errno: e.raw_os_error() });
+        }
         match by.forward.egress.send_proxy {
             Some(version) => self.announce(version, give_up_ms, by),
             None => Step::Again,
@@ -295,7 +344,7 @@ impl Session {
 
 impl Connecting {
     /// The next target, once more where there is no room, as a slot given back before the mark was set has told nobody.
-    fn ask(&self, client: IpAddr, by: &mut Connector<'_>) -> Pick {
+    fn ask(&self, client: Address, by: &mut Connector<'_>) -> Pick {
         let now_ms = by.now_us / 1000;
         let ask = Ask { client, port_offset: self.port_offset, tried: &self.tried, now_ms };
         match by.upstreams.choose(&ask) {
@@ -308,27 +357,34 @@ impl Connecting {
     }
 }
 
+/// An attempt that is on its way.
+struct Begun {
+    socket: Socket,
+    local: Option<SocketAddr>,
+    /// Bytes of the client's that went with the SYN.
+    early: usize,
+}
+
 /// Makes the socket and starts the handshake, from the first source address that has a port left; also says which local
 /// address it has got.
-fn begin(
-    address: SocketAddr,
-    client: IpAddr,
-    by: &Connector<'_>,
-    attempt: u32,
-) -> io::Result<(Socket, Option<SocketAddr>)> {
+fn begin(address: Address, client: Address, by: &Connector<'_>, attempt: u32, early: &[u8]) -> io::Result<Begun> {
     if by.forward.egress.transparent {
-        if client.is_ipv4() != address.is_ipv4() {
-            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
-        }
-        return begin_from(Some(client), address, by, attempt);
+        // The client of a unix socket has no address, and a unix socket shows none.
+        return match (client.ip(), address.ip()) {
+            (Some(from), Some(to)) if from.is_ipv4() == to.is_ipv4() => {
+                begin_from(Some(from), address, by, attempt, early)
+            }
+            _ => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
+        };
     }
-    if by.sources.is_empty() {
-        return begin_from(None, address, by, attempt);
-    }
+    let ip = match address.ip() {
+        Some(ip) if !by.sources.is_empty() => ip,
+        _ => return begin_from(None, address, by, attempt, early),
+    };
     // Going out from another address than those asked for would be worse than trying the next target.
     let mut last = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
-    for source in by.sources.turn(address.ip()) {
-        match begin_from(Some(source), address, by, attempt) {
+    for source in by.sources.turn(ip) {
+        match begin_from(Some(source), address, by, attempt, early) {
             // That an address has no port left says more than that there is no such address.
             Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => {
                 last = if connect_end(&last).reason == EndReason::NoPorts { last } else { e };
@@ -341,14 +397,15 @@ fn begin(
 
 fn begin_from(
     source: Option<IpAddr>,
-    address: SocketAddr,
+    address: Address,
     by: &Connector<'_>,
     attempt: u32,
-) -> io::Result<(Socket, Option<SocketAddr>)> {
-    let socket = sys::stream(address)?;
-    sys::set_options(&socket, &by.forward.tcp)?;
-    if by.forward.egress.is_marked() {
-        sys::set_egress(&socket, &by.forward.egress, address.is_ipv6())?;
+    early: &[u8],
+) -> io::Result<Begun> {
+    let socket = sys::stream(address, by.forward.tcp.mptcp)?;
+    sys::set_options(&socket, address, &by.forward.tcp)?;
+    if let Some(ip) = address.ip().filter(|_| by.forward.egress.is_marked()) {
+        sys::set_egress(&socket, &by.forward.egress, ip.is_ipv6())?;
     }
     if let Some(source) = source {
         sys::bind_source(&socket, source).map_err(|e| {
@@ -357,19 +414,25 @@ fn begin_from(
             io::Error::new(e.kind(), e)
         })?;
     }
-    start_handshake(&socket, address)?;
+    let early = start_handshake(&socket, address, early)?;
     let local = socket.local_addr().ok().and_then(|l| l.as_socket());
     by.registry
         .register(&mut SourceFd(&socket.as_raw_fd()), super::backend_token(by.key, attempt), sys::interest())
         .inspect_err(|_| give_up(&socket))?;
-    Ok((socket, local))
+    Ok(Begun { socket, local, early })
 }
 
-/// Asks again when it was interrupted: nothing else tells whether the handshake has begun (EALREADY, EISCONN) or not.
-fn start_handshake(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+/// Begins to connect; how many of the early bytes went with the SYN. Asks again when it was interrupted: nothing else tells whether the handshake has begun (EALREADY, EISCONN) or not.
+fn start_handshake(socket: &Socket, address: Address, early: &[u8]) -> io::Result<usize> {
+    let to = address.to_sock_addr()?;
+    if !early.is_empty()
+        && let Some(sent) = sys::connect_with(socket, &to, early)?
+    {
+        return Ok(sent);
+    }
     loop {
-        match socket.connect(&address.into()).map_err(|e| (e.raw_os_error(), e)) {
-            Ok(()) | Err((Some(libc::EINPROGRESS | libc::EALREADY | libc::EISCONN), _)) => return Ok(()),
+        match socket.connect(&to).map_err(|e| (e.raw_os_error(), e)) {
+            Ok(()) | Err((Some(libc::EINPROGRESS | libc::EALREADY | libc::EISCONN), _)) => return Ok(0),
             Err((Some(libc::EINTR), _)) => {}
             Err((_, e)) => return Err(e),
         }

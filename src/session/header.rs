@@ -4,7 +4,6 @@
 //! connected and has been sent the second.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
@@ -12,6 +11,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use socket2::Socket;
 
 use super::{Connecting, Connector, End, Phase, Session, Side, Step, blame};
+use crate::address::Address;
 use crate::arms::ArmIndex;
 use crate::proxy::{self, Fault, Header, How, Outcome, Reader, Source, Version};
 use crate::pump::{Choice, Pump};
@@ -35,7 +35,7 @@ pub struct Awaiting {
 #[derive(Debug)]
 pub(super) struct Introduction {
     /// The connection's own peer.
-    peer: SocketAddr,
+    peer: Address,
     header: Header,
 }
 
@@ -97,7 +97,7 @@ impl Session {
 
     /// Who brought the client's address.
     #[must_use]
-    pub fn proxy(&self) -> Option<SocketAddr> {
+    pub fn proxy(&self) -> Option<Address> {
         self.introduction.as_ref().map(|introduction| introduction.peer)
     }
 
@@ -130,7 +130,7 @@ impl Session {
             Outcome::Header(header) => {
                 // What it says of the connection replaces what the connection says of itself; the fields stay either way.
                 let peer = self.origin.client;
-                self.origin.client = header.addresses.map_or(peer, |(source, _)| source);
+                self.origin.client = header.addresses.map_or(peer, |(source, _)| source.into());
                 self.introduction = Some(Box::new(Introduction { peer, header }));
                 Awaited::Introduced
             }
@@ -171,7 +171,8 @@ impl Session {
         let said = known.as_ref().map(|known| &known.header);
         let addresses = said.and_then(|header| header.addresses).or_else(|| {
             let [local, original] = sys::meant_for(&self.client);
-            Some((self.origin.client, original.or(local)?))
+            // A unix socket's client is UNKNOWN, or LOCAL: there is nothing to say of it.
+            Some((self.origin.client.socket()?, original.or(local)?))
         });
         let header = Header {
             addresses,

@@ -8,11 +8,11 @@
 
 mod advance;
 mod connect;
+mod early;
 mod header;
 mod moving;
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use self::advance::blame;
 pub use self::connect::{Connecting, Connector};
 use self::header::{Announcing, Introduction};
 pub use self::header::{Awaited, Awaiting};
+use crate::address::Address;
 use crate::arms::ArmIndex;
 use crate::flow::Flow;
 use crate::limits::Pace;
@@ -54,7 +55,7 @@ pub fn key_of(token: mio::Token) -> usize {
 #[derive(Debug, Clone, Copy)]
 pub struct Origin {
     /// The client's address.
-    pub client: SocketAddr,
+    pub client: Address,
     /// Number of the forward's edition.
     pub forward: usize,
     /// Number of the listening address among those of its forward.
@@ -79,7 +80,7 @@ pub struct Session {
     phase: Phase,
     /// What the client's PROXY header said, where there was one.
     introduction: Option<Box<Introduction>>,
-    target: Option<SocketAddr>,
+    target: Option<Address>,
     /// Its hold of that target.
     lease: Option<Lease>,
     /// Number of the connect attempt `backend` belongs to.
@@ -219,7 +220,7 @@ impl Session {
 
     /// The target it is connected or connecting to.
     #[must_use]
-    pub fn target(&self) -> Option<SocketAddr> {
+    pub fn target(&self) -> Option<Address> {
         self.target
     }
 

@@ -4,7 +4,7 @@
 //! no control character and no separator of the format gets into a line.
 
 use std::fmt::{self, Display, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -12,6 +12,7 @@ use jiff::tz::TimeZone;
 use nix::errno::Errno;
 use serde::Serialize;
 
+use crate::address::Address;
 use crate::plan::{Forward, Host, LogFormat, Ports, Transport};
 use crate::stats::{Bytes, EndReason, SessionRecord};
 
@@ -30,14 +31,14 @@ struct JsonLine<'a> {
     forward: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     arm: Option<&'a str>,
-    client: SocketAddr,
+    client: Address,
     /// Left out for TCP.
     #[serde(skip_serializing_if = "Option::is_none")]
     protocol: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    proxy: Option<SocketAddr>,
-    listener: SocketAddr,
-    target: Option<SocketAddr>,
+    proxy: Option<Address>,
+    listener: Address,
+    target: Option<Address>,
     bytes: Bytes,
     duration_seconds: f64,
     reason: &'static str,
@@ -163,20 +164,22 @@ fn arm(record: &SessionRecord) -> Option<&str> {
 /// Host and port of the listener and of the target, as the configuration has them: rinetd's log does.
 fn ends(record: &SessionRecord) -> ((Token, u16), (Token, u16)) {
     let forward = &record.forward;
-    let port = record.listener.port();
-    let ip = record.listener.ip().to_canonical();
+    let Some(address) = record.listener.socket() else {
+        return (numeric(record.listener), target_end(forward, record.target, 0));
+    };
+    let (ip, port) = (address.ip().to_canonical(), address.port());
     let listens = if record.transport == Transport::Udp { &forward.udp.listen } else { &forward.listen };
     let candidates = || listens.iter().filter(|listen| contains(listen.ports, port));
     let listen = candidates()
-        .find(|listen| listen.ip.to_canonical() == ip)
-        .or_else(|| candidates().find(|listen| listen.ip.is_unspecified()));
-    let listener = (Token(listen.map_or(ip, |listen| listen.ip).to_string()), port);
+        .find(|listen| listen.ip().is_some_and(|listen| same(listen, ip)))
+        .or_else(|| candidates().find(|listen| listen.ip().is_some_and(|ip| ip.is_unspecified())));
+    let listener = (Token(listen.and_then(|listen| listen.ip()).unwrap_or(ip).to_string()), port);
     let offset = listen.map_or(0, |listen| port - listen.ports.first);
     (listener, target_end(forward, record.target, offset))
 }
 
 /// The target that was tried, by the name it has in the configuration; the first one when none was.
-fn target_end(forward: &Forward, tried: Option<SocketAddr>, offset: u16) -> (Token, u16) {
+fn target_end(forward: &Forward, tried: Option<Address>, offset: u16) -> (Token, u16) {
     let Some(address) = tried else {
         return forward.targets.first().map_or((Token("?".to_owned()), 0), |target| {
             let first = target.ports.first;
@@ -184,6 +187,7 @@ fn target_end(forward: &Forward, tried: Option<SocketAddr>, offset: u16) -> (Tok
             (host(&target.host), port)
         });
     };
+    let Address::Ip(address) = address else { return numeric(address) };
     let literal = forward.targets.iter().any(|target| matches!(target.host, Host::Ip(ip) if same(ip, address.ip())));
     let mut names = forward
         .targets
@@ -192,7 +196,7 @@ fn target_end(forward: &Forward, tried: Option<SocketAddr>, offset: u16) -> (Tok
     match (literal, names.next(), names.next()) {
         // With several names it cannot be told which one the address came from.
         (false, Some(target), None) => (host(&target.host), address.port()),
-        _ => numeric(address),
+        _ => numeric(address.into()),
     }
 }
 
@@ -200,11 +204,16 @@ fn host(host: &Host) -> Token {
     match host {
         Host::Ip(ip) => Token(ip.to_string()),
         Host::Name(name) => Token(name.clone()),
+        Host::Unix(name) => Token(name.to_string()),
     }
 }
 
-fn numeric(address: SocketAddr) -> (Token, u16) {
-    (Token(address.ip().to_canonical().to_string()), address.port())
+fn numeric(address: Address) -> (Token, u16) {
+    match address {
+        Address::Ip(address) => (Token(address.ip().to_canonical().to_string()), address.port()),
+        // A unix socket has no port; these formats have a place for one.
+        name => (Token(name.to_string()), 0),
+    }
 }
 
 fn same(a: IpAddr, b: IpAddr) -> bool {
@@ -215,8 +224,8 @@ fn contains(ports: Ports, port: u16) -> bool {
     (ports.first..=ports.last).contains(&port)
 }
 
-fn client_address(record: &SessionRecord) -> IpAddr {
-    record.client.ip().to_canonical()
+fn client_address(record: &SessionRecord) -> Token {
+    numeric(record.client).0
 }
 
 fn totals(record: &SessionRecord) -> (u64, u64) {

@@ -11,10 +11,12 @@ pub mod channel;
 #[cfg(not(target_os = "linux"))]
 #[path = "no_channel.rs"]
 pub mod channel;
+mod fast_open;
 mod limits;
 mod socket;
 mod thread;
 
+pub use self::fast_open::{FastOpen, connect_with, listen_fast_open, peek};
 pub use self::limits::{descriptor_limit, raise_descriptor_limit};
 pub use self::socket::{accept, bind_source, meant_for, reset_options, set_egress, set_options, stream};
 pub use self::thread::{allowed_cpus, be_batch, is_ordinary, pin_to, thread_cpu_ns, thread_cpu_time};

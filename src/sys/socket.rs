@@ -2,35 +2,66 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+#[cfg(target_os = "linux")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use crate::address::{Address, Caller};
 use crate::plan::{Egress, TcpOptions};
 
-/// A TCP socket that neither blocks nor is inherited by a child.
+/// A TCP or unix stream socket that neither blocks nor is inherited by a child. With `mptcp` it speaks Multipath TCP
+/// where the kernel has that, and TCP to whoever does not.
 ///
 /// # Errors
 /// What socket(2) reports.
-pub fn stream(address: SocketAddr) -> io::Result<Socket> {
-    let domain = Domain::for_address(address);
+pub fn stream(address: Address, mptcp: bool) -> io::Result<Socket> {
+    match address.socket().map(Domain::for_address) {
+        None => nonblocking(Domain::UNIX, None),
+        #[cfg(target_os = "linux")]
+        Some(domain) if mptcp && !NO_MPTCP.load(Ordering::Relaxed) => {
+            nonblocking(domain, Some(Protocol::MPTCP)).or_else(|error| {
+                // Not there, not switched on (net.mptcp.enabled), or filtered: TCP does in its place.
+                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) {
+                    return Err(error);
+                }
+                if !NO_MPTCP.swap(true, Ordering::Relaxed) {
+                    log::warn!("no Multipath TCP: {error}; TCP is used (sysctl net.mptcp.enabled=1, CONFIG_MPTCP)");
+                }
+                nonblocking(domain, Some(Protocol::TCP))
+            })
+        }
+        Some(domain) => {
+            let _ = mptcp;
+            nonblocking(domain, Some(Protocol::TCP))
+        }
+    }
+}
+
+/// The kernel has refused Multipath TCP.
+#[cfg(target_os = "linux")]
+static NO_MPTCP: AtomicBool = AtomicBool::new(false);
+
+fn nonblocking(domain: Domain, protocol: Option<Protocol>) -> io::Result<Socket> {
     #[cfg(target_os = "linux")]
     {
-        Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
+        Socket::new(domain, Type::STREAM.nonblocking(), protocol)
     }
     #[cfg(not(target_os = "linux"))]
     {
-        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(domain, Type::STREAM, protocol)?;
         socket.set_nonblocking(true)?;
         Ok(socket)
     }
 }
 
-/// Takes one connection; it neither blocks nor is inherited by a child.
+/// Takes one connection; it neither blocks nor is inherited by a child. The client of a unix socket is known by its
+/// user and process.
 ///
 /// # Errors
 /// What accept4(2) reports.
-pub fn accept(listener: &Socket) -> io::Result<(Socket, SocketAddr)> {
+pub fn accept(listener: &Socket) -> io::Result<(Socket, Address)> {
     #[cfg(target_os = "linux")]
     let (socket, address) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
     #[cfg(not(target_os = "linux"))]
@@ -39,29 +70,39 @@ pub fn accept(listener: &Socket) -> io::Result<(Socket, SocketAddr)> {
         socket.set_nonblocking(true)?;
         (socket, address)
     };
-    match address.as_socket() {
-        Some(address) => Ok((socket, address)),
-        None => Err(io::Error::new(io::ErrorKind::Unsupported, "a peer without an IP address")),
-    }
+    let client = match address.as_socket() {
+        // An IPv4 client of an IPv6 socket is known by its IPv4 address, as everywhere.
+        Some(address) => Address::Ip(SocketAddr::new(address.ip().to_canonical(), address.port())),
+        None => Address::Caller(caller(&socket)?),
+    };
+    Ok((socket, client))
 }
 
-/// Sets what both sides of a session share. On a listener every accepted connection inherits it (tcp(7)).
+/// Who was at the other end of a unix socket when it connected (`SO_PEERCRED`, unix(7)).
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn caller(socket: &Socket) -> io::Result<Caller> {
+    let found = nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)?;
+    Ok(Caller { uid: found.uid(), pid: u32::try_from(found.pid()).unwrap_or(0) })
+}
+
+/// Who was at the other end of a unix socket when it connected (getpeereid(3)).
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn caller(socket: &Socket) -> io::Result<Caller> {
+    let (uid, _) = nix::unistd::getpeereid(socket)?;
+    Ok(Caller { uid: uid.as_raw(), pid: 0 })
+}
+
+/// Sets what both sides of a session share. On a TCP listener every accepted connection inherits it (tcp(7)), on that of
+/// a unix socket none does. `address` says which of both it is: a unix socket has no other options than buffers.
 ///
 /// Urgent bytes are kept in line, so that a forwarder, which cannot pass the mark on, at least loses no byte.
 ///
 /// # Errors
 /// What setsockopt(2) reports.
-pub fn set_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    socket.set_out_of_band_inline(true)?;
-    if let Some(idle) = options.keepalive {
-        let interval = Duration::from_secs((idle.as_secs() / 4).max(1));
-        let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(4);
-        socket.set_tcp_keepalive(&keepalive)?;
-    }
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    if let Some(timeout) = options.user_timeout {
-        socket.set_tcp_user_timeout(Some(timeout))?;
+pub fn set_options(socket: &Socket, address: Address, options: &TcpOptions) -> io::Result<()> {
+    missing_in_mptcp(options, socket.set_out_of_band_inline(true))?;
+    if !address.is_unix() {
+        set_tcp_options(socket, options)?;
     }
     if let Some(bytes) = options.receive_buffer {
         socket.set_recv_buffer_size(bytes)?;
@@ -108,20 +149,46 @@ pub fn set_egress(_: &Socket, egress: &Egress, _: bool) -> io::Result<()> {
     if *egress == none { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
 }
 
+/// Multipath TCP lacks some options of TCP, more of them in older kernels (`mptcp_supported_sockopt` in
+/// net/mptcp/sockopt.c): it goes without them.
+fn missing_in_mptcp(options: &TcpOptions, result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if options.mptcp && matches!(e.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP)) => Ok(()),
+        result => result,
+    }
+}
+
+fn set_tcp_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
+    missing_in_mptcp(options, socket.set_tcp_nodelay(true))?;
+    if let Some(idle) = options.keepalive {
+        let interval = Duration::from_secs((idle.as_secs() / 4).max(1));
+        let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(4);
+        missing_in_mptcp(options, socket.set_tcp_keepalive(&keepalive))?;
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Some(timeout) = options.user_timeout {
+        missing_in_mptcp(options, socket.set_tcp_user_timeout(Some(timeout)))?;
+    }
+    Ok(())
+}
+
 /// Sets a socket that was set before to something else: what is left to the kernel now goes back to its own value.
 /// Buffer sizes cannot: once set, the kernel does not tune them any more, so they stay.
 ///
 /// # Errors
 /// What setsockopt(2) reports.
-pub fn reset_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
-    set_options(socket, options)?;
+pub fn reset_options(socket: &Socket, address: Address, options: &TcpOptions) -> io::Result<()> {
+    set_options(socket, address, options)?;
+    if address.is_unix() {
+        return Ok(());
+    }
     socket.set_keepalive(options.keepalive.is_some())?;
     if options.dscp.is_none() {
         set_dscp(socket, 0)?;
     }
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if options.user_timeout.is_none() {
-        socket.set_tcp_user_timeout(Some(Duration::ZERO))?;
+        missing_in_mptcp(options, socket.set_tcp_user_timeout(Some(Duration::ZERO)))?;
     }
     Ok(())
 }

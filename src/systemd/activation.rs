@@ -5,11 +5,12 @@
 
 use std::collections::HashSet;
 use std::env;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 
 use listenfd::ListenFd;
-use socket2::{SockRef, Socket};
+use socket2::Socket;
 
+use crate::address::Address;
 use crate::plan::{Forward, Plan};
 
 /// Configured addresses an error names at most.
@@ -38,47 +39,49 @@ pub fn activated(plan: &Plan) -> Result<Activated, String> {
         let name = names.next().unwrap_or_default();
         let wrong = |why: &str| {
             format!(
-                "socket activation: number {} ({name:?}) {why}; a socket unit for spliced has ListenStream=ADDRESS:PORT \
+                "socket activation: number {} ({name:?}) {why}; a socket unit for spliced has ListenStream=ADDRESS:PORT or a path \
                  and Accept=no",
                 index + 1
             )
         };
-        let listener = match passed.take_tcp_listener(index) {
-            Ok(Some(listener)) => listener,
-            Ok(None) => continue,
-            Err(error) => return Err(wrong(&format!("cannot be used: {error}"))),
+        let listener: Socket = match (passed.take_tcp_listener(index), passed.take_unix_listener(index)) {
+            (Ok(Some(listener)), _) => listener.into(),
+            (_, Ok(Some(listener))) => listener.into(),
+            (Ok(None), _) => continue,
+            (Err(error), _) => return Err(wrong(&format!("cannot be used: {error}"))),
         };
         if !listens(&listener) {
             return Err(wrong("does not listen"));
         }
-        let address = listener.local_addr().map_err(|error| wrong(&format!("has no IP address: {error}")))?;
+        let address = listener.local_addr().map_err(|error| wrong(&format!("has no address: {error}")))?;
+        let address = Address::of(&address).ok_or_else(|| wrong("has no address a forward could listen on"))?;
         listeners.push((address, name.to_owned(), listener));
     }
     sort_out(plan, listeners)
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn listens(listener: &TcpListener) -> bool {
-    SockRef::from(listener).is_listener().unwrap_or(false)
+fn listens(listener: &Socket) -> bool {
+    listener.is_listener().unwrap_or(false)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn listens(_: &TcpListener) -> bool {
+fn listens(_: &Socket) -> bool {
     true
 }
 
-fn sort_out(plan: &Plan, listeners: Vec<(SocketAddr, String, TcpListener)>) -> Result<Activated, String> {
+fn sort_out(plan: &Plan, listeners: Vec<(Address, String, Socket)>) -> Result<Activated, String> {
     let mut activated = Activated::default();
     if listeners.is_empty() {
         return Ok(activated);
     }
-    let wanted: HashSet<SocketAddr> =
+    let wanted: HashSet<Address> =
         plan.forwards.iter().flat_map(Forward::addresses).map(|(address, _)| address).collect();
     for (address, name, listener) in listeners {
         if wanted.contains(&address) {
-            activated.listeners.push(listener.into());
-        } else if plan.metrics == Some(address) && activated.metrics.is_none() {
-            activated.metrics = Some(listener);
+            activated.listeners.push(listener);
+        } else if address.socket().is_some_and(|at| plan.metrics == Some(at)) && activated.metrics.is_none() {
+            activated.metrics = Some(listener.into());
         } else {
             return Err(mismatch(plan, address, &name));
         }
@@ -86,12 +89,12 @@ fn sort_out(plan: &Plan, listeners: Vec<(SocketAddr, String, TcpListener)>) -> R
     Ok(activated)
 }
 
-fn mismatch(plan: &Plan, address: SocketAddr, name: &str) -> String {
+fn mismatch(plan: &Plan, address: Address, name: &str) -> String {
     let mut configured: Vec<String> = plan.forwards.iter().flat_map(|f| &f.listen).map(ToString::to_string).collect();
     let more = configured.len().saturating_sub(NAMED);
     configured.truncate(NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let both = if address.is_ipv6() && address.ip().is_unspecified() {
+    let both = if address.ip().is_some_and(|ip| ip.is_ipv6() && ip.is_unspecified()) {
         "; ListenStream=PORT alone means [::]:PORT, for IPv4 write 0.0.0.0:PORT"
     } else {
         ""
@@ -112,19 +115,19 @@ mod tests {
         config::from_args(listen, "127.0.0.1:1", &config::Overrides::default()).unwrap()
     }
 
-    fn open() -> (SocketAddr, String, TcpListener) {
+    fn open() -> (Address, String, Socket) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        (listener.local_addr().unwrap(), "web".to_owned(), listener)
+        (listener.local_addr().unwrap().into(), "web".to_owned(), listener.into())
     }
 
     #[test]
     fn sockets_are_matched_by_address() {
         let (one, metrics) = (open(), open());
-        let plan = Plan { metrics: Some(metrics.0), ..plan(&one.0.to_string()) };
+        let plan = Plan { metrics: metrics.0.socket(), ..plan(&one.0.to_string()) };
         let address = one.0;
         let activated = sort_out(&plan, vec![metrics, one]).unwrap();
         assert_eq!(activated.listeners.len(), 1);
-        assert_eq!(activated.listeners[0].local_addr().unwrap().as_socket(), Some(address));
+        assert_eq!(activated.listeners[0].local_addr().unwrap().as_socket(), address.socket());
         assert!(activated.metrics.is_some());
     }
 

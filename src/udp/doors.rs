@@ -120,13 +120,13 @@ impl Doors {
         for (number, forward) in plan.forwards.iter().enumerate() {
             for listen in &forward.udp.listen {
                 let shared = sys::REUSE_PORT_BALANCES && listen.ports.len() < DEALT_FROM;
-                for port_offset in 0..listen.ports.len() as u16 {
-                    let address = SocketAddr::new(listen.ip, listen.ports.first + port_offset);
+                for (address, port_offset) in listen.addresses() {
+                    let Some(address) = address.socket() else { continue };
                     let place = Place { forward: number, port_offset };
                     let known = known.get(&address).copied();
                     let wanted = if shared { workers } else { 1 };
                     let door = prepared.open(address, place, forward, wanted, known);
-                    prepared.doors.push(door.map_err(|e| listener::explain(address, forward, &e))?);
+                    prepared.doors.push(door.map_err(|e| listener::explain(address.into(), forward, &e))?);
                 }
             }
         }

@@ -17,6 +17,7 @@ use socket2::{Socket, Type};
 
 use super::DEADLINE;
 use super::protocol::{Bequest, MAX_ADDRESSES, Ready, Reply, VARIABLE, VERSION, receive, send};
+use crate::address::Address;
 use crate::fleet::Inherited;
 use crate::plan::{Forward, Plan};
 use crate::sys::channel::Channel;
@@ -29,9 +30,9 @@ pub struct Predecessor {
     pid: u32,
     /// The real standard input and standard error.
     streams: Option<[OwnedFd; 2]>,
-    listeners: Vec<(SocketAddr, Inherited)>,
-    datagrams: Vec<(SocketAddr, Socket)>,
-    given_up: Vec<SocketAddr>,
+    listeners: Vec<(Address, Inherited)>,
+    datagrams: Vec<(Address, Socket)>,
+    given_up: Vec<Address>,
     metrics: Option<TcpListener>,
     control: Option<Control>,
     pid_file: Option<File>,
@@ -93,7 +94,7 @@ impl Predecessor {
 
     /// The listeners the plan asks for. What waits in the others stays with the process before: it holds them too.
     pub fn take_listeners(&mut self, plan: &Plan) -> Vec<Inherited> {
-        let wanted: HashSet<SocketAddr> =
+        let wanted: HashSet<Address> =
             plan.forwards.iter().flat_map(Forward::addresses).map(|(address, _)| address).collect();
         let all = std::mem::take(&mut self.listeners).into_iter();
         let (taken, given_up): (Vec<_>, Vec<_>) = all.partition(|(address, _)| wanted.contains(address));
@@ -108,7 +109,9 @@ impl Predecessor {
         let wanted: HashSet<SocketAddr> =
             plan.forwards.iter().flat_map(Forward::udp_addresses).map(|(address, _)| address).collect();
         let all = std::mem::take(&mut self.datagrams).into_iter();
-        all.filter(|(address, _)| wanted.contains(address)).map(|(_, socket)| socket).collect()
+        all.filter(|(address, _)| address.socket().is_some_and(|address| wanted.contains(&address)))
+            .map(|(_, socket)| socket)
+            .collect()
     }
 
     /// The metrics listener, when it is bound to this address.
@@ -237,15 +240,15 @@ fn invalid(text: String) -> io::Error {
 }
 
 /// What was passed on as a listener, when it is one, and whether it is one for streams.
-fn listener(descriptor: OwnedFd) -> io::Result<(SocketAddr, Socket, bool)> {
+fn listener(descriptor: OwnedFd) -> io::Result<(Address, Socket, bool)> {
     let socket = Socket::from(descriptor);
-    let address = socket.local_addr()?.as_socket();
+    let address = Address::of(&socket.local_addr()?);
     let listens = getsockopt(&socket, sockopt::AcceptConn)?;
     let kind = socket.r#type()?;
     match address {
         Some(address) if listens && kind == Type::STREAM => Ok((address, socket, true)),
-        Some(address) if kind == Type::DGRAM => Ok((address, socket, false)),
-        _ => Err(invalid(format!("no listening TCP socket and no UDP socket ({address:?})"))),
+        Some(address @ Address::Ip(_)) if kind == Type::DGRAM => Ok((address, socket, false)),
+        _ => Err(invalid(format!("no listening stream socket and no UDP socket ({address:?})"))),
     }
 }
 
@@ -283,11 +286,15 @@ mod tests {
         let bound = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = bound.local_addr().unwrap();
         let (taken, _, stream) = listener(bound.into()).unwrap();
-        assert_eq!((taken, stream), (address, true));
+        assert_eq!((taken, stream), (address.into(), true));
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         assert!(!listener(udp.into()).unwrap().2, "for datagrams");
         let connecting = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let unix = UnixListener::bind(tempfile::tempdir().unwrap().path().join("sock")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sock");
+        let named = UnixListener::bind(&path).unwrap();
+        assert_eq!(listener(named.into()).unwrap().0.to_string(), format!("unix:{}", path.display()));
+        let unix = std::os::unix::net::UnixDatagram::unbound().unwrap();
         for stranger in [connecting.into(), unix.into(), OwnedFd::from(File::open("/dev/null").unwrap())] {
             assert!(listener(stranger).is_err());
         }

@@ -2,7 +2,6 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use socket2::Socket;
 
 use super::Estate;
+use crate::address::Address;
 use crate::sys::channel::{Channel, MAX_DESCRIPTORS};
 
 /// Names the version of the protocol to the new process, and so that it takes over from another.
@@ -50,7 +50,7 @@ pub(super) enum Reply {
     /// Addresses whose listeners it was given and does not keep.
     GivesUp {
         /// At most [`MAX_ADDRESSES`]; more come in further messages.
-        addresses: Vec<SocketAddr>,
+        addresses: Vec<Address>,
     },
     /// Everything is in place, it waits for [`Bequest::Go`].
     Ready(Ready),
@@ -59,7 +59,7 @@ pub(super) enum Reply {
 }
 
 /// Addresses in one message: so many fit in any case.
-pub(super) const MAX_ADDRESSES: usize = 32;
+pub(super) const MAX_ADDRESSES: usize = 16;
 
 /// What a new process is and keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,13 +184,17 @@ mod tests {
 
     #[test]
     fn the_longest_addresses_fit_a_message() {
-        let longest = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
-        let message = Reply::GivesUp { addresses: vec![longest; MAX_ADDRESSES] };
-        let (ours, theirs) = Channel::pair().unwrap();
-        send(&ours, &message).unwrap();
-        let mut bytes = [0; MAX_MESSAGE + 1];
-        let (_, n) = rustix::net::recv(&theirs, &mut bytes[..], rustix::net::RecvFlags::TRUNC).unwrap();
-        assert_eq!(serde_json::from_slice::<Reply>(&bytes[..n]).unwrap(), message);
+        let longest: Address = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
+        // The longest name of a unix socket, of characters that JSON escapes.
+        let name = format!("unix:/{}", "\"".repeat(106)).parse().unwrap();
+        for longest in [longest, name] {
+            let message = Reply::GivesUp { addresses: vec![longest; MAX_ADDRESSES] };
+            let (ours, theirs) = Channel::pair().unwrap();
+            send(&ours, &message).unwrap();
+            let mut bytes = [0; MAX_MESSAGE + 1];
+            let (_, n) = rustix::net::recv(&theirs, &mut bytes[..], rustix::net::RecvFlags::TRUNC).unwrap();
+            assert_eq!(serde_json::from_slice::<Reply>(&bytes[..n]).unwrap(), message);
+        }
     }
 
     #[test]

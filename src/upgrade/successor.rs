@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use mio::{Interest, Registry, Token};
 use super::last_words::LastWords;
 use super::protocol::{Bequest, Parcel, Ready, Reply, parcels, receive};
 use super::{DEADLINE, Estate, Program};
+use crate::address::Address;
 use crate::sys::channel::Channel;
 
 /// How long one that has closed the channel may take to exit: its status says more than a kill.
@@ -29,7 +29,7 @@ pub struct Successor {
     stderr: Option<pipe::Receiver>,
     words: LastWords,
     outbox: VecDeque<Parcel>,
-    given_up: Vec<SocketAddr>,
+    given_up: Vec<Address>,
     /// What it is, once it is ready and was told to begin.
     told: Option<Ready>,
     until: Instant,
@@ -244,7 +244,7 @@ impl Drop for Successor {
 pub struct Former {
     pid: u32,
     child: Option<Child>,
-    given_up: Vec<SocketAddr>,
+    given_up: Vec<Address>,
 }
 
 impl Former {
@@ -256,7 +256,7 @@ impl Former {
 
     /// Addresses it was given listeners of and does not serve.
     #[must_use]
-    pub fn given_up(&self) -> &[SocketAddr] {
+    pub fn given_up(&self) -> &[Address] {
         &self.given_up
     }
 

@@ -5,6 +5,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::address::Address;
+
 /// A target that may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Candidate {
@@ -51,6 +53,15 @@ fn mix(mut z: u64) -> u64 {
 pub(super) fn hash(bytes: &[u8]) -> u64 {
     let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fold))
+}
+
+/// The place of a client among the targets: of its address, or of its user where it came by a unix socket.
+pub(super) fn hash_of_client(client: Address) -> u64 {
+    match client {
+        Address::Ip(address) => hash_of(address.ip()),
+        Address::Caller(caller) => hash(&caller.uid.to_be_bytes()),
+        Address::Unix(_) => 0,
+    }
 }
 
 /// The hash of a client, the same whether it comes over IPv4 or as a mapped address.

@@ -2,7 +2,7 @@
 //!
 //! Nothing here is locked. Numbers are read while others change them: a choice may be one session late, a limit is exact.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::balance;
+use crate::address::Place;
 use crate::plan::{Health, Ports};
 
 /// How an address stands.
@@ -83,7 +84,7 @@ pub struct Endpoint {
     pub(super) current: AtomicBool,
     id: u32,
     key: u64,
-    ip: IpAddr,
+    place: Place,
     ports: Ports,
     /// For people: forward and address.
     forward: Arc<str>,
@@ -95,9 +96,9 @@ pub struct Endpoint {
 pub struct Lease(Arc<Endpoint>);
 
 impl Endpoint {
-    pub(super) fn new(id: u32, forward: &Arc<str>, target: &str, ip: IpAddr, ports: Ports) -> Self {
-        let address = SocketAddr::new(ip, ports.first).to_string();
-        let label = if target.starts_with(&address) { target.to_owned() } else { format!("{target} ({ip})") };
+    pub(super) fn new(id: u32, forward: &Arc<str>, target: &str, place: Place, ports: Ports) -> Self {
+        let address = place.with_port(ports.first).to_string();
+        let label = if target.starts_with(&address) { target.to_owned() } else { format!("{target} ({place})") };
         Self {
             open: AtomicU64::new(0),
             connects: AtomicU64::new(0),
@@ -115,7 +116,7 @@ impl Endpoint {
             current: AtomicBool::new(true),
             id,
             key: balance::hash(address.as_bytes()),
-            ip,
+            place,
             ports,
             forward: Arc::clone(forward),
             label,
@@ -134,18 +135,19 @@ impl Endpoint {
         self.key
     }
 
-    /// The address.
+    /// The address, or the unix socket.
     #[must_use]
-    pub fn ip(&self) -> IpAddr {
-        self.ip
+    pub fn place(&self) -> Place {
+        self.place
     }
 
     /// The address with its port or ports.
     #[must_use]
     pub fn address(&self) -> String {
-        match self.ip {
-            IpAddr::V4(ip) => format!("{ip}:{}", self.ports),
-            IpAddr::V6(ip) => format!("[{ip}]:{}", self.ports),
+        match self.place {
+            Place::Ip(IpAddr::V4(ip)) => format!("{ip}:{}", self.ports),
+            Place::Ip(IpAddr::V6(ip)) => format!("[{ip}]:{}", self.ports),
+            Place::Unix(name) => name.to_string(),
         }
     }
 
@@ -328,7 +330,7 @@ mod tests {
     use super::*;
 
     fn endpoint() -> Arc<Endpoint> {
-        let ip = IpAddr::from([10, 0, 0, 1]);
+        let ip = Place::Ip(IpAddr::from([10, 0, 0, 1]));
         Arc::new(Endpoint::new(0, &"web".into(), "10.0.0.1:80", ip, Ports::one(80)))
     }
 

@@ -15,7 +15,7 @@ mod source;
 mod targets;
 mod trace;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,6 +27,7 @@ pub use self::resolve::{Resolver, names};
 pub use self::source::SourcePool;
 pub use self::targets::{Command, TargetView, Targets};
 pub use self::trace::{Hop, Trace};
+use crate::address::{Address, Place};
 use crate::plan::{Balance, Forward, Health, Host, Target};
 
 /// A weight of 1 in full, so that a slow start has steps.
@@ -64,7 +65,7 @@ struct Member {
 #[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {
     /// The client's address.
-    pub client: IpAddr,
+    pub client: Address,
     /// The listener's place in its range.
     pub port_offset: u16,
     /// Addresses that have been tried, by [`Endpoint::id`].
@@ -81,7 +82,7 @@ pub enum Pick {
         /// Its hold of the address.
         lease: Lease,
         /// The address with the port.
-        address: SocketAddr,
+        address: Address,
         /// How many others are left to try.
         left: u32,
     },
@@ -149,9 +150,13 @@ impl Upstreams {
     /// The targets of a forward; names have no address until [`resolved`](Self::resolved) says so.
     #[must_use]
     pub fn new(forward: &Forward, shared: &Arc<Targets>) -> Self {
-        let literal = |(index, target): (usize, &Target)| match target.host {
-            Host::Ip(ip) => Some(Member::new(shared.endpoint(target, ip, false), index, target)),
-            Host::Name(_) => None,
+        let literal = |(index, target): (usize, &Target)| {
+            let place = match target.host {
+                Host::Ip(ip) => Place::Ip(ip),
+                Host::Unix(name) => Place::Unix(name),
+                Host::Name(_) => return None,
+            };
+            Some(Member::new(shared.endpoint(target, place, false), index, target))
         };
         Self {
             shared: Arc::clone(shared),
@@ -173,27 +178,28 @@ impl Upstreams {
 
     /// The addresses of a name, for every target that has it. Sessions that are connected keep theirs.
     pub fn resolved(&mut self, name: &str, addresses: &[IpAddr]) {
+        let places: Vec<Place> = addresses.iter().copied().map(Place::Ip).collect();
         for (index, target) in self.targets.iter().enumerate() {
             if !matches!(&target.host, Host::Name(own) if own == name) {
                 continue;
             }
             let is_late = self.members.iter().any(|member| member.target == index);
             self.members.retain(|member| {
-                let stays = member.target != index || addresses.contains(&member.endpoint.ip());
+                let stays = member.target != index || places.contains(&member.endpoint.place());
                 if !stays {
                     member.endpoint.current.store(false, Ordering::Relaxed);
                 }
                 stays
             });
-            for ip in addresses {
-                let known = |member: &Member| member.target == index && member.endpoint.ip() == *ip;
+            for place in &places {
+                let known = |member: &Member| member.target == index && member.endpoint.place() == *place;
                 if !self.members.iter().any(known) {
-                    self.members.push(Member::new(self.shared.endpoint(target, *ip, is_late), index, target));
+                    self.members.push(Member::new(self.shared.endpoint(target, *place, is_late), index, target));
                 }
             }
         }
         // In the order of the configuration, and of the answer, which is sorted.
-        self.members.sort_by_key(|member| (member.target, member.endpoint.ip()));
+        self.members.sort_by_key(|member| (member.target, member.endpoint.place()));
     }
 
     /// Where a session is to connect, or to connect next.
@@ -219,7 +225,7 @@ impl Upstreams {
             let member = &self.members[index];
             if let Some(lease) = member.endpoint.hold(member.most) {
                 let port = self.targets[member.target].port(ask.port_offset);
-                return Pick::To { lease, address: SocketAddr::new(member.endpoint.ip(), port), left: left - 1 };
+                return Pick::To { lease, address: member.endpoint.place().with_port(port), left: left - 1 };
             }
         }
         Pick::Full
@@ -241,7 +247,7 @@ impl Upstreams {
                 self.turn = self.turn.wrapping_add(1);
                 balance::least(all, self.turn)
             }
-            (all, Balance::SourceHash) => balance::rendezvous(all, balance::hash_of(ask.client)),
+            (all, Balance::SourceHash) => balance::rendezvous(all, balance::hash_of_client(ask.client)),
             (all, Balance::RandomTwo) => balance::two(all, &mut self.random),
         };
         self.candidates[at].index

@@ -1,11 +1,11 @@
 //! The targets of one forward as all workers share them: what outlives editions, workers and answers to names.
 
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use super::endpoint::{Admin, Endpoint};
+use crate::address::Place;
 use crate::plan::{Forward, Target};
 
 /// Words with a bit for each of as many workers as a configuration may ask for, 1024.
@@ -123,17 +123,17 @@ impl Targets {
     }
 
     /// What is shared about one address of a target; `is_late` when the target had others before.
-    pub(super) fn endpoint(&self, target: &Target, ip: IpAddr, is_late: bool) -> Arc<Endpoint> {
+    pub(super) fn endpoint(&self, target: &Target, place: Place, is_late: bool) -> Arc<Endpoint> {
         let make = || {
             let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            Arc::new(Endpoint::new(id, &self.forward, &target.to_string(), ip, target.ports))
+            Arc::new(Endpoint::new(id, &self.forward, &target.to_string(), place, target.ports))
         };
         let mut all = self.known();
         let same = |other: &&mut Known| (&other.target.host, other.target.ports) == (&target.host, target.ports);
         // A worker may not have heard yet that the target is gone.
         let Some(known) = all.iter_mut().find(same) else { return make() };
         known.endpoints.retain(|endpoint| endpoint.strong_count() > 0);
-        if let Some(endpoint) = known.endpoints.iter().filter_map(Weak::upgrade).find(|e| e.ip() == ip) {
+        if let Some(endpoint) = known.endpoints.iter().filter_map(Weak::upgrade).find(|e| e.place() == place) {
             endpoint.current.store(true, Ordering::Relaxed);
             return endpoint;
         }

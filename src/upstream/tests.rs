@@ -1,6 +1,7 @@
 //! Choices over scripted targets.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::*;
@@ -19,13 +20,13 @@ fn upstreams(to: &str, options: &str) -> Upstreams {
 }
 
 fn ask(tried: &[u32]) -> Ask<'_> {
-    Ask { client: IpAddr::from([192, 0, 2, 1]), port_offset: 2, tried, now_ms: 0 }
+    Ask { client: SocketAddr::from(([192, 0, 2, 1], 5)).into(), port_offset: 2, tried, now_ms: 0 }
 }
 
 /// The last byte of the address that is chosen, and what holds it.
 fn choose(upstreams: &mut Upstreams, ask: &Ask<'_>) -> Result<(u8, Lease), String> {
     match upstreams.choose(ask) {
-        Pick::To { lease, address: SocketAddr::V4(address), .. } => Ok((address.ip().octets()[3], lease)),
+        Pick::To { lease, address: Address::Ip(SocketAddr::V4(address)), .. } => Ok((address.ip().octets()[3], lease)),
         other => Err(format!("{other:?}")),
     }
 }

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use socket2::Socket;
+
 use super::{Accepted, GONE, Life, Message, PAUSE_MS, Peer, SLOT_PAUSE_MS, Worker};
+use crate::address::Address;
 use crate::limits::{Admission, Told};
 use crate::listener::AcceptError;
-use crate::plan::Transport;
+use crate::plan::{AcceptProxy, Transport};
 use crate::pump::Choice;
 use crate::session::{Awaiting, Connecting, End, Origin, Session, millis};
 use crate::stats::EndReason;
 use crate::sys;
+use crate::upstream::Hop;
 
 /// Connections taken from one listener in a turn.
 pub(super) const BATCH: usize = 64;
@@ -73,13 +77,19 @@ impl Worker {
             Ok((socket, client)) => {
                 self.reserve.note(&socket);
                 let (listener, port_offset) = (listener.index, listener.port_offset);
-                let hop = self.parts.shared.trace.look_up(client, || sys::meant_for(&socket));
+                let hop = match client.socket() {
+                    Some(address) => self.parts.shared.trace.look_up(address, || sys::meant_for(&socket)),
+                    None => {
+                        self.set_options(&socket, client, forward);
+                        Hop::default()
+                    }
+                };
                 let accepted =
                     Accepted { socket, client, forward, listener, port_offset, hop, ticket: None, spare: None };
                 if let Admission::Refuse(reason) = admission {
                     return self.turn_down(&accepted, reason);
                 }
-                match self.count_source(forward, client.ip()) {
+                match self.count_source(forward, client) {
                     Ok(ticket) => self.hand_on(Accepted { ticket, ..accepted }),
                     Err(reason) => {
                         let limits = &self.parts.routes[forward].edition.limits;
@@ -102,6 +112,13 @@ impl Worker {
                     self.starve(&format!("cannot accept connections: {e}"));
                 }
             }
+        }
+    }
+
+    /// A connection to a unix socket inherits nothing from its listener.
+    fn set_options(&self, socket: &Socket, client: Address, forward: usize) {
+        if let Err(e) = sys::set_options(socket, client, &self.parts.routes[forward].forward().tcp) {
+            log::debug!("{client}: cannot set the options of a connection: {e}; it keeps the system's own");
         }
     }
 
@@ -182,7 +199,9 @@ impl Worker {
         route.stats.open.add(1);
         let origin = Origin { client, forward, listener, opened_us: self.now_us };
         let accept = plan.accept_proxy.as_ref();
-        let expected = accept.filter(|accept| self.life != Life::Stopping && accept.lists(client.ip()));
+        // Proxies are listed by their addresses.
+        let is_listed = |accept: &&AcceptProxy| client.ip().is_some_and(|ip| accept.lists(ip));
+        let expected = accept.filter(|_| self.life != Life::Stopping).filter(is_listed);
         let until_ms = expected.map_or(0, |accept| self.now_us / 1000 + millis(accept.timeout));
         let is_stranger = expected.is_none() && accept.is_some_and(|accept| accept.required);
         let choice = Choice::new(plan.engine);

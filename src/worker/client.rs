@@ -1,12 +1,12 @@
 //! From a connection to a client that is known: its PROXY header, where one is expected, then limits and access.
 
-use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
 use mio::unix::SourceFd;
 
 use super::{Life, Worker};
-use crate::limits::Ticket;
+use crate::address::Address;
+use crate::limits::{SourceKey, Ticket};
 use crate::plan::Refusal;
 use crate::pump::Choice;
 use crate::session::{Awaited, Connecting, End, Session, client_token};
@@ -17,12 +17,12 @@ use crate::upstream::Hop;
 impl Worker {
     /// Counts a new connection for its source. A proxy's own address counts nowhere: its clients are counted once they
     /// are known.
-    pub(super) fn count_source(&self, forward: usize, peer: IpAddr) -> Result<Option<Box<Ticket>>, EndReason> {
+    pub(super) fn count_source(&self, forward: usize, peer: Address) -> Result<Option<Box<Ticket>>, EndReason> {
         let edition = &self.parts.routes[forward].edition;
-        if edition.forward.accept_proxy.as_ref().is_some_and(|accept| accept.lists(peer)) {
+        if edition.forward.accept_proxy.as_ref().zip(peer.ip()).is_some_and(|(accept, ip)| accept.lists(ip)) {
             return Ok(None);
         }
-        self.parts.shared.limits.enter(&edition.limits, peer, self.now_us)
+        self.parts.shared.limits.enter(&edition.limits, SourceKey::of(peer), self.now_us)
     }
 
     /// Has the poller watch a session's client; false when that cannot be and the session has ended.
@@ -71,7 +71,7 @@ impl Worker {
             Awaited::Silent => {}
         }
         let limits = &self.parts.routes[forward].edition.limits;
-        match self.parts.shared.limits.enter(limits, client.ip(), self.now_us) {
+        match self.parts.shared.limits.enter(limits, SourceKey::of(client), self.now_us) {
             Ok(ticket) => self.passes.begin(key, ticket),
             Err(reason) => return self.end(key, End::of(reason)),
         }
@@ -83,7 +83,7 @@ impl Worker {
         let Some(session) = self.sessions.get(key) else { return };
         let (forward, client) = (session.origin().forward, session.origin().client);
         let plan = self.parts.routes[forward].forward();
-        let refused = match plan.access.refuses(client.ip()) {
+        let refused = match client.ip().and_then(|ip| plan.access.refuses(ip)) {
             _ if self.life == Life::Stopping => Some(EndReason::Drain),
             Some(Refusal::Denied) => Some(EndReason::Denied),
             Some(Refusal::NotAllowed) => Some(EndReason::NotAllowed),

@@ -1,11 +1,11 @@
 //! The end of a session, and what a worker reports.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use super::{Accepted, GONE, Life, Message, TRIM_MS, Worker};
+use crate::address::Address;
 use crate::arms::ArmIndex;
 use crate::limits::Ticket;
 use crate::plan::{Forward, Transport};
@@ -86,14 +86,13 @@ impl Worker {
         &mut self,
         forward: usize,
         listener: usize,
-        session: impl FnOnce(Arc<Forward>, SocketAddr) -> SessionRecord,
+        session: impl FnOnce(Arc<Forward>, Address) -> SessionRecord,
     ) {
         if self.parts.log.is_none() {
             return;
         }
         let forward = Arc::clone(&self.parts.routes[forward].edition.forward);
-        let address = forward.addresses().nth(listener);
-        if let Some((address, _)) = address {
+        if let Some(address) = forward.address(listener) {
             self.keep_record(session(forward, address));
         }
     }

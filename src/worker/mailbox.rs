@@ -1,6 +1,6 @@
 //! How the control thread and other workers tell a worker things.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
@@ -9,6 +9,7 @@ use mio::Waker;
 use socket2::Socket;
 
 use super::Route;
+use crate::address::Address;
 use crate::gather::Board;
 use crate::limits::Ticket;
 use crate::listener::Listener;
@@ -106,7 +107,7 @@ pub struct Change {
 #[derive(Debug)]
 pub struct Accepted {
     pub(super) socket: Socket,
-    pub(super) client: SocketAddr,
+    pub(super) client: Address,
     pub(super) forward: usize,
     pub(super) listener: usize,
     pub(super) port_offset: u16,
@@ -120,7 +121,8 @@ pub struct Accepted {
 #[cfg(test)]
 impl Accepted {
     /// A connection to the first forward, as if another worker had accepted it.
-    pub(crate) fn of(socket: Socket, client: SocketAddr) -> Self {
+    pub(crate) fn of(socket: Socket, client: std::net::SocketAddr) -> Self {
+        let client = client.into();
         Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default(), ticket: None, spare: None }
     }
 }

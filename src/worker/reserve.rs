@@ -56,7 +56,7 @@ impl Reserve {
     /// Descriptors or memory have run out.
     pub(super) fn fill(&mut self) -> io::Result<()> {
         while self.held.len() < RESERVE || self.doubtful {
-            match sys::stream(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))) {
+            match sys::stream(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into(), false) {
                 Ok(socket) if self.is_for_control(&socket) => return Err(io::Error::from_raw_os_error(libc::EMFILE)),
                 Ok(socket) => {
                     self.doubtful = false;

@@ -5,10 +5,10 @@
 //! [`Forward::stall_warning`], and has stalled once that time has passed with bytes held and none delivered.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Worker;
+use crate::address::Address;
 use crate::plan::Forward;
 use crate::session::{Session, millis};
 use crate::stats::{ForwardStats, Side};
@@ -153,8 +153,8 @@ impl Worker {
                 stats.stalls[side as usize].add(1);
                 if self.stalls.may_say(now_ms) {
                     let plan = self.parts.routes[forward].forward();
-                    let listener = plan.addresses().nth(session.origin().listener);
-                    say(session, plan, listener.map(|(address, _)| address), (side, held[i]), waited_ms);
+                    let listener = plan.address(session.origin().listener);
+                    say(session, plan, listener, (side, held[i]), waited_ms);
                 }
             }
         }
@@ -162,7 +162,7 @@ impl Worker {
     }
 }
 
-fn say(session: &Session, plan: &Forward, listener: Option<SocketAddr>, (side, held): (Side, usize), waited_ms: u64) {
+fn say(session: &Session, plan: &Forward, listener: Option<Address>, (side, held): (Side, usize), waited_ms: u64) {
     let listener = listener.map_or("-".to_owned(), |listener| listener.to_string());
     let target = session.target().map_or("-".to_owned(), |target| target.to_string());
     let (direction, address) = match side {

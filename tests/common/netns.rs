@@ -104,7 +104,7 @@ impl Netns {
     }
 
     /// A path other programs can open.
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd())
     }
 }

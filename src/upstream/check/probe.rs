@@ -1,11 +1,10 @@
 //! One check of one address: connect, and where it is asked for say something and wait for the answer.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
-use socket2::SockAddr;
 
 use crate::plan::{Check, Egress};
 use crate::proxy;
@@ -51,13 +50,20 @@ impl Probe {
         registry: &Registry,
         token: Token,
     ) -> io::Result<Self> {
-        let address = SocketAddr::new(endpoint.ip(), check.port.unwrap_or(endpoint.ports().first));
-        let socket = sys::stream(address)?;
-        sys::set_egress(&socket, &Egress { transparent: false, ..egress.clone() }, address.is_ipv6())?;
-        if let Some(source) = sources.iter().find(|source| source.is_ipv4() == address.is_ipv4()) {
+        let address = endpoint.place().with_port(check.port.unwrap_or(endpoint.ports().first));
+        let socket = sys::stream(address, false)?;
+        if let Some(ip) = address.ip() {
+            sys::set_egress(&socket, &Egress { transparent: false, ..egress.clone() }, ip.is_ipv6())?;
+        }
+        let is_ipv4 = address.ip().map(|ip| ip.is_ipv4());
+        if let Some(source) = sources.iter().find(|source| Some(source.is_ipv4()) == is_ipv4) {
             sys::bind_source(&socket, *source)?;
         }
-        match socket.connect(&SockAddr::from(address)) {
+        match socket.connect(&address.to_sock_addr()?) {
+            // Its queue is full: it listens, and that is all a connect without more would say.
+            Err(e) if address.is_unix() && e.kind() == ErrorKind::WouldBlock => {
+                return Err(io::Error::new(e.kind(), "its queue is full"));
+            }
             Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
             _ => {}
         }

@@ -11,6 +11,7 @@ use mio::Interest;
 use mio::unix::SourceFd;
 use socket2::Socket;
 
+use crate::address::Address;
 use crate::limits::Ticket;
 use crate::plan::{Refusal, Transport};
 use crate::stats::{Bytes, DropCause, EndReason, SessionRecord};
@@ -58,7 +59,9 @@ impl Worker {
         let limits = &self.parts.routes[forward].edition.limits;
         let (admitted, told) = self.parts.shared.limits.admit_at_once(limits, self.now_us);
         let entered = match admitted {
-            Ok(()) => self.parts.shared.limits.enter(limits, client, self.now_us).map_err(|reason| (reason, true)),
+            Ok(()) => {
+                self.parts.shared.limits.enter(limits, client.into(), self.now_us).map_err(|reason| (reason, true))
+            }
             Err(reason) => Err((reason, false)),
         };
         let back = match &entered {
@@ -92,9 +95,12 @@ impl Worker {
         let now_ms = self.now_us / 1000;
         let (mut tried, mut last) = (Vec::new(), DropCause::Unreachable);
         loop {
-            let ask = Ask { client: client.to_canonical(), port_offset, tried: &tried, now_ms };
+            let client = SocketAddr::new(client.to_canonical(), 0).into();
+            let ask = Ask { client, port_offset, tried: &tried, now_ms };
             let (lease, target) = match self.parts.routes[forward].upstreams.choose(&ask) {
-                Pick::To { lease, address, .. } => (lease, address),
+                Pick::To { lease, address: Address::Ip(address), .. } => (lease, address),
+                // The configuration lets no unix socket be a target of datagrams.
+                Pick::To { .. } => return Err(DropCause::Unreachable),
                 Pick::Full => return Err(DropCause::Limit),
                 Pick::Unresolved => return Err(DropCause::Unresolved),
                 Pick::Nothing => return Err(last),
@@ -122,11 +128,11 @@ impl Worker {
         let route = &self.parts.routes[forward];
         let connect = |source: Option<IpAddr>| {
             let socket = match transport {
-                Transport::Tcp => sys::stream(target)?,
+                Transport::Tcp => sys::stream(target.into(), false)?,
                 Transport::Udp => datagrams(target)?,
             };
             match transport {
-                Transport::Tcp => sys::set_options(&socket, &route.forward().tcp)?,
+                Transport::Tcp => sys::set_options(&socket, target.into(), &route.forward().tcp)?,
                 Transport::Udp => {
                     set_buffers(&socket, route.forward())?;
                     socket::prepare(&socket, None)?;
@@ -229,11 +235,11 @@ impl Worker {
                 at: SystemTime::now(),
                 forward: Arc::clone(&self.parts.routes[flow.forward].edition.forward),
                 arm: None,
-                client: flow.key.client,
+                client: flow.key.client.into(),
                 transport,
                 proxy: None,
-                listener,
-                target: Some(flow.target),
+                listener: listener.into(),
+                target: Some(flow.target.into()),
                 bytes: flow.bytes,
                 duration,
                 reason: end.reason,

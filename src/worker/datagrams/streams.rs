@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::books::Upward;
 use super::{course_down, note_answer};
+use crate::address::Address;
 use crate::limits::Ticket;
 use crate::plan::{Refusal, Transport};
 use crate::pump::Direction;
@@ -220,8 +221,12 @@ impl Worker {
     pub(in crate::worker) fn begin_tunnel(&mut self, mut accepted: Accepted) {
         // The flow takes a place of its own.
         self.parts.me.load.fetch_sub(1, Ordering::Relaxed);
-        let (client, forward) = (accepted.client, accepted.forward);
+        let forward = accepted.forward;
         let ticket = accepted.ticket.take();
+        // The configuration lets no unix socket lead to datagrams.
+        let Address::Ip(client) = accepted.client else {
+            return self.refuse_tunnel(&accepted, ticket, EndReason::Error);
+        };
         let refused = match self.parts.routes[forward].forward().access.refuses(client.ip()) {
             _ if self.life == Life::Stopping => Some(EndReason::Drain),
             Some(Refusal::Denied) => Some(EndReason::Denied),
@@ -247,8 +252,8 @@ impl Worker {
                 return self.refuse_tunnel(&accepted, ticket, reason);
             }
         };
-        let listener = self.parts.routes[forward].forward().addresses().nth(accepted.listener);
-        let Some((listener, _)) = listener else {
+        let listener = self.parts.routes[forward].forward().address(accepted.listener);
+        let Some(listener) = listener.and_then(Address::socket) else {
             let _ = self.parts.shared.flows.give();
             return self.refuse_tunnel(&accepted, ticket, EndReason::Error);
         };
