@@ -18,6 +18,7 @@ use std::thread::{self, JoinHandle};
 use common::deadline::{LONG, eventually};
 use common::peer::{Echo, Reserved, backend, connect, echoes};
 use common::spliced::Launcher;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -229,19 +230,18 @@ fn without_a_terminal_it_is_text() {
 fn it_ends_with_its_terminal() {
     let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
     let spliced = Launcher::forward(port.address(), echo.address()).start();
-    let pty = openpty(None, None).unwrap();
+    let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(Some(&size), None).unwrap();
+    // No program that is started here may keep it open.
+    fcntl(&pty.master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
     let handle = || File::from(pty.slave.try_clone().unwrap());
     let mut command = Command::new("setsid");
     command.args(["--ctty", env!("CARGO_BIN_EXE_spliced"), "top", "--control"]).arg(spliced.control());
     let mut child = command.env("TERM", "xterm").stdin(handle()).stdout(handle()).stderr(handle()).spawn().unwrap();
     drop((command, pty.slave));
     let mut master = File::from(pty.master);
-    let mut shown = Vec::new();
-    while !shown.windows(5).any(|part| part == b"splic") {
-        let mut bytes = [0; 4096];
-        let n = master.read(&mut bytes).unwrap();
-        shown.extend_from_slice(&bytes[..n]);
-    }
+    // It draws, so it is about to read keys.
+    assert!(master.read(&mut [0; 4096]).unwrap() > 0);
     drop(master);
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         eventually("top ends", LONG, || child.try_wait().unwrap().ok_or_else(|| "it runs".to_owned()))

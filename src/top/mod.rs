@@ -10,6 +10,7 @@ mod sample;
 mod view;
 
 use std::io::{self, IsTerminal};
+use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,9 +70,17 @@ pub fn run(args: &TopArgs) -> io::Result<()> {
     // Dropping the sender ends the thread that asks.
     let (_asking, stopped) = mpsc::channel::<()>();
     let answers = keep_asking(control, stopped)?;
-    let result = ratatui::try_init()
-        .and_then(|mut terminal| show(&mut terminal, &mut app, &answers, Palette::new(colour), &stop));
-    ratatui::restore();
+    // To be asked now: one that is gone is no terminal any more.
+    let on_stdin = io::stdin().is_terminal();
+    let result = ratatui::try_init().and_then(|terminal| {
+        // Dropping it panics where the terminal is gone, and standard error with it.
+        let mut terminal = ManuallyDrop::new(terminal);
+        let result = show(&mut terminal, &mut app, &answers, Palette::new(colour), on_stdin, &stop);
+        let _ = terminal.show_cursor();
+        result
+    });
+    // A terminal that is gone takes no message about that either.
+    let _ = ratatui::try_restore();
     result
 }
 
@@ -80,12 +89,13 @@ fn show(
     app: &mut App,
     answers: &Receiver<Answer>,
     palette: Palette,
+    on_stdin: bool,
     stop: &AtomicBool,
 ) -> io::Result<()> {
     terminal.draw(|frame| view::draw(frame, app, palette))?;
     while !stop.load(Ordering::Relaxed) {
         let mut changed = false;
-        if !wait_for_keys()? {
+        if !wait_for_keys(on_stdin)? {
             return Ok(());
         }
         while event::poll(Duration::ZERO)? {
@@ -107,16 +117,19 @@ fn show(
 
 /// Waits for a key, a signal or a short time; `false` when the terminal is gone. Who reads the keys would try for ever
 /// then, without a pause and without a look at what a signal has said.
-fn wait_for_keys() -> io::Result<bool> {
+fn wait_for_keys(on_stdin: bool) -> io::Result<bool> {
     let stdin = io::stdin();
     let mut keys = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut keys, PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO)) {
-        Ok(_) => {}
-        Err(Errno::EINTR) => return Ok(true),
-        Err(errno) => return Err(errno.into()),
+    let mut wait = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
+    // A signal may well say that the terminal is gone.
+    while let Err(errno) = poll(&mut keys, wait) {
+        if errno != Errno::EINTR {
+            return Err(errno.into());
+        }
+        wait = PollTimeout::ZERO;
     }
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
-    Ok(!stdin.is_terminal() || !keys[0].revents().is_some_and(|events| events.intersects(gone)))
+    Ok(!on_stdin || !keys[0].revents().is_some_and(|events| events.intersects(gone)))
 }
 
 /// Asks on a thread of its own until the other end of `stopped` is gone.
