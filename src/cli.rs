@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::config::Overrides;
+use crate::config::{Maybe, Overrides};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -75,6 +75,15 @@ The instance must run with --control PATH.
 Examples:
   spliced stats --control /run/spliced/control.sock
   spliced stats --json | jq .total.bytes";
+
+const TARGET_EXAMPLES: &str = "\
+The instance must run with --control PATH. A reload keeps what was done to targets that stay; a restart or an upgrade
+begins with the configuration.
+
+Examples:
+  spliced target web 10.0.0.2:80 drain       no new sessions, to take it out of service
+  spliced target web 10.0.0.2:80 enable      back in service
+  spliced target web 10.0.0.2:80 weight 5    another share";
 
 const TOP_EXAMPLES: &str = "\
 The instance must run with --control PATH. It may be restarted meanwhile. In the view h shows the keys.
@@ -150,6 +159,9 @@ pub enum Command {
     /// Print the counters of a running instance
     #[command(after_help = STATS_EXAMPLES)]
     Stats(StatsArgs),
+    /// Drain, disable or enable a target of a running instance, or give it another weight
+    #[command(after_help = TARGET_EXAMPLES)]
+    Target(TargetArgs),
     /// Watch a running instance live in the terminal
     #[command(after_help = TOP_EXAMPLES)]
     Top(crate::top::TopArgs),
@@ -234,6 +246,51 @@ pub struct StatsArgs {
     /// The control socket of the instance
     #[arg(long, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
     pub control: String,
+}
+
+/// `spliced target`.
+#[derive(Debug, Args)]
+pub struct TargetArgs {
+    /// The name of the forward
+    #[arg(value_name = "FORWARD")]
+    pub forward: String,
+    /// The target as the configuration and `spliced stats` name it, such as 10.0.0.2:9001
+    #[arg(value_name = "TARGET")]
+    pub target: String,
+    /// What to do
+    #[command(subcommand)]
+    pub action: TargetAction,
+    /// The control socket of the instance
+    #[arg(long, global = true, value_name = "PATH", default_value = crate::control::DEFAULT_CONTROL, value_parser = NonEmptyStringValueParser::new())]
+    pub control: String,
+}
+
+/// What `spliced target` does.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum TargetAction {
+    /// Give it no new sessions; those it has go on
+    Drain,
+    /// Give it no new sessions and check it no more; on_down says what becomes of those it has
+    Disable,
+    /// Give it sessions again, with its slow start where it has one
+    Enable,
+    /// Give it another weight until it is changed again, or until the instance is restarted
+    Weight {
+        /// 1 to 256, or default for the configured one
+        #[arg(value_name = "N", value_parser = crate::config::weight_or_default)]
+        weight: Maybe<u16>,
+    },
+}
+
+impl From<TargetAction> for crate::control::Action {
+    fn from(action: TargetAction) -> Self {
+        match action {
+            TargetAction::Drain => Self::Drain,
+            TargetAction::Disable => Self::Disable,
+            TargetAction::Enable => Self::Enable,
+            TargetAction::Weight { weight } => Self::Weight(weight.0),
+        }
+    }
 }
 
 /// `spliced upgrade`.

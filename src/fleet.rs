@@ -7,12 +7,14 @@
 //! without having been told to is replaced; see [`Fleet::reap`].
 
 mod change;
+mod checks;
 mod closing;
 mod doors;
 mod ledger;
 mod names;
 mod pools;
 mod seat;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +30,7 @@ use mio::Waker;
 
 pub use self::change::Ready;
 use self::change::{Entry, Settling};
+use self::checks::Checks;
 pub use self::doors::{Doors, Inherited};
 pub use self::ledger::ForwardView;
 use self::ledger::Ledger;
@@ -71,6 +74,7 @@ pub struct Fleet {
     limits: Limits,
     pools: Pools,
     names: Names,
+    checks: Checks,
     log: Option<SyncSender<Vec<SessionRecord>>>,
     splice_off: Arc<AtomicBool>,
     say_ended: Sender<u64>,
@@ -120,6 +124,7 @@ impl Fleet {
             limits: Limits::read(),
             pools: Pools::default(),
             names: Names::default(),
+            checks: Checks::default(),
             log: None,
             splice_off: Arc::new(AtomicBool::new(!sys::HAS_SPLICE)),
             say_ended,

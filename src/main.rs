@@ -42,6 +42,9 @@ fn main() -> ExitCode {
             result => ended(result.map(|_| ())),
         },
         Command::Stats(args) => ended(control::stats_command(args.control.as_ref(), args.json)),
+        Command::Target(args) => {
+            ended(control::target_command(args.control.as_ref(), &args.forward, &args.target, args.action.into()))
+        }
         Command::Top(args) => ended(top::run(&args)),
         Command::Upgrade(args) => ended(control::upgrade_command(args.control.as_ref())),
         Command::Ab(args) => ended(ab::run(&args)),

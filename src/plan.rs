@@ -6,6 +6,7 @@
 #[cfg(test)]
 pub(crate) mod example;
 mod limits;
+mod targets;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::limits::{Limits, Rate, WhenFull};
+pub use self::targets::{Balance, Balancing, Check, Health, OnDown};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,8 +57,10 @@ pub struct Forward {
     pub name: String,
     /// Where clients connect. Never empty; no address appears twice in a plan.
     pub listen: Vec<Listen>,
-    /// Where sessions go, tried in order from a start that rotates by weight. Never empty.
+    /// Where sessions go. Never empty.
     pub targets: Vec<Target>,
+    /// Which of them a session goes to.
+    pub balancing: Balancing,
     /// How bytes move where there are no arms.
     pub engine: Engine,
     /// Live A/B: what each new session may be dealt to; empty when all sessions are alike, otherwise 2 to 16.
@@ -108,6 +112,12 @@ pub struct Target {
     pub ports: Ports,
     /// Share of new sessions relative to the other targets: 1 to 256.
     pub weight: u16,
+    /// Used only while no other target can be.
+    pub backup: bool,
+    /// Open sessions to each of its addresses.
+    pub max_connections: Option<u64>,
+    /// How long its share grows once it is there again.
+    pub slow_start: Option<Duration>,
 }
 
 /// A host as the user wrote it.
@@ -320,6 +330,20 @@ impl Ports {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         false
+    }
+}
+
+impl Target {
+    /// A target like any other of its forward.
+    #[must_use]
+    pub fn new(host: Host, ports: Ports) -> Self {
+        Self { host, ports, weight: 1, backup: false, max_connections: None, slow_start: None }
+    }
+
+    /// The port of sessions whose listener's port has that place in its range.
+    #[must_use]
+    pub fn port(&self, offset: u16) -> u16 {
+        if self.ports.len() > 1 { self.ports.first + offset } else { self.ports.first }
     }
 }
 

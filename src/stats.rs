@@ -103,6 +103,8 @@ named! {
         ConnectFailed = "connect_failed",
         /// No target answered within `timeouts.connect`.
         ConnectTimeout = "connect_timeout",
+        /// Every target was drained or disabled by command.
+        NoTarget = "no_target",
         /// The target's name has no address.
         Unresolved = "unresolved",
         /// The client stopped answering keepalive probes or acknowledging bytes.
@@ -113,6 +115,8 @@ named! {
         Idle = "idle",
         /// No byte for `timeouts.half_closed` after one side had closed its half.
         HalfClosed = "half_closed",
+        /// Its target was found down or was disabled, and `on_down` says end.
+        TargetDown = "target_down",
         /// Cut at the end of the drain time, or by the second signal.
         Drain = "drain",
         /// A limit on open sessions refused it.
@@ -207,6 +211,8 @@ pub struct ForwardStats {
     pub down_splice: Counter,
     /// Bytes written to the client from memory.
     pub down_copy: Counter,
+    /// Attempts to connect after another one of the same session had failed.
+    pub retries: Counter,
     /// Times a direction waited for bytes of a rate.
     pub rate_waits: Counter,
     /// By [`Fallback`].
@@ -326,6 +332,8 @@ pub struct ForwardSnapshot {
     pub sessions_open: u64,
     /// Bytes by direction and path.
     pub bytes: Bytes,
+    /// Attempts to connect after another one of the same session had failed.
+    pub retries: u64,
     /// Times a direction waited for bytes of a rate.
     pub rate_waits: u64,
     /// By name of [`Fallback`].
@@ -353,6 +361,7 @@ impl ForwardSnapshot {
         self.bytes.client_to_backend.copy += stats.up_copy.get();
         self.bytes.backend_to_client.splice += stats.down_splice.get();
         self.bytes.backend_to_client.copy += stats.down_copy.get();
+        self.retries += stats.retries.get();
         self.rate_waits += stats.rate_waits.get();
         for (reason, counter) in Fallback::ALL.iter().zip(&stats.fallbacks) {
             *self.fallbacks.entry(reason.name()).or_default() += counter.get();
@@ -375,6 +384,7 @@ impl ForwardSnapshot {
         self.sessions_open += other.sessions_open;
         self.bytes.client_to_backend.merge(other.bytes.client_to_backend);
         self.bytes.backend_to_client.merge(other.bytes.backend_to_client);
+        self.retries += other.retries;
         self.rate_waits += other.rate_waits;
         for (own, others) in [(&mut self.fallbacks, &other.fallbacks), (&mut self.ends, &other.ends)] {
             for (name, count) in others {

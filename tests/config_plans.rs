@@ -7,8 +7,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
-    Access, Arm, Confinement, Engine, Forward, Host, Keep, Limits, Listen, LogFormat, LogPlan, Pattern, Pin, Plan,
-    Ports, Privileges, Rate, RunAs, Scheduling, Target, TcpOptions, Timeouts, WhenFull,
+    Access, Arm, Balance, Balancing, Check, Confinement, Engine, Forward, Health, Host, Keep, Limits, Listen,
+    LogFormat, LogPlan, OnDown, Pattern, Pin, Plan, Ports, Privileges, Rate, RunAs, Scheduling, Target, TcpOptions,
+    Timeouts, WhenFull,
 };
 
 fn plan(text: &str) -> Plan {
@@ -37,7 +38,8 @@ fn yaml_defaults() {
     let forward = Forward {
         name: "127.0.0.1:9000".to_owned(),
         listen: vec![Listen { ip: IpAddr::from([127, 0, 0, 1]), ports: Ports::one(9000) }],
-        targets: vec![Target { host: Host::Name("db".to_owned()), ports: Ports::one(9001), weight: 1 }],
+        targets: vec![Target::new(Host::Name("db".to_owned()), Ports::one(9001))],
+        balancing: Balancing::default(),
         engine: Engine::Auto,
         arms: Vec::new(),
         copy_buffer: 65536,
@@ -314,6 +316,47 @@ fn limits() -> impl Strategy<Value = (Limits, Vec<IpAddr>)> {
     )
 }
 
+fn balancing() -> impl Strategy<Value = Balancing> {
+    let ms = |least: u64, most: u64| (least..=most).prop_map(Duration::from_millis);
+    let balance = prop_oneof![
+        Just(Balance::RoundRobin),
+        Just(Balance::LeastConnections),
+        Just(Balance::SourceHash),
+        Just(Balance::RandomTwo)
+    ];
+    let health = (1u32..=1000, ms(100, 10_000), ms(10_000, 86_400_000));
+    let health = health.prop_map(|(fails, eject, eject_max)| Health { fails, eject, eject_max });
+    let text = || prop_oneof![Just(String::new()), any::<String>().prop_map(|s| s.chars().take(200).collect())];
+    let numbers = (1u32..=100, 1u32..=100, proptest::option::of(1u16..));
+    let check = (text(), text(), ms(100, 86_400_000), ms(10, 3_600_000), numbers).prop_map(
+        |(send, expect, interval, timeout, (rise, fall, port))| Check {
+            send,
+            expect,
+            interval,
+            timeout,
+            rise,
+            fall,
+            port,
+        },
+    );
+    (
+        balance,
+        proptest::option::of(0u32..=1000),
+        proptest::option::of(ms(1, 1_000_000)),
+        proptest::option::of(health),
+        proptest::option::of(check),
+        prop_oneof![Just(OnDown::Keep), Just(OnDown::End)],
+    )
+        .prop_map(|(balance, retries, attempt_timeout, health, check, on_down)| Balancing {
+            balance,
+            retries,
+            attempt_timeout,
+            health,
+            check,
+            on_down,
+        })
+}
+
 fn forward() -> impl Strategy<Value = Forward> {
     let time = || proptest::option::of((1u64..100_000_000).prop_map(Duration::from_millis));
     let buffer = || proptest::option::of(1024usize..=1 << 30);
@@ -322,11 +365,27 @@ fn forward() -> impl Strategy<Value = Forward> {
         any::<IpAddr>().prop_map(|ip| Host::Ip(ip.to_canonical())),
         "[a-z][a-z0-9_]{0,8}(\\.[a-z]{1,8})?\\.?".prop_map(Host::Name)
     ];
-    let target =
-        (host, 1u16.., 1u16..=256).prop_map(|(host, port, weight)| Target { host, ports: Ports::one(port), weight });
+    let most = proptest::option::of(1u64..=1_000_000_000);
+    let slow = proptest::option::of((1000u64..=86_400_000).prop_map(Duration::from_millis));
+    let target = (host, 1u16.., 1u16..=256, any::<bool>(), most, slow).prop_map(
+        |(host, port, weight, backup, max_connections, slow_start)| {
+            let (ports, max) = (Ports::one(port), max_connections);
+            Target { weight, backup, max_connections: max, slow_start, ..Target::new(host, ports) }
+        },
+    );
+    let targets = proptest::collection::vec(target, 1..4).prop_map(|mut targets| {
+        let mut seen = Vec::new();
+        targets.retain(|target| {
+            !seen.contains(&target.to_string()) && {
+                seen.push(target.to_string());
+                true
+            }
+        });
+        targets
+    });
     let tcp = (proptest::option::of(1u64..=32767), time(), buffer(), buffer(), 1u32..=1_000_000);
     (
-        ("[^\\s\\p{Cc}]{1,9}", ports, proptest::collection::vec(target, 1..4)),
+        ("[^\\s\\p{Cc}]{1,9}", ports, targets, balancing()),
         (prop_oneof![Just(Engine::Auto), Just(Engine::Splice), Just(Engine::Copy)], arms(), 1024usize..=16 << 20),
         (proptest::option::of(65536usize..=1 << 30), proptest::option::of(1u64..=1_000_000_000), limits()),
         (time(), time(), time()),
@@ -335,7 +394,7 @@ fn forward() -> impl Strategy<Value = Forward> {
     )
         .prop_map(
             |(
-                (name, ports, targets),
+                (name, ports, targets, balancing),
                 (engine, arms, copy_buffer),
                 (pipe_size, most, limits),
                 times,
@@ -346,6 +405,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                     name,
                     listen: vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }],
                     targets,
+                    balancing,
                     engine: if arms.is_empty() { engine } else { Engine::Auto },
                     arms: arms
                         .into_iter()

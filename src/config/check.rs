@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::address::Lookup;
 use super::draft::Marks;
 use super::error::{Fault, Mark, quoted};
+use super::target;
 use crate::plan::{Forward, Host, Plan};
 
 /// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
@@ -20,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(), Fault> {
     for (forward, marks) in plan.forwards.iter().zip(marks) {
         ranges(forward, marks)?;
+        target::each_once(&forward.targets, &marks.targets)?;
         source(forward, marks)?;
     }
     // Two forwards on one address have one default name too, and the address is what to complain about.

@@ -9,7 +9,8 @@ use super::error::{Fault, Mark};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
-    Access, Engine, Forward, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions, Timeouts,
+    Access, Balancing, Engine, Forward, Health, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Target, TcpOptions,
+    Timeouts,
 };
 
 /// Everything one file says.
@@ -111,6 +112,14 @@ impl DraftForward {
             name,
             listen,
             targets,
+            balancing: Balancing {
+                balance: options.balance.unwrap_or_default(),
+                retries: options.retries.and_then(|n| n.0),
+                attempt_timeout: options.connect_attempt_timeout.and_then(|time| time.0),
+                health: options.health.map_or(Some(Health::default()), |health| health.0),
+                check: options.check.clone().and_then(|check| check.0),
+                on_down: options.on_down.unwrap_or_default(),
+            },
             engine,
             arms,
             copy_buffer,

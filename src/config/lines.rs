@@ -140,7 +140,7 @@ impl Reader<'_> {
         }
         let ips = self.bind_addresses(bind)?;
         let ports = self.port(bind_port)?;
-        let target = Target { host: host_of(host)?, ports: self.port(port)?, weight: 1 };
+        let target = Target::new(host_of(host)?, self.port(port)?);
         let listens = ips.into_iter().map(|ip| Listen { ip, ports }).collect();
         let mut forward = DraftForward {
             listen: vec![(bind.mark, listens)],

@@ -19,6 +19,7 @@ mod node;
 mod options;
 mod render;
 mod source;
+mod target;
 mod toml;
 mod tree;
 mod value;
@@ -34,6 +35,7 @@ pub use limit::Sources;
 pub use options::{ForwardOptions, Overrides, ProcessOptions};
 pub use render::render;
 pub use source::MOST_BYTES;
+pub(crate) use target::weight_or_default;
 pub use value::Maybe;
 pub(crate) use value::{Size, size};
 
@@ -123,7 +125,7 @@ fn plan_of_args(listen: &str, target: &str, overrides: &Overrides, lookup: &Look
     let (host, ports) = address::target(target).map_err(|message| Fault::new(at_target, message))?;
     let forward = DraftForward {
         listen: vec![(at_listen, listens)],
-        to: vec![(at_target, Target { host, ports, weight: 1 })],
+        to: vec![(at_target, Target::new(host, ports))],
         ..DraftForward::default()
     };
     Draft { forwards: vec![forward], ..Draft::default() }.build(overrides, lookup)

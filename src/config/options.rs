@@ -12,7 +12,9 @@ use super::limit::Sources;
 use super::node::{Key, Node};
 use super::value::{self, Maybe};
 use super::{address, node};
-use crate::plan::{Confinement, Keep, LogFormat, Pattern, Pin, Rate, RunAs, Scheduling, WhenFull};
+use crate::plan::{
+    Balance, Check, Confinement, Health, Keep, LogFormat, OnDown, Pattern, Pin, Rate, RunAs, Scheduling, WhenFull,
+};
 
 /// Makes a struct of options that is a part of the command line, and lets YAML set the same fields by name.
 macro_rules! options {
@@ -121,6 +123,28 @@ options! {
         /// Size of a pipe with splice: 64KiB to 1GiB; auto is 1MiB where the system's limits allow it [default: auto]
         #[arg(value_name = "SIZE", help_heading = "Workers and engine")]
         pipe_size: Maybe<usize> = pipe_size, PIPE_SIZE;
+        /// Which of several targets a session begins with: round_robin, least_connections, source_hash, random_two
+        /// [default: round_robin]
+        #[arg(value_name = "HOW", help_heading = "Targets")]
+        balance: Balance = balance, BALANCE;
+        /// How many other addresses are tried when connecting fails: a number, or all to try each once [default: all]
+        #[arg(value_name = "N", help_heading = "Targets")]
+        retries: Maybe<u32> = retries, RETRIES;
+        /// How long one address may take to answer before the next is tried: a time such as 500ms; auto shares what is left
+        /// of --connect-timeout among those that are left [default: auto]
+        #[arg(value_name = "TIME", help_heading = "Targets")]
+        connect_attempt_timeout: Maybe<Duration> = attempt_timeout, ATTEMPT_TIMEOUT;
+        /// Leave a target out for a while after so many failures to connect in a row, each time twice as long up to a most;
+        /// never the last one; or none [default: fails=3,eject=10s,eject_max=5m]
+        #[arg(value_name = "HEALTH", help_heading = "Targets")]
+        health: Maybe<Health> = health, HEALTH;
+        /// Ask targets whether they work: none, connect, or such as interval=2s,timeout=1s,rise=2,fall=3,port=8080; what is
+        /// sent and expected only a file can say [default: none]
+        #[arg(value_name = "CHECK", help_heading = "Targets")]
+        check: Maybe<Check> = check, CHECK;
+        /// Sessions of a target that checks find down, or that is disabled: keep them, or end them [default: keep]
+        #[arg(value_name = "WHAT", help_heading = "Targets")]
+        on_down: OnDown = on_down, ON_DOWN;
         /// What a connection meets while --max-connections or --connection-rate is reached: queue lets it wait in the
         /// kernel's queue, refuse resets it at once [default: queue]
         #[arg(value_name = "HOW", help_heading = "Limits and time")]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::limit::{write_bytes, write_connections};
+use super::target::{write_check, write_health, write_target};
 use super::value::{Size, Time};
 use crate::plan::{Forward, LogFormat, Pattern, Pin, Plan, Scheduling};
 
@@ -92,11 +93,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
     let mut line = |key: &'static str, value: String| out.push((key, value));
     line("name", quote(&forward.name));
     line("listen", list(forward.listen.iter().map(|listen| quote(&listen.to_string()))));
-    let targets = forward.targets.iter().map(|target| match target.weight {
-        1 => quote(&target.to_string()),
-        weight => format!("{{address: {}, weight: {weight}}}", quote(&target.to_string())),
-    });
-    line("to", list(targets));
+    line("to", list(forward.targets.iter().map(write_target)));
     for (key, most) in
         [("max_connections", forward.max_connections), ("max_connections_per_source", forward.limits.max_per_source)]
     {
@@ -113,12 +110,18 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 18] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 24] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
         ("copy_buffer", Size(forward.copy_buffer).to_string()),
         ("pipe_size", size(forward.pipe_size)),
+        ("balance", forward.balancing.balance.to_string()),
+        ("retries", forward.balancing.retries.map_or("all".to_owned(), |n| n.to_string())),
+        ("connect_attempt_timeout", forward.balancing.attempt_timeout.map_or("auto".to_owned(), |at| time(Some(at)))),
+        ("health", write_health(forward.balancing.health.as_ref())),
+        ("check", write_check(forward.balancing.check.as_ref())),
+        ("on_down", forward.balancing.on_down.to_string()),
         ("when_full", forward.limits.when_full.to_string()),
         ("connection_rate", write_connections(forward.limits.connection_rate)),
         ("connection_rate_per_source", write_connections(forward.limits.connection_rate_per_source)),
@@ -165,7 +168,7 @@ fn patterns(patterns: &[Pattern]) -> String {
 }
 
 /// A double-quoted YAML scalar (YAML 1.2, 7.3.1), with everything escaped that a reader could take for a line break.
-fn quote(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for c in text.chars() {

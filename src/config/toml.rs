@@ -89,7 +89,7 @@ fn rule(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
     let (bind_mark, ips) = bind.ok_or_else(|| missing("bind_address"))?;
     let ports = bind_port.ok_or_else(|| missing("bind_port"))?;
     let (target_mark, host) = connect.ok_or_else(|| missing("connect_address"))?;
-    let target = Target { host, ports: connect_port.ok_or_else(|| missing("connect_port"))?, weight: 1 };
+    let target = Target::new(host, connect_port.ok_or_else(|| missing("connect_port"))?);
     forward.listen = vec![(bind_mark, ips.into_iter().map(|ip| Listen { ip, ports }).collect())];
     forward.to = vec![(target_mark, target)];
     Ok(forward)

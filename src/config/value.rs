@@ -13,6 +13,10 @@ use super::error::{found, quoted};
 pub(super) use super::limit::{
     BYTE_RATE, CONNECTION_RATE, SOURCES, WHEN_FULL, byte_rate, connection_rate, sources, when_full,
 };
+pub(super) use super::target::{
+    ATTEMPT_TIMEOUT, BALANCE, CHECK, HEALTH, ON_DOWN, RETRIES, attempt_timeout, balance, check, health, on_down,
+    retries,
+};
 use crate::plan::{Confinement, Keep, LogFormat, Pin, RunAs, Scheduling};
 
 /// A value, or the word for "no limit" or "leave it to the system" (`none`, `auto`).
@@ -146,7 +150,7 @@ pub(super) fn socket_buffer(text: &str) -> Parsed<Maybe<usize>> {
 }
 
 /// A time with its unit: ms, s, m, h or d. Whole milliseconds within the limits.
-fn time(text: &str, least_ms: u64, most_ms: u64, allowed: &str) -> Parsed<Duration> {
+pub(super) fn time(text: &str, least_ms: u64, most_ms: u64, allowed: &str) -> Parsed<Duration> {
     let Some((value, unit)) = number_and_unit(text) else { return Err(found(text, allowed)) };
     let factor = match unit {
         "ms" => 1,

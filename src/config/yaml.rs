@@ -2,18 +2,17 @@
 
 use super::address::{self, Lookup};
 use super::draft::{Draft, DraftForward, nothing_to_forward};
-use super::error::{Fault, Mark};
-use super::node::{Key, Node, set_once};
+use super::error::Fault;
+use super::node::{Key, Node};
 use super::options::{ForwardOptions, ProcessOptions};
-use super::{limit, tree, value};
-use crate::plan::{Pattern, Target};
+use super::{limit, target, tree, value};
+use crate::plan::Pattern;
 
 const ROOT: &str = "a mapping with forwards, such as `forwards: [{listen: \"0.0.0.0:9000\", to: \"10.0.0.2:9001\"}]`";
 const FORWARDS: &str = "a list of forwards, each with listen and to";
 const FORWARD: &str = "a mapping with listen and to";
-const TIMEOUTS: &str = "a mapping of connect, idle, half_closed, drain and upgrade_drain to times";
+const TIMEOUTS: &str = "a mapping of connect, connect_attempt, idle, half_closed, drain and upgrade_drain to times";
 const PATTERNS: &str = "a list of patterns such as [10.0.0.0/8, \"192.168.*\"]";
-const TARGET: &str = "HOST:PORT, or a mapping of address and weight";
 
 /// Reads YAML text.
 pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
@@ -28,6 +27,8 @@ pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
             "allow" => draft.allow = patterns(node)?,
             "deny" => draft.deny = patterns(node)?,
             "forwards" => written = Some(node),
+            "health" => draft.defaults.health = Some(target::health_of(node)?),
+            "check" => draft.defaults.check = Some(target::check_of(node)?),
             "source" => draft.defaults.source = Some(limit::source_list(node)?),
             name => {
                 if !draft.process.set(name, key, node)? {
@@ -64,7 +65,7 @@ fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
             }
             "to" => {
                 for item in node.one_or_many() {
-                    forward.to.push(target(item)?);
+                    forward.to.push(target::target(item)?);
                 }
             }
             "max_connections" => {
@@ -75,6 +76,8 @@ fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
                 let value = node.parse(value::max_connections, value::MAX_CONNECTIONS)?;
                 forward.max_per_source = Some(value);
             }
+            "health" => forward.options.health = Some(target::health_of(node)?),
+            "check" => forward.options.check = Some(target::check_of(node)?),
             "source" => forward.options.source = Some(limit::source_list(node)?),
             "timeouts" => timeouts(node, &mut forward.options, None)?,
             "allow" => forward.allow = patterns(node)?,
@@ -112,30 +115,12 @@ fn refuse_process_options(node: &Node, known: &[&str]) -> Result<(), Fault> {
     }
 }
 
-fn target(node: &Node) -> Result<(Mark, Target), Fault> {
-    let super::node::Value::Map(_) = &node.value else {
-        let (host, ports) = node.parse(address::target, TARGET)?;
-        return Ok((node.mark, Target { host, ports, weight: 1 }));
-    };
-    let (mut address, mut weight) = (None, None);
-    for (key, value) in node.entries(TARGET, &["address", "weight"])? {
-        match key.text.as_str() {
-            "address" => address = Some((value.mark, value.parse(address::target, address::TARGET)?)),
-            _ => set_once(&mut weight, "weight", key, value, value::weight, value::WEIGHT)?,
-        }
-    }
-    let Some((mark, (host, ports))) = address else {
-        return Err(Fault::new(node.mark, "found a target without address; allowed: {address: HOST:PORT, weight: N}"));
-    };
-    Ok((mark, Target { host, ports, weight: weight.unwrap_or(1) }))
-}
-
 /// The short form of the `…_timeout` options; those of draining only where there is a process to drain.
 fn timeouts(node: &Node, options: &mut ForwardOptions, mut process: Option<&mut ProcessOptions>) -> Result<(), Fault> {
     let known: &[&str] = if process.is_some() {
-        &["connect", "idle", "half_closed", "drain", "upgrade_drain"]
+        &["connect", "connect_attempt", "idle", "half_closed", "drain", "upgrade_drain"]
     } else {
-        &["connect", "idle", "half_closed"]
+        &["connect", "connect_attempt", "idle", "half_closed"]
     };
     for (key, value) in node.entries(TIMEOUTS, known)? {
         let name = format!("{}_timeout", key.text);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::arms_table;
+use super::{arms_table, targets};
 
 /// Where `spliced stats` looks when no path is given.
 pub const DEFAULT_CONTROL: &str = "/run/spliced/control.sock";
@@ -77,7 +77,7 @@ pub(super) fn answered(control: &Path, answer: &str) -> io::Result<Value> {
     }
 }
 
-fn print(text: &str) -> io::Result<()> {
+pub(super) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
@@ -187,6 +187,8 @@ struct Forward {
     counters: Counters,
     #[serde(default)]
     arms: Vec<arms_table::Arm>,
+    #[serde(default)]
+    targets: Vec<targets::Shown>,
     verdict: Option<String>,
 }
 
@@ -240,6 +242,7 @@ fn table(stats: &Stats) -> String {
         let removed = if forward.removed { "  removed, its sessions go on" } else { "" };
         out.push_str(&format!("{heading}  {listen} → {to}  engine {}{removed}\n", forward.engine));
         counters(&mut out, &forward.counters);
+        targets::describe(&mut out, &forward.targets);
         arms_table::describe(&mut out, &forward.arms, forward.verdict.as_deref());
     }
     out

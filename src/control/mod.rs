@@ -16,6 +16,7 @@ mod reload;
 mod service;
 pub mod snapshot;
 mod socket;
+mod targets;
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use against::against_command;
 pub use client::{DEFAULT_CONTROL, reload_command, stats_command, upgrade_command};
 pub(crate) use client::{ask, human};
 pub use reload::Source;
+pub use targets::{Action, target_command};
 
 use crate::plan::{Forward, Plan};
 use crate::sandbox;

@@ -5,6 +5,7 @@
 use std::fmt::{self, Display, Write};
 
 use super::snapshot::{NamedForward, Snapshot, WorkerSnapshot, WorkerState};
+use super::targets;
 use crate::arms::ArmSnapshot;
 use crate::stats::{Bytes, HistogramSnapshot};
 
@@ -16,24 +17,25 @@ pub fn render(snapshot: &Snapshot) -> String {
     reloads(&mut page, snapshot);
     workers(&mut page, &snapshot.workers);
     forwards(&mut page, &snapshot.forwards);
+    targets::metrics(&mut page, &snapshot.forwards);
     arms(&mut page, &snapshot.forwards);
     page.text
 }
 
 #[derive(Default)]
-struct Page {
+pub(super) struct Page {
     text: String,
     family: &'static str,
 }
 
 impl Page {
     /// Begins a metric family; the samples that follow belong to it.
-    fn family(&mut self, name: &'static str, kind: &str, help: &str) {
+    pub(super) fn family(&mut self, name: &'static str, kind: &str, help: &str) {
         self.family = name;
         self.write(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
     }
 
-    fn sample(&mut self, labels: &[(&str, &dyn Display)], value: impl Display) {
+    pub(super) fn sample(&mut self, labels: &[(&str, &dyn Display)], value: impl Display) {
         self.sample_of("", labels, value);
     }
 
@@ -231,6 +233,10 @@ fn forwards(page: &mut Page, forwards: &[NamedForward]) {
         for (reason, times) in &f.counters.fallbacks {
             page.sample(&[("forward", &f.name), ("reason", reason)], times);
         }
+    }
+    page.family("spliced_connect_retries_total", "counter", "Attempts to connect after another had failed.");
+    for f in forwards {
+        page.sample(&[("forward", &f.name)], f.counters.retries);
     }
     page.family("spliced_rate_waits_total", "counter", "Times a direction waited for bytes of its rate.");
     for f in forwards {

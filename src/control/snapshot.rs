@@ -6,6 +6,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde::Serialize;
 
+use super::targets::{self, TargetSnapshot};
 use crate::arms::{self, ArmSnapshot};
 use crate::fleet::{ForwardView, WorkerView};
 use crate::stats::ForwardSnapshot;
@@ -159,6 +160,8 @@ pub struct NamedForward {
     /// Its counters over all workers.
     #[serde(flatten)]
     pub counters: ForwardSnapshot,
+    /// Each address of each target.
+    pub targets: Vec<TargetSnapshot>,
     /// The arms of a live A/B; left out where there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub arms: Vec<ArmSnapshot>,
@@ -230,6 +233,7 @@ fn forward(view: &ForwardView<'_>) -> NamedForward {
         to: forward.targets.iter().map(ToString::to_string).collect(),
         engine: forward.engine_text(),
         counters,
+        targets: targets::snapshots(view.targets),
         arms,
         verdict,
     }

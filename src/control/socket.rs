@@ -17,6 +17,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::RunError;
 use super::service::{Answer, MAX_REQUEST};
 use super::snapshot::Snapshot;
+use super::targets::{self, Request, TargetSnapshot};
 use crate::sandbox;
 use crate::upgrade::Control;
 
@@ -205,11 +206,13 @@ pub(super) trait Instance {
     fn plan(&self) -> String;
     /// Asks for a reload; its result is the answer to all who asked. Otherwise why there is none now.
     fn reload(&self) -> Result<(), String>;
+    /// Changes a target; how the targets of its forward stand then.
+    fn target(&self, request: &Request) -> Result<Vec<TargetSnapshot>, String>;
     /// Asks for an upgrade; its result is the answer to who asked. Otherwise why there is none now.
     fn upgrade(&self) -> Result<(), String>;
 }
 
-/// Answers one request: `stats`, `plan`, `reload`, `upgrade`, or an error object.
+/// Answers one request: `stats`, `plan`, `reload`, `target`, `upgrade`, or an error object.
 pub(super) fn answer(request: &[u8], instance: &dyn Instance) -> Answer {
     let Some(end) = request.iter().position(|byte| *byte == b'\n') else {
         if request.len() < MAX_REQUEST {
@@ -222,9 +225,15 @@ pub(super) fn answer(request: &[u8], instance: &dyn Instance) -> Answer {
         b"plan" => reply(&json!({ "plan": instance.plan() })),
         b"reload" => later(instance.reload()),
         b"upgrade" => later(instance.upgrade()),
+        line if line.starts_with(b"target ") => {
+            let changed = targets::parse(&line[b"target ".len()..]).and_then(|request| instance.target(&request));
+            changed.map_or_else(|why| reply(&json!({ "error": why })), |all| reply(&json!({ "targets": all })))
+        }
         other => {
             let shown: String = String::from_utf8_lossy(other).chars().take(40).collect();
-            reply(&json!({ "error": format!("unknown command {shown:?}; known: plan, reload, stats, upgrade") }))
+            reply(
+                &json!({ "error": format!("unknown command {shown:?}; known: plan, reload, stats, target, upgrade") }),
+            )
         }
     }
 }
@@ -263,6 +272,10 @@ mod tests {
             Ok(())
         }
 
+        fn target(&self, request: &Request) -> Result<Vec<TargetSnapshot>, String> {
+            Err(format!("no target {}", request.target))
+        }
+
         fn upgrade(&self) -> Result<(), String> {
             Err("not now".to_owned())
         }
@@ -285,6 +298,9 @@ mod tests {
         assert_eq!(ask(b"stat"), Answer::More);
         assert_eq!(json(ask(b"plan\n"))["plan"], "workers: 2\n");
         assert_eq!(ask(b"reload\n"), Answer::Later);
+        let request = br#"target {"forward":"a b","target":"c","action":{"weight":null}}"#;
+        assert_eq!(json(ask(&[request, &b"\n"[..]].concat()))["error"], "no target c");
+        assert!(json(ask(b"target web drain\n"))["error"].as_str().unwrap().contains("such as {"));
         let error = json(ask(b"st\x1b[31m\xffop\n"));
         assert!(error["error"].as_str().unwrap().contains("unknown command"), "{error}");
         assert!(json(ask(&[b'x'; MAX_REQUEST]))["error"].is_string());

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::Fleet;
 use super::doors::Prepared;
-use super::names;
 use super::seat::{Seat, choose_cpus, worker_count};
+use super::{checks, names};
 use crate::gather::Board;
 use crate::limits;
 use crate::plan::{Forward, Plan};
@@ -41,6 +41,7 @@ pub struct Ready {
     workers: usize,
     doors: Prepared,
     names: names::Prepared,
+    checks: checks::Prepared,
     newcomers: Newcomers,
     pinning: String,
 }
@@ -88,6 +89,9 @@ impl Fleet {
         }
         let fail = |what: &str, e: &io::Error| explain(what, workers, e);
         let names = self.names.prepare(plan).map_err(|e| fail("start the threads that look up names", &e))?;
+        let needed = plan.forwards.iter().any(|forward| forward.balancing.check.is_some());
+        let checks = self.checks.prepare(needed, self.names.shared());
+        let checks = checks.map_err(|e| fail("start the thread that checks targets", &e))?;
         let (cpus, pinning) = choose_cpus(plan.pin, workers);
         let mut newcomers = Newcomers::default();
         for (id, cpu) in cpus.iter().enumerate() {
@@ -100,13 +104,13 @@ impl Fleet {
             let seat = Seat { cpu: *cpu, stats, state: WorkerState::Running, peer, thread: Some(thread) };
             newcomers.0.push((id, seat));
         }
-        Ok(Ready { plan: Arc::clone(plan), workers, doors, names, newcomers, pinning })
+        Ok(Ready { plan: Arc::clone(plan), workers, doors, names, checks, newcomers, pinning })
     }
 
     /// Puts a plan into use. Sessions keep the edition of their forward they began with; listeners the plan still has
     /// keep their socket and its queue. Returns when every worker serves the plan, or has had two seconds for it.
     pub fn commit(&mut self, ready: Ready, log: Option<SyncSender<Vec<SessionRecord>>>) {
-        let Ready { plan, workers, doors, names, mut newcomers, pinning } = ready;
+        let Ready { plan, workers, doors, names, checks, mut newcomers, pinning } = ready;
         let board = |plan: &Plan| (plan.gather, plan.scheduling);
         if (workers, board(&plan)) != (self.serving, board(&self.plan)) {
             self.board = Arc::new(Board::new(workers, plan.gather, plan.scheduling));
@@ -126,6 +130,7 @@ impl Fleet {
         self.closing.extend(before.into_iter().filter(|id| !kept.contains(id)));
         let (told, left) = self.post(&fresh, &seated);
         self.settling = Some(Settling { told, left });
+        self.checks.commit(checks, self.ledger.checked());
         if !self.settle(PATIENCE) {
             log::warn!("a worker takes longer than {PATIENCE:?} to change; until then it serves what it served before");
         }
@@ -174,9 +179,9 @@ impl Fleet {
 
     fn enter(&mut self, forward: &Forward, pool: usize) -> usize {
         let forward = Arc::new(forward.clone());
-        let (limits, book) = self.ledger.enter(&forward);
+        let (limits, targets, book) = self.ledger.enter(&forward, self.shared.limits.begun());
         let id = self.editions.iter().position(Option::is_none).unwrap_or(self.editions.len());
-        let entry = Some(Entry { edition: Arc::new(Edition { id, forward, limits, pool }), book });
+        let entry = Some(Entry { edition: Arc::new(Edition { id, forward, limits, targets, pool }), book });
         match self.editions.get_mut(id) {
             Some(place) => *place = entry,
             None => self.editions.push(entry),
@@ -224,7 +229,7 @@ impl Fleet {
                 if newcomers.contains(&id) { all.iter().copied().collect() } else { fresh.to_vec() };
             let route = |edition: usize| {
                 let Entry { edition, book } = self.editions[edition].as_ref()?;
-                let upstreams = board.upstreams(&edition.forward);
+                let upstreams = board.upstreams(&edition.forward, &edition.targets);
                 Some(Route::new(Arc::clone(edition), upstreams, self.ledger.stats(*book, id), id))
             };
             let routes = editions.into_iter().filter_map(route).collect();

@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 
+use std::time::Instant;
+
 use crate::limits::ForwardLimits;
 use crate::plan::{Arm, Forward};
 use crate::stats::{ForwardSnapshot, ForwardStats};
+use crate::upstream::{Checked, Targets};
 
 /// All counters.
 #[derive(Debug, Default)]
@@ -26,6 +29,7 @@ pub(super) struct Ledger {
 struct Account {
     forward: Arc<Forward>,
     limits: Arc<ForwardLimits>,
+    targets: Arc<Targets>,
     /// The book of its present edition; the last one when it was removed.
     book: usize,
     /// No plan has it any more; open sessions go on.
@@ -49,6 +53,8 @@ pub struct ForwardView<'a> {
     pub forward: &'a Forward,
     /// True when no plan has it any more and sessions of it are left.
     pub removed: bool,
+    /// Its targets.
+    pub targets: &'a Targets,
     /// Counters of all workers.
     pub stats: Vec<&'a ForwardStats>,
     /// Those of them that count for the present arms.
@@ -66,27 +72,35 @@ impl Ledger {
         }
     }
 
-    /// Limits and book of a forward's new edition.
-    pub(super) fn enter(&mut self, forward: &Arc<Forward>) -> (Arc<ForwardLimits>, usize) {
+    /// Limits, targets and book of a forward's new edition.
+    pub(super) fn enter(
+        &mut self,
+        forward: &Arc<Forward>,
+        begun: Instant,
+    ) -> (Arc<ForwardLimits>, Arc<Targets>, usize) {
         let Some(at) = self.accounts.iter().position(|account| account.forward.name == forward.name) else {
             let limits = Arc::new(ForwardLimits::new(forward.max_connections, &forward.limits));
+            let targets = Arc::new(Targets::new(&forward.name, begun));
+            targets.update(forward);
             let book = self.open(forward);
             self.accounts.push(Account {
                 forward: Arc::clone(forward),
                 limits: Arc::clone(&limits),
+                targets: Arc::clone(&targets),
                 book,
                 removed: false,
                 past: ForwardSnapshot::default(),
             });
-            return (limits, book);
+            return (limits, targets, book);
         };
         let present = self.accounts[at].book;
         let same = self.books[present].as_ref().is_some_and(|book| book.arms == forward.arms);
         let book = if same { present } else { self.open(forward) };
         let account = &mut self.accounts[at];
         account.limits.update(forward.max_connections, &forward.limits);
+        account.targets.update(forward);
         (account.forward, account.book, account.removed) = (Arc::clone(forward), book, false);
-        (Arc::clone(&account.limits), book)
+        (Arc::clone(&account.limits), Arc::clone(&account.targets), book)
     }
 
     fn open(&mut self, forward: &Forward) -> usize {
@@ -143,11 +157,22 @@ impl Ledger {
             ForwardView {
                 forward: &account.forward,
                 removed: account.removed,
+                targets: &account.targets,
                 stats: own.flat_map(|book| &book.workers).map(|stats| &**stats).collect(),
                 arms: self.books[account.book].iter().flat_map(|book| &book.workers).map(|stats| &**stats).collect(),
                 past: Some(&account.past),
             }
         })
+    }
+
+    /// The forwards whose targets are to be checked.
+    pub(super) fn checked(&self) -> Vec<Checked> {
+        let of = |account: &Account| {
+            let Forward { balancing, sources, .. } = &*account.forward;
+            let (targets, on_down) = (Arc::clone(&account.targets), balancing.on_down);
+            Some(Checked { targets, check: balancing.check.clone()?, on_down, sources: sources.clone() })
+        };
+        self.accounts.iter().filter(|account| !account.removed).filter_map(of).collect()
     }
 
     /// The limits of every forward.

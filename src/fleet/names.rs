@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::plan::{Forward, Host, Plan};
-use crate::upstream::{self, Resolver, Upstreams};
+use crate::upstream::{self, Resolver, Targets, Upstreams};
 use crate::worker::{Message, Peer};
 
 /// Names and who wants to know.
@@ -58,6 +58,11 @@ impl Names {
         (self.names, self.resolver) = (names, resolver);
     }
 
+    /// The same, for those who tell the workers something else.
+    pub(super) fn shared(&self) -> &Arc<Mutex<Board>> {
+        &self.board
+    }
+
     /// What is known; nothing is told while it is held.
     pub(super) fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
@@ -66,8 +71,8 @@ impl Names {
 
 impl Board {
     /// The targets of a forward, with the addresses that are known.
-    pub(super) fn upstreams(&self, forward: &Forward) -> Upstreams {
-        let mut upstreams = Upstreams::new(forward);
+    pub(super) fn upstreams(&self, forward: &Forward, targets: &Arc<Targets>) -> Upstreams {
+        let mut upstreams = Upstreams::new(forward, targets);
         for target in &forward.targets {
             if let Host::Name(name) = &target.host
                 && let Some(addresses) = self.known.get(name.as_str())

@@ -10,7 +10,7 @@ use crate::plan::{Host, Limits, Ports, example};
 use crate::pump::Pumps;
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys::pipes::PipeBudget;
-use crate::upstream::Upstreams;
+use crate::upstream::{Targets, Upstreams};
 use crate::worker::{Accepted, Edition, MAILBOX, Parts, Peer, Route, Routes, Worker};
 
 fn plan(listen: SocketAddr, target: SocketAddr) -> Plan {
@@ -206,8 +206,10 @@ impl Lone {
         let forward = Arc::new(plan.forwards.remove(0));
         let limits = Arc::new(ForwardLimits::new(None, &forward.limits));
         let stats = Arc::new(ForwardStats::new(0));
-        let upstreams = Upstreams::new(&forward);
-        let edition = Arc::new(Edition { id: 0, forward, limits: Arc::clone(&limits), pool: 0 });
+        let targets = Arc::new(Targets::new(&forward.name, shared.limits.begun()));
+        targets.update(&forward);
+        let upstreams = Upstreams::new(&forward, &targets);
+        let edition = Arc::new(Edition { id: 0, forward, limits: Arc::clone(&limits), targets, pool: 0 });
         let mut routes = Routes::default();
         routes.add(Route::new(edition, upstreams, Arc::clone(&stats), 0));
         let pools = vec![PipeBudget::detect(None, 1).pool()];

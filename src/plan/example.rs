@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Access, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Privileges, Scheduling, Target,
-    TcpOptions, Timeouts,
+    Access, Balancing, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Privileges, Scheduling,
+    Target, TcpOptions, Timeouts,
 };
 
 /// One forward with defaults.
@@ -12,7 +12,8 @@ pub(crate) fn forward(name: &str, listen: (impl Into<IpAddr>, Ports), target: (H
     Forward {
         name: name.to_owned(),
         listen: vec![Listen { ip: listen.0.into(), ports: listen.1 }],
-        targets: vec![Target { host: target.0, ports: target.1, weight: 1 }],
+        targets: vec![Target::new(target.0, target.1)],
+        balancing: Balancing::default(),
         engine: Engine::Auto,
         arms: Vec::new(),
         copy_buffer: 64 * 1024,

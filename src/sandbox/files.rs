@@ -142,6 +142,9 @@ fn ports(plan: &Plan) -> BTreeMap<u16, BitFlags<AccessNet>> {
         for listen in &forward.listen {
             (listen.ports.first..=listen.ports.last).for_each(|port| add(port, AccessNet::BindTcp));
         }
+        if let Some(port) = forward.balancing.check.as_ref().and_then(|check| check.port) {
+            add(port, AccessNet::ConnectTcp);
+        }
         for target in &forward.targets {
             (target.ports.first..=target.ports.last).for_each(|port| add(port, AccessNet::ConnectTcp));
         }
@@ -237,13 +240,13 @@ mod tests {
 
     #[test]
     fn strict_knows_the_ports_of_the_plan() {
-        let text = "metrics: 127.0.0.1:9464\nforwards:\n- {listen: \"127.0.0.1:9000-9001\", to: \"10.0.0.1:80\"}\n";
+        let text = "metrics: 127.0.0.1:9464\nforwards:\n- {listen: \"127.0.0.1:9000-9001\", to: \"10.0.0.1:80\", check: \"port=81\"}\n";
         assert_eq!(Rules::of(&plan(text), None).ports, None);
         let strict = Rules::of(&plan(&format!("sandbox: strict\n{text}")), None).ports.unwrap();
         let of = |access: AccessNet| -> Vec<u16> {
             strict.iter().filter(|(_, allowed)| allowed.contains(access)).map(|(port, _)| *port).collect()
         };
         assert_eq!(of(AccessNet::BindTcp), [0, 9000, 9001, 9464]);
-        assert_eq!(of(AccessNet::ConnectTcp), [53, 80]);
+        assert_eq!(of(AccessNet::ConnectTcp), [53, 80, 81]);
     }
 }

@@ -30,6 +30,7 @@ pub(super) struct Filters {
     /// For the main thread, and so for every thread.
     pub(super) control: BpfProgram,
     worker: BpfProgram,
+    check: BpfProgram,
     log: BpfProgram,
     resolver: BpfProgram,
 }
@@ -49,6 +50,7 @@ impl Filters {
         Ok(Self {
             control: compile(control())?,
             worker: compile(worker())?,
+            check: compile(check())?,
             log: compile(log())?,
             resolver: compile(resolver())?,
         })
@@ -58,6 +60,7 @@ impl Filters {
     pub(super) fn of(&self, role: Role) -> &BpfProgram {
         match role {
             Role::Worker => &self.worker,
+            Role::Check => &self.check,
             Role::Log => &self.log,
             Role::Resolver => &self.resolver,
         }
@@ -139,6 +142,17 @@ fn worker() -> Result<Rules, BackendError> {
     rules.insert(libc::SYS_socket, sockets(&[libc::AF_INET, libc::AF_INET6])?);
     rules.insert(libc::SYS_prlimit64, vec![when(0, SeccompCmpOp::Eq, 0)?]);
     rules.insert(libc::SYS_sched_setscheduler, policies()?);
+    no_new_code(&mut rules)?;
+    own_signals(&mut rules)?;
+    Ok(rules)
+}
+
+fn check() -> Result<Rules, BackendError> {
+    let mut rules = allow(&[LIFE, LIFE_OLD, TRAFFIC, TRAFFIC_OLD]);
+    for call in [libc::SYS_accept4, libc::SYS_listen, libc::SYS_pipe2, libc::SYS_splice, libc::SYS_tee] {
+        rules.remove(&call);
+    }
+    rules.insert(libc::SYS_socket, sockets(&[libc::AF_INET, libc::AF_INET6])?);
     no_new_code(&mut rules)?;
     own_signals(&mut rules)?;
     Ok(rules)

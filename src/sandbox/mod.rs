@@ -49,6 +49,8 @@ pub use self::confine::{
 pub enum Role {
     /// Moves bytes.
     Worker,
+    /// Asks targets whether they work.
+    Check,
     /// Writes the session log.
     Log,
     /// Looks names up.

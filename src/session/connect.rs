@@ -1,4 +1,4 @@
-//! From an accepted client to a connected backend: every address of every target, within one time limit.
+//! From an accepted client to a connected backend: one address of its targets after the other, within one time limit.
 //!
 //! What the client sends meanwhile waits in the kernel.
 
@@ -12,17 +12,20 @@ use mio::unix::SourceFd;
 use socket2::Socket;
 
 use super::{End, Phase, Ready, Session, Side, Step, millis};
-use crate::plan::Forward;
+use crate::plan::{Forward, WhenFull};
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys;
-use crate::upstream::{Hop, SourcePool, Trace, Upstreams};
+use crate::upstream::{Ask, Ejected, Hop, Pick, SourcePool, Trace, Upstreams};
+
+/// How often a session that waits for room at a target looks for itself; it is told when there is some.
+const LOOK_MS: u64 = 1000;
 
 /// How far connecting has got.
 #[derive(Debug)]
 pub struct Connecting {
-    /// The target it began with.
-    first: u32,
-    /// Addresses tried so far, the present one included.
+    /// Addresses that did not answer, by number.
+    tried: Vec<u32>,
+    /// Attempts so far, the present one included.
     attempts: u32,
     /// Place of the listener's port in its range.
     port_offset: u16,
@@ -45,6 +48,8 @@ enum Wait {
     Descriptor,
     /// For a name to be resolved.
     Name,
+    /// For room at a target.
+    Room,
 }
 
 /// What connecting needs of the worker.
@@ -57,13 +62,15 @@ pub struct Connector<'a> {
     /// Options of the forward.
     pub forward: &'a Forward,
     /// Its targets.
-    pub upstreams: &'a Upstreams,
+    pub upstreams: &'a mut Upstreams,
     /// Where its connections come from.
     pub sources: &'a SourcePool,
     /// Its counters.
     pub stats: &'a ForwardStats,
     /// Our own connections.
     pub trace: &'a Trace,
+    /// The worker's number.
+    pub worker: usize,
     /// The turn's clock reading, in microseconds.
     pub now_us: u64,
 }
@@ -71,10 +78,10 @@ pub struct Connector<'a> {
 impl Connecting {
     /// Nothing tried yet.
     #[must_use]
-    pub fn new(first: u32, port_offset: u16, hop: Hop, timeout: Option<Duration>, now_us: u64) -> Self {
+    pub fn new(port_offset: u16, hop: Hop, timeout: Option<Duration>, now_us: u64) -> Self {
         let give_up_ms = timeout.map_or(0, |timeout| now_us / 1000 + millis(timeout));
         Self {
-            first,
+            tried: Vec::new(),
             attempts: 0,
             port_offset,
             hop,
@@ -95,15 +102,25 @@ impl Connecting {
             Wait::Backend => EndReason::ConnectTimeout,
             Wait::Descriptor => EndReason::NoDescriptors,
             Wait::Name => EndReason::Unresolved,
+            Wait::Room => EndReason::Limit,
         }
     }
 
-    /// Shares what is left of the time among the addresses that are left.
-    fn set_next(&mut self, left: u32, now_ms: u64) {
-        self.next_ms = 0;
-        if left > 0 && self.give_up_ms > 0 {
-            self.next_ms = now_ms + (self.give_up_ms.saturating_sub(now_ms) / u64::from(left + 1)).max(1);
-        }
+    /// Gives an attempt its time, or a share of what is left with those that are left.
+    fn set_next(&mut self, left: u32, forward: &Forward, now_ms: u64) {
+        let left = forward.balancing.retries.map_or(left, |most| left.min((most + 1).saturating_sub(self.attempts)));
+        self.next_ms = match forward.balancing.attempt_timeout {
+            Some(timeout) => now_ms + millis(timeout),
+            None if left > 0 && self.give_up_ms > 0 => {
+                now_ms + (self.give_up_ms.saturating_sub(now_ms) / u64::from(left + 1)).max(1)
+            }
+            None => 0,
+        };
+    }
+
+    /// Whether no other address may be tried.
+    fn is_spent(&self, forward: &Forward) -> bool {
+        forward.balancing.retries.is_some_and(|most| self.attempts > most)
     }
 }
 
@@ -114,7 +131,13 @@ impl Session {
         matches!(self.phase, Phase::Open)
     }
 
-    /// Whether it waits for a descriptor or a name rather than for the network.
+    /// Attempts to connect so far; 0 once it is connected.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        if let Phase::Connecting(connecting) = &self.phase { connecting.attempts } else { 0 }
+    }
+
+    /// Whether it waits for a descriptor, a name or room rather than for the network.
     #[must_use]
     pub fn wants_retry(&self) -> bool {
         matches!(&self.phase, Phase::Connecting(connecting) if connecting.wait != Wait::Backend)
@@ -126,7 +149,13 @@ impl Session {
         matches!(&self.phase, Phase::Connecting(connecting) if connecting.wait == Wait::Descriptor)
     }
 
-    /// Whether the deadline that has passed is only that of one address.
+    /// Whether it waits for room at a target.
+    #[must_use]
+    pub fn wants_room(&self) -> bool {
+        matches!(&self.phase, Phase::Connecting(connecting) if connecting.wait == Wait::Room)
+    }
+
+    /// Whether the deadline that has passed is only that of one address, or of a look for room.
     #[must_use]
     pub fn may_try_next(&self, now_ms: u64) -> bool {
         matches!(&self.phase, Phase::Connecting(c) if c.next_ms > 0 && (c.give_up_ms == 0 || c.give_up_ms > now_ms))
@@ -134,52 +163,83 @@ impl Session {
 
     /// Begins to connect to the next address that accepts the attempt at all. It waits then for the handshake or, as
     /// [`wants_retry`](Self::wants_retry) says, to be asked again.
-    pub fn connect(&mut self, by: &Connector<'_>) -> Step {
+    pub fn connect(&mut self, by: &mut Connector<'_>) -> Step {
         loop {
-            let Phase::Connecting(connecting) = &mut self.phase else { return Step::Wait };
-            // What it has waited for until now decides nothing any more.
-            connecting.wait = Wait::Backend;
-            let candidates = by.upstreams.candidates();
-            let address = by.upstreams.candidate(connecting.first, connecting.attempts, connecting.port_offset);
-            let Some(address) = address else {
-                if candidates == 0 {
-                    connecting.wait = Wait::Name;
-                    return Step::Wait;
-                }
-                return Step::End(connecting.last.unwrap_or(End::of(EndReason::ConnectFailed)));
-            };
             if let Some(late) = self.backend.take() {
                 give_up(&late);
             }
+            self.lease = None;
+            let Phase::Connecting(connecting) = &mut self.phase else { return Step::Wait };
+            // What it has waited for until now decides nothing any more.
+            connecting.wait = Wait::Backend;
+            let last = connecting.last;
+            if let Some(last) = last.filter(|_| connecting.is_spent(by.forward)) {
+                return Step::End(last);
+            }
+            let (lease, address, left) = match connecting.ask(self.origin.client.ip(), by) {
+                Pick::To { lease, address, left } => (lease, address, left),
+                Pick::Full if by.forward.limits.when_full == WhenFull::Refuse => {
+                    return Step::End(last.unwrap_or(End::of(EndReason::Limit)));
+                }
+                Pick::Full => {
+                    (connecting.wait, connecting.next_ms) = (Wait::Room, by.now_us / 1000 + LOOK_MS);
+                    return Step::Wait;
+                }
+                Pick::Unresolved => {
+                    (connecting.wait, connecting.next_ms) = (Wait::Name, 0);
+                    return Step::Wait;
+                }
+                Pick::Nothing => return Step::End(last.unwrap_or(End::of(EndReason::NoTarget))),
+            };
             match begin(address, by, connecting.attempts) {
                 Ok((socket, local)) => {
+                    by.stats.retries.add(u64::from(connecting.attempts > 0));
                     self.attempt = connecting.attempts;
                     connecting.attempts += 1;
-                    connecting.set_next(candidates.saturating_sub(connecting.attempts), by.now_us / 1000);
+                    connecting.set_next(left, by.forward, by.now_us / 1000);
                     by.trace.forget(self.trace);
                     self.trace =
                         local.map_or(0, |l| by.trace.remember(l, address, connecting.hop, self.origin.forward));
                     self.target = Some(address);
                     (self.backend_ready, self.backend_failed) = (Ready::default(), false);
-                    self.backend = Some(socket);
+                    (self.backend, self.lease) = (Some(socket), Some(lease));
                     return Step::Wait;
                 }
                 Err(e) if is_exhausted(&e) => {
-                    connecting.wait = Wait::Descriptor;
-                    connecting.next_ms = 0;
+                    (connecting.wait, connecting.next_ms) = (Wait::Descriptor, 0);
                     return Step::Wait;
                 }
                 Err(e) => {
+                    by.stats.retries.add(u64::from(connecting.attempts > 0));
                     connecting.attempts += 1;
-                    connecting.last = Some(connect_end(&e));
                     self.target = Some(address);
+                    self.lease = Some(lease);
+                    self.fail(connect_end(&e), by);
                 }
             }
         }
     }
 
+    /// Notes that the present address has failed.
+    fn fail(&mut self, why: End, by: &mut Connector<'_>) {
+        let (Phase::Connecting(connecting), Some(lease)) = (&mut self.phase, self.lease.take()) else { return };
+        connecting.last = Some(why);
+        connecting.tried.push(lease.endpoint().id());
+        // That this host has no port left, or checks have spoken already, is no news of the target.
+        let is_no_news = matches!(why.reason, EndReason::NoPorts | EndReason::TargetDown);
+        let ejected = if is_no_news { None } else { by.upstreams.failed(&lease, by.now_us / 1000) };
+        if let Some(Ejected(time)) = ejected {
+            let (forward, label, reason) = (lease.endpoint().forward(), lease.endpoint().label(), why.reason.name());
+            let fails = by.forward.balancing.health.map_or(0, |health| health.fails);
+            log::warn!(
+                "forward {forward:?}: target {label} is ejected for {time:?}: {fails} failures to connect or more in a row, \
+                 the last one: {reason}"
+            );
+        }
+    }
+
     /// Looks at what the poller said while connecting.
-    pub fn check_connect(&mut self, by: &Connector<'_>) -> Step {
+    pub fn check_connect(&mut self, by: &mut Connector<'_>) -> Step {
         if let Some(e) = self.failed(Side::Client) {
             return Step::End(End { reason: super::blame(Side::Client, &e), errno: e.raw_os_error() });
         }
@@ -191,6 +251,9 @@ impl Session {
         }
         let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
         by.stats.connect_time.record(Duration::from_micros(by.now_us - connecting.began_us));
+        if let Some(lease) = self.lease.as_ref().filter(|lease| lease.endpoint().answers()) {
+            log::info!("forward {:?}: target {} answers again", lease.endpoint().forward(), lease.endpoint().label());
+        }
         self.phase = Phase::Open;
         self.active_us = by.now_us;
         // Whatever was said before the handshake ended is stale, and the first write needs no event.
@@ -198,12 +261,35 @@ impl Session {
         Step::Again
     }
 
-    /// Gives up on the present address.
-    pub fn next_address(&mut self, why: Option<End>, by: &Connector<'_>) -> Step {
-        if let Phase::Connecting(connecting) = &mut self.phase {
-            connecting.last = Some(why.unwrap_or(End::of(EndReason::ConnectTimeout)));
+    /// The time for all attempts is over: the present one has failed too.
+    pub fn run_out(&mut self, by: &mut Connector<'_>) -> Step {
+        let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
+        let end = End::of(connecting.overdue());
+        if end.reason == EndReason::ConnectTimeout {
+            self.fail(end, by);
         }
+        Step::End(end)
+    }
+
+    /// Gives up on the present address; on none where it only waits for room.
+    pub fn next_address(&mut self, why: Option<End>, by: &mut Connector<'_>) -> Step {
+        self.fail(why.unwrap_or(End::of(EndReason::ConnectTimeout)), by);
         self.connect(by)
+    }
+}
+
+impl Connecting {
+    /// The next target, once more where there is no room, as a slot given back before the mark was set has told nobody.
+    fn ask(&self, client: IpAddr, by: &mut Connector<'_>) -> Pick {
+        let now_ms = by.now_us / 1000;
+        let ask = Ask { client, port_offset: self.port_offset, tried: &self.tried, now_ms };
+        match by.upstreams.choose(&ask) {
+            Pick::Full if by.forward.limits.when_full == WhenFull::Queue => {
+                by.upstreams.shared().wait(by.worker);
+                by.upstreams.choose(&ask)
+            }
+            pick => pick,
+        }
     }
 }
 

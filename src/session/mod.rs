@@ -12,6 +12,7 @@ mod moving;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::Socket;
@@ -25,6 +26,7 @@ use crate::plan::Timeouts;
 use crate::pump::{Choice, Pump, Pumps, Ready};
 pub use crate::stats::Side;
 use crate::stats::{Bytes, EndReason, ForwardStats};
+use crate::upstream::{Endpoint, Lease};
 
 /// The token of the client's socket of the session with that slab key.
 #[must_use]
@@ -73,6 +75,8 @@ pub struct Session {
     bytes: Bytes,
     phase: Phase,
     target: Option<SocketAddr>,
+    /// Its hold of that target.
+    lease: Option<Lease>,
     /// Number of the connect attempt `backend` belongs to.
     attempt: u32,
     active_us: u64,
@@ -169,6 +173,7 @@ impl Session {
             bytes: Bytes::default(),
             phase: Phase::Connecting(connecting),
             target: None,
+            lease: None,
             attempt: 0,
             active_us: origin.opened_us,
             armed_ms: 0,
@@ -196,6 +201,17 @@ impl Session {
     #[must_use]
     pub fn target(&self) -> Option<SocketAddr> {
         self.target
+    }
+
+    /// Whether that target is its own.
+    #[must_use]
+    pub fn holds(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.lease.as_ref().is_some_and(|lease| Arc::ptr_eq(lease.endpoint(), endpoint))
+    }
+
+    /// Gives up its hold of the target; whether it had one.
+    pub fn release(&mut self) -> bool {
+        self.lease.take().is_some()
     }
 
     /// Bytes delivered so far.
@@ -328,7 +344,7 @@ mod tests {
     #[test]
     fn an_idle_session_is_small() {
         // Two sockets, two flows and what a log line needs; with its timer it stays well below 512 bytes.
-        assert!(size_of::<Session>() <= 336, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 352, "{}", size_of::<Session>());
     }
 
     #[test]

@@ -237,11 +237,14 @@ fn rinetd_result(reason: EndReason) -> &'static str {
         | EndReason::Idle
         | EndReason::HalfClosed
         | EndReason::Drain
+        | EndReason::TargetDown
         | EndReason::WorkerPanic
         | EndReason::Error => "done-local-closed",
-        EndReason::Refused | EndReason::ConnectFailed | EndReason::ConnectTimeout | EndReason::Unresolved => {
-            "local-connect-failed"
-        }
+        EndReason::Refused
+        | EndReason::ConnectFailed
+        | EndReason::ConnectTimeout
+        | EndReason::NoTarget
+        | EndReason::Unresolved => "local-connect-failed",
         EndReason::NoDescriptors => "local-socket-failed",
         EndReason::NoPorts => "local-bind-failed",
         EndReason::Denied | EndReason::Limit | EndReason::Rate | EndReason::Loop => "denied",

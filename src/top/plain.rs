@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::ask;
 use super::sample::History;
-use super::view::{bits, count, pair, share, time_up};
+use super::view::{bits, count, out_of_service, pair, share, time_up};
 use crate::ab::Table;
 
 /// Asks twice, `interval` apart, and prints what happened in between.
@@ -52,6 +52,9 @@ fn text(history: &History) -> String {
         ]);
     }
     let _ = write!(out, "{table}");
+    for target in history.forwards().iter().flat_map(out_of_service) {
+        let _ = writeln!(out, "target {target}");
+    }
     let busy: Vec<String> = history.busy().into_iter().map(share).collect();
     let pipes = stats.pipes;
     let _ = writeln!(out, "workers busy {}", busy.join(" "));

@@ -73,8 +73,19 @@ pub(super) struct Forward {
     listen: Vec<String>,
     to: Vec<String>,
     engine: String,
+    #[serde(default)]
+    targets: Vec<Target>,
     #[serde(flatten)]
     counters: Counters,
+}
+
+/// An address of a target.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub(super) struct Target {
+    target: String,
+    address: Option<String>,
+    state: Option<String>,
+    sessions_open: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -137,10 +148,21 @@ pub(super) struct Row {
     pub(super) errors: f64,
     /// Directions whose bytes wait too long.
     pub(super) stalled: u64,
+    /// Each address of its targets with its state and its open sessions.
+    pub(super) targets: Vec<(String, String, u64)>,
     /// Since the start, by reason, without those that never came up.
     pub(super) ends: Vec<(String, u64)>,
     /// Likewise.
     pub(super) fallbacks: Vec<(String, u64)>,
+}
+
+impl Target {
+    fn shown(&self) -> (String, String, u64) {
+        let address = self.address.as_ref().filter(|address| **address != self.target);
+        let name = address.map_or_else(|| self.target.clone(), |address| format!("{} ({address})", self.target));
+        let state = self.state.as_deref().unwrap_or("UNRESOLVED");
+        (name.escape_debug().to_string(), state.escape_debug().to_string(), self.sessions_open)
+    }
 }
 
 impl History {
@@ -200,6 +222,7 @@ impl History {
                 listen: shown(&forward.listen),
                 to: shown(&forward.to),
                 engine: forward.engine.escape_debug().to_string(),
+                targets: forward.targets.iter().map(Target::shown).collect(),
                 ..row
             }
         };
@@ -336,6 +359,9 @@ pub(super) mod tests {
             forward["listen"] = json!(["127.0.0.1:9000"]);
             forward["to"] = json!(["10.0.0.2:9001", "10.0.0.3:9001"]);
             forward["engine"] = "auto".into();
+            let target = |address: &str, state: &str| json!({ "target": address, "address": address, "state": state, "sessions_open": 3, "new_field": 1 });
+            let second = if share > 1 { "DOWN" } else { "UP" };
+            forward["targets"] = json!([target("10.0.0.2:9001", "UP"), target("10.0.0.3:9001", second)]);
             forward
         };
         let worker = |id: u64| {

@@ -117,10 +117,23 @@ fn notices(app: &App, palette: Palette) -> Vec<Line<'static>> {
         n => lines
             .push(Line::styled(format!(" bytes of {n} sessions wait for a side that takes none"), palette.warning())),
     }
+    let out: Vec<String> = app.history.forwards().iter().flat_map(out_of_service).collect();
+    match out.as_slice() {
+        [] => {}
+        [one] => lines.push(Line::styled(format!(" target {one}"), palette.warning())),
+        [first, rest @ ..] => lines
+            .push(Line::styled(format!(" target {first}; {} more take no sessions", rest.len()), palette.warning())),
+    }
     if app.paused {
         lines.push(Line::styled(" paused: p goes on", palette.warning()));
     }
     lines
+}
+
+/// The targets of a forward that take no sessions now.
+pub(super) fn out_of_service(row: &Row) -> Vec<String> {
+    let out = row.targets.iter().filter(|(_, state, _)| state != "UP");
+    out.map(|(target, state, _)| format!("{target} of {} is {state}", row.name)).collect()
 }
 
 fn head_lines(app: &App, stats: &Stats, palette: Palette) -> Vec<Line<'static>> {
@@ -240,6 +253,10 @@ fn draw_details(frame: &mut Frame<'_>, row: &Row, area: Rect, palette: Palette) 
         format!(" fallbacks  {}", listed(&row.fallbacks)),
         format!(" connect    {}  first byte {}  (median/99 %)", pair(row.connect), pair(row.first_byte)),
     ];
+    if row.targets.len() > 1 {
+        let targets = row.targets.iter().map(|(target, state, open)| format!("{target} {state} {open}"));
+        lines.push(format!(" targets    {}", targets.collect::<Vec<_>>().join(", ")));
+    }
     if row.stalled > 0 {
         lines.push(format!(" stalled    {} directions: the log names them", row.stalled));
     }

@@ -1,139 +1,284 @@
 //! Where a session goes: the targets of one forward as one worker sees them.
+//!
+//! In reading order: `endpoint` is one address of a target, shared by all workers; `targets` all of a forward; `balance`
+//! the arithmetic of choosing; here is the choice itself, each worker's own, so that it takes no lock.
+//!
+//! The order of a choice: targets that work, then backups that work, then waiting for room where all of these are full,
+//! and last, rather than turning a session away, those that are ejected or found down. A target that was drained or
+//! disabled by command gets no session in any case.
 
+mod balance;
+mod check;
+mod endpoint;
 mod resolve;
 mod source;
+mod targets;
 mod trace;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use self::balance::{Candidate, Random};
+pub use self::check::{Checked, Checker, News};
+pub use self::endpoint::{Admin, Endpoint, Lease, State};
 pub use self::resolve::{Resolver, names};
 pub use self::source::SourcePool;
+pub use self::targets::{Command, TargetView, Targets};
 pub use self::trace::{Hop, Trace};
-use crate::plan::{Forward, Host, Ports};
+use crate::plan::{Balance, Forward, Health, Host, Target};
 
-/// Targets with their addresses. Every worker has its own, so that choosing takes no lock.
+/// A weight of 1 in full, so that a slow start has steps.
+const FULL: u64 = 1024;
+
+/// Targets with their addresses. Every worker has its own.
 #[derive(Debug)]
 pub struct Upstreams {
-    targets: Vec<Upstream>,
+    shared: Arc<Targets>,
+    balance: Balance,
+    health: Option<Health>,
+    targets: Vec<Target>,
+    members: Vec<Member>,
+    /// Used anew for each choice.
+    candidates: Vec<Candidate>,
+    random: Random,
+    turn: usize,
 }
 
+/// One address of a target.
 #[derive(Debug)]
-struct Upstream {
-    /// `None` for a literal address.
-    name: Option<String>,
-    addresses: Vec<IpAddr>,
-    ports: Ports,
-    weight: i64,
-    /// Smooth weighted round robin: grows by `weight` a pick, the largest wins and pays the sum of all weights.
+struct Member {
+    endpoint: Arc<Endpoint>,
+    /// Its target's place among those of the forward.
+    target: usize,
+    weight: u64,
+    backup: bool,
+    most: Option<u64>,
+    slow_start_ms: u64,
+    /// Smooth weighted round robin: grows by the weight a pick, the largest wins and pays the sum of all weights.
     credit: i64,
+}
+
+/// Who asks for a target.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// The client's address.
+    pub client: IpAddr,
+    /// The listener's place in its range.
+    pub port_offset: u16,
+    /// Addresses that have been tried, by [`Endpoint::id`].
+    pub tried: &'a [u32],
+    /// The turn's clock reading, in milliseconds.
+    pub now_ms: u64,
+}
+
+/// What a session is told.
+#[derive(Debug)]
+pub enum Pick {
+    /// To connect there.
+    To {
+        /// Its hold of the address.
+        lease: Lease,
+        /// The address with the port.
+        address: SocketAddr,
+        /// How many others are left to try.
+        left: u32,
+    },
+    /// Every target that works has as many sessions as it may have.
+    Full,
+    /// No name has an address yet.
+    Unresolved,
+    /// All have been tried, or take no sessions.
+    Nothing,
+}
+
+/// In the order of preference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Good,
+    Backup,
+    Full,
+    Out,
+    OutBackup,
+    Never,
+}
+
+impl Member {
+    fn new(endpoint: Arc<Endpoint>, index: usize, target: &Target) -> Self {
+        Self {
+            endpoint,
+            target: index,
+            weight: u64::from(target.weight),
+            backup: target.backup,
+            most: target.max_connections,
+            slow_start_ms: target.slow_start.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            credit: 0,
+        }
+    }
+
+    fn rank(&self, ask: &Ask<'_>) -> Rank {
+        if ask.tried.contains(&self.endpoint.id()) {
+            return Rank::Never;
+        }
+        let is_full = self.most.is_some_and(|most| self.endpoint.open() >= most);
+        match (self.endpoint.state(ask.now_ms), self.backup) {
+            (State::Drain | State::Disabled, _) => Rank::Never,
+            (State::Up, _) if is_full => Rank::Full,
+            (State::Down | State::Ejected, _) if is_full => Rank::Never,
+            (State::Up, false) => Rank::Good,
+            (State::Up, true) => Rank::Backup,
+            (_, false) => Rank::Out,
+            (_, true) => Rank::OutBackup,
+        }
+    }
+
+    /// Its share now: all of its weight, or as much of it as its slow start has reached.
+    fn share(&self, now_ms: u64) -> u64 {
+        let full = self.endpoint.weight().map_or(self.weight, u64::from) * FULL;
+        let back_ms = self.endpoint.back_ms();
+        if self.slow_start_ms == 0 || back_ms == 0 {
+            return full;
+        }
+        let elapsed_ms = now_ms.saturating_sub(back_ms).min(self.slow_start_ms);
+        (u128::from(full) * u128::from(elapsed_ms) / u128::from(self.slow_start_ms)).max(1) as u64
+    }
 }
 
 impl Upstreams {
     /// The targets of a forward; names have no address until [`resolved`](Self::resolved) says so.
     #[must_use]
-    pub fn new(forward: &Forward) -> Self {
-        let targets = forward
-            .targets
-            .iter()
-            .map(|target| Upstream {
-                name: if let Host::Name(name) = &target.host { Some(name.clone()) } else { None },
-                addresses: match &target.host {
-                    Host::Ip(ip) => vec![*ip],
-                    Host::Name(_) => Vec::new(),
-                },
-                ports: target.ports,
-                weight: i64::from(target.weight),
-                credit: 0,
-            })
-            .collect();
-        Self { targets }
+    pub fn new(forward: &Forward, shared: &Arc<Targets>) -> Self {
+        let literal = |(index, target): (usize, &Target)| match target.host {
+            Host::Ip(ip) => Some(Member::new(shared.endpoint(target, ip, false), index, target)),
+            Host::Name(_) => None,
+        };
+        Self {
+            shared: Arc::clone(shared),
+            balance: forward.balancing.balance,
+            health: forward.balancing.health,
+            targets: forward.targets.clone(),
+            members: forward.targets.iter().enumerate().filter_map(literal).collect(),
+            candidates: Vec::new(),
+            random: Random::default(),
+            turn: 0,
+        }
+    }
+
+    /// What is shared with the other workers.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Targets> {
+        &self.shared
     }
 
     /// The addresses of a name, for every target that has it. Sessions that are connected keep theirs.
     pub fn resolved(&mut self, name: &str, addresses: &[IpAddr]) {
-        for target in self.targets.iter_mut().filter(|target| target.name.as_deref() == Some(name)) {
-            target.addresses = addresses.to_vec();
-        }
-    }
-
-    /// The target a new session begins with.
-    pub fn pick(&mut self) -> u32 {
-        if self.targets.len() == 1 {
-            return 0;
-        }
-        let sum: i64 = self.targets.iter().map(|t| t.weight).sum();
-        for target in &mut self.targets {
-            target.credit += target.weight;
-        }
-        let best = (0..self.targets.len()).max_by_key(|&i| (self.targets[i].credit, std::cmp::Reverse(i))).unwrap_or(0);
-        self.targets[best].credit -= sum;
-        best as u32
-    }
-
-    /// The address of the given attempt (from 0): every address of the first target, then of the next one.
-    /// `port_offset` is the listener's place in its range.
-    #[must_use]
-    pub fn candidate(&self, first: u32, attempt: u32, port_offset: u16) -> Option<SocketAddr> {
-        let (first, mut attempt) = (first as usize, attempt as usize);
-        for step in 0..self.targets.len() {
-            let target = &self.targets[(first + step) % self.targets.len()];
-            if let Some(ip) = target.addresses.get(attempt) {
-                let port = if target.ports.len() > 1 { target.ports.first + port_offset } else { target.ports.first };
-                return Some(SocketAddr::new(*ip, port));
+        for (index, target) in self.targets.iter().enumerate() {
+            if !matches!(&target.host, Host::Name(own) if own == name) {
+                continue;
             }
-            attempt -= target.addresses.len();
+            let is_late = self.members.iter().any(|member| member.target == index);
+            self.members.retain(|member| {
+                let stays = member.target != index || addresses.contains(&member.endpoint.ip());
+                if !stays {
+                    member.endpoint.current.store(false, Ordering::Relaxed);
+                }
+                stays
+            });
+            for ip in addresses {
+                let known = |member: &Member| member.target == index && member.endpoint.ip() == *ip;
+                if !self.members.iter().any(known) {
+                    self.members.push(Member::new(self.shared.endpoint(target, *ip, is_late), index, target));
+                }
+            }
         }
-        None
+        // In the order of the configuration, and of the answer, which is sorted.
+        self.members.sort_by_key(|member| (member.target, member.endpoint.ip()));
     }
 
-    /// How many attempts there are.
-    #[must_use]
-    pub fn candidates(&self) -> u32 {
-        self.targets.iter().map(|t| t.addresses.len() as u32).sum()
+    /// Where a session is to connect, or to connect next.
+    pub fn choose(&mut self, ask: &Ask<'_>) -> Pick {
+        if self.members.is_empty() {
+            return Pick::Unresolved;
+        }
+        // Others take room at the same time: whoever finds none left looks again.
+        for _ in 0..=self.members.len() {
+            let mut best = Rank::Never;
+            let mut left = 0;
+            for member in &self.members {
+                let rank = member.rank(ask);
+                best = best.min(rank);
+                left += u32::from(rank != Rank::Never);
+            }
+            match best {
+                Rank::Never => return Pick::Nothing,
+                Rank::Full => return Pick::Full,
+                _ => {}
+            }
+            let index = self.pick(best, ask);
+            let member = &self.members[index];
+            if let Some(lease) = member.endpoint.hold(member.most) {
+                let port = self.targets[member.target].port(ask.port_offset);
+                return Pick::To { lease, address: SocketAddr::new(member.endpoint.ip(), port), left: left - 1 };
+            }
+        }
+        Pick::Full
+    }
+
+    /// One of those with that rank.
+    fn pick(&mut self, rank: Rank, ask: &Ask<'_>) -> usize {
+        self.candidates.clear();
+        for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.rank(ask) == rank) {
+            let (weight, open, key) = (member.share(ask.now_ms), member.endpoint.open(), member.endpoint.key());
+            self.candidates.push(Candidate { index, weight, open, key });
+        }
+        // Numbers that others change may have changed between the two looks.
+        let at = match (self.candidates.as_slice(), self.balance) {
+            ([], _) => return 0,
+            ([only], _) => return only.index,
+            (_, Balance::RoundRobin) => self.next_in_turn(),
+            (all, Balance::LeastConnections) => {
+                self.turn = self.turn.wrapping_add(1);
+                balance::least(all, self.turn)
+            }
+            (all, Balance::SourceHash) => balance::rendezvous(all, balance::hash_of(ask.client)),
+            (all, Balance::RandomTwo) => balance::two(all, &mut self.random),
+        };
+        self.candidates[at].index
+    }
+
+    fn next_in_turn(&mut self) -> usize {
+        let mut sum = 0;
+        for candidate in &self.candidates {
+            let weight = i64::try_from(candidate.weight).unwrap_or(i64::MAX / 2);
+            self.members[candidate.index].credit += weight;
+            sum += weight;
+        }
+        let credit = |at: &usize| (self.members[self.candidates[*at].index].credit, std::cmp::Reverse(*at));
+        let best = (0..self.candidates.len()).max_by_key(credit).unwrap_or(0);
+        self.members[self.candidates[best].index].credit -= sum;
+        best
+    }
+
+    /// Connecting has failed for a reason that lies with the target: how long it is ejected for, if it is. The last
+    /// target that works stays.
+    pub fn failed(&self, lease: &Lease, now_ms: u64) -> Option<Ejected> {
+        let endpoint = lease.endpoint();
+        if !endpoint.fail(self.health.as_ref()) {
+            return None;
+        }
+        let works =
+            |member: &Member| member.endpoint.id() != endpoint.id() && member.endpoint.state(now_ms) == State::Up;
+        if !self.members.iter().any(works) {
+            return None;
+        }
+        self.health.as_ref().and_then(|health| endpoint.eject(health, now_ms)).map(Ejected)
     }
 }
+
+/// How long a target is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejected(pub Duration);
 
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use super::*;
-
-    fn upstreams(weights: &[i64]) -> Upstreams {
-        let target = |(i, weight): (usize, &i64)| Upstream {
-            name: Some("db".into()),
-            addresses: vec![Ipv4Addr::new(10, 0, 0, i as u8).into(), Ipv4Addr::new(10, 0, 1, i as u8).into()],
-            ports: Ports { first: 80, last: 82 },
-            weight: *weight,
-            credit: 0,
-        };
-        Upstreams { targets: weights.iter().enumerate().map(target).collect() }
-    }
-
-    #[test]
-    fn picks_follow_the_weights_and_do_not_clump() {
-        let mut upstreams = upstreams(&[5, 1, 1]);
-        let picks: Vec<u32> = (0..7).map(|_| upstreams.pick()).collect();
-        assert_eq!(picks, [0, 0, 1, 0, 2, 0, 0]);
-    }
-
-    #[test]
-    fn every_address_is_tried_once_from_the_picked_target_on() {
-        let upstreams = upstreams(&[1, 1, 1]);
-        let tried: Vec<String> =
-            (0..).map_while(|attempt| upstreams.candidate(1, attempt, 2)).map(|a| a.to_string()).collect();
-        assert_eq!(tried, ["10.0.0.1:82", "10.0.1.1:82", "10.0.0.2:82", "10.0.1.2:82", "10.0.0.0:82", "10.0.1.0:82"]);
-        assert_eq!(upstreams.candidates(), 6);
-    }
-
-    #[test]
-    fn a_name_has_no_candidate_until_it_is_resolved() {
-        let mut upstreams = upstreams(&[1]);
-        upstreams.resolved("db", &[]);
-        assert_eq!(upstreams.candidate(0, 0, 0), None);
-        upstreams.resolved("other", &["::2".parse().unwrap()]);
-        assert_eq!(upstreams.candidate(0, 0, 0), None);
-        upstreams.resolved("db", &["::1".parse().unwrap()]);
-        assert_eq!(upstreams.candidate(0, 0, 0), Some("[::1]:80".parse().unwrap()));
-    }
-}
+mod tests;

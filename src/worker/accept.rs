@@ -164,13 +164,12 @@ impl Worker {
     pub(super) fn begin(&mut self, accepted: Accepted) {
         let Accepted { socket, client, forward, listener, port_offset, hop, ticket } = accepted;
         self.parts.routes.open(forward);
-        let first = self.parts.routes[forward].upstreams.pick();
         let route = &self.parts.routes[forward];
         let plan = route.forward();
         route.stats.accepted.add(1);
         route.stats.open.add(1);
         let origin = Origin { client, forward, listener, opened_us: self.now_us };
-        let connecting = Connecting::new(first, port_offset, hop, plan.timeouts.connect, self.now_us);
+        let connecting = Connecting::new(port_offset, hop, plan.timeouts.connect, self.now_us);
         let refused = match plan.access.refuses(client.ip()) {
             _ if self.life == Life::Stopping => Some(EndReason::Drain),
             Some(Refusal::Denied) => Some(EndReason::Denied),

@@ -3,7 +3,7 @@
 use mio::{Events, Token};
 
 use super::{LISTENER, MAILBOX, Worker, stall};
-use crate::session::{End, Step, Turn, key_of};
+use crate::session::{End, Session, Step, Turn, key_of};
 
 impl Worker {
     /// Notes every event before anything is done, so that a session is driven once for both its sockets.
@@ -142,6 +142,9 @@ impl Worker {
                 Some(at_ms) if at_ms <= now_ms => {
                     if session.may_try_next(now_ms) {
                         let step = self.connect_with(key, |session, by| session.next_address(None, by));
+                        self.settle(key, step);
+                    } else if !session.is_open() {
+                        let step = self.connect_with(key, Session::run_out);
                         self.settle(key, step);
                     } else {
                         let reason = session.overdue(timeouts);

@@ -19,7 +19,7 @@ const REPORT: usize = 256;
 impl Worker {
     /// Ends a session: counts it, reports it, gives back what it held and closes it.
     pub(super) fn end(&mut self, key: usize, end: End) {
-        let Some(session) = self.sessions.try_remove(key) else { return };
+        let Some(mut session) = self.sessions.try_remove(key) else { return };
         self.deadlines.clear(key);
         if session.wants_retry() {
             // Its key may soon be another session's, which would then stand in the queue twice.
@@ -37,7 +37,7 @@ impl Worker {
             stats.arms[arm.get()].open.sub(1);
             stats.arms[arm.get()].session.record(duration);
         }
-        self.give_back(key, &session);
+        self.give_back(key, &mut session);
         self.record(forward, session.origin().listener, |forward, listener| SessionRecord {
             at: SystemTime::now(),
             forward,
@@ -97,8 +97,11 @@ impl Worker {
         }
     }
 
-    fn give_back(&mut self, key: usize, session: &Session) {
+    fn give_back(&mut self, key: usize, session: &mut Session) {
         let forward = session.origin().forward;
+        if session.release() {
+            self.tell_of_room(forward);
+        }
         let limits = &self.parts.routes[forward].edition.limits;
         let ticket = self.passes.end(key, limits);
         self.parts.me.load.fetch_sub(1, Ordering::Relaxed);

@@ -15,7 +15,7 @@ use crate::listener::Listener;
 use crate::session::Session;
 use crate::stats::SessionRecord;
 use crate::sys::pipes::PipeBudget;
-use crate::upstream::Hop;
+use crate::upstream::{Endpoint, Hop};
 
 /// How a worker is told things.
 #[derive(Debug)]
@@ -44,6 +44,10 @@ pub enum Message {
     Resolved(Arc<str>, Arc<[IpAddr]>),
     /// A slot this worker waits for has come free.
     SlotFree,
+    /// There may be room at a target its sessions wait for.
+    RoomFree,
+    /// That target is down: its sessions are to end.
+    TargetDown(Arc<Endpoint>),
     /// Editions others may soon pass on connections for.
     Learn(Box<Learn>),
     /// What it serves from now on.

@@ -113,7 +113,7 @@ pub struct Worker {
     ready: Vec<usize>,
     again: Vec<usize>,
     due: Vec<usize>,
-    /// Sessions that wait for a descriptor or a name.
+    /// Sessions that wait for a descriptor, a name or room at a target.
     retry: Vec<usize>,
     finished: Vec<SessionRecord>,
     trial: Trial,

@@ -16,6 +16,8 @@ impl Worker {
                     self.freed = true;
                 }
                 Message::SlotFree => self.slot_free(),
+                Message::RoomFree => self.freed = true,
+                Message::TargetDown(endpoint) => self.end_sessions_of(&endpoint),
                 Message::Learn(learn) => self.learn(*learn),
                 Message::Change(change) => self.change(*change),
                 Message::Retire(editions) => self.retire(&editions),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::limits::ForwardLimits;
 use crate::plan::Forward;
 use crate::stats::ForwardStats;
-use crate::upstream::{SourcePool, Upstreams};
+use crate::upstream::{SourcePool, Targets, Upstreams};
 
 /// A forward as it was configured at one time. Sessions keep the edition they began with, whatever a reload changes.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct Edition {
     pub forward: Arc<Forward>,
     /// Limits of the forward, shared by all its editions.
     pub limits: Arc<ForwardLimits>,
+    /// Its targets as all workers share them, kept over all its editions.
+    pub targets: Arc<Targets>,
     /// Index of the pool with its pipe size.
     pub pool: usize,
 }

@@ -17,6 +17,7 @@ pub(crate) mod shortage;
 pub(crate) mod spliced;
 pub(crate) mod stats;
 pub(crate) mod strace;
+pub(crate) mod target;
 pub(crate) mod upgraded;
 
 use std::io::Write;

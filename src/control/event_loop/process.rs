@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::time::Instant;
 
-use log::error;
+use log::{error, info};
 
 use super::handover;
 use crate::config;
 use crate::control::service::Answer;
 use crate::control::snapshot::{Reloads, Snapshot, Sources};
+use crate::control::targets::{self, Request, TargetSnapshot};
 use crate::control::{metrics, prometheus, socket};
 use crate::fleet::{Fleet, WorkerEnd};
 use crate::session_log::SessionLog;
@@ -111,6 +112,13 @@ impl socket::Instance for Process {
             },
             Err,
         )
+    }
+
+    fn target(&self, request: &Request) -> Result<Vec<TargetSnapshot>, String> {
+        let Request { forward, target, action } = request;
+        let (targets, on_down) = self.fleet.command_target(forward, target, action.command())?;
+        info!("forward {forward:?}: target {target} {}", action.describe(on_down));
+        Ok(targets::snapshots(targets))
     }
 
     fn upgrade(&self) -> Result<(), String> {

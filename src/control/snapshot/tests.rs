@@ -1,7 +1,10 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::arms::Sampled;
 use crate::plan::{Arm, Engine, Host, Plan, Ports, example};
 use crate::stats::{EndReason, ForwardStats, WorkerStats};
+use crate::upstream::{Targets, Upstreams};
 
 /// Counters of one worker and of one forward in it.
 pub(in crate::control) type Counters = (WorkerStats, ForwardStats);
@@ -41,8 +44,17 @@ pub(in crate::control) fn snapshot(plan: &Plan, stats: &[Counters]) -> Snapshot 
         sessions_open: forward.open.get(),
     });
     let forwards: Vec<_> = stats.iter().map(|(_, forward)| forward).collect();
-    let forward =
-        ForwardView { forward: &plan.forwards[0], removed: false, arms: forwards.clone(), stats: forwards, past: None };
+    let targets = Arc::new(Targets::new("web", Instant::now()));
+    targets.update(&plan.forwards[0]);
+    let _upstreams = Upstreams::new(&plan.forwards[0], &targets);
+    let forward = ForwardView {
+        forward: &plan.forwards[0],
+        removed: false,
+        targets: &targets,
+        arms: forwards.clone(),
+        stats: forwards,
+        past: None,
+    };
     Snapshot::take(&Sources {
         workers: workers.collect(),
         forwards: vec![forward],

@@ -1,0 +1,137 @@
+//! One check of one address: connect, and where it is asked for say something and wait for the answer.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr};
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use socket2::SockAddr;
+
+use crate::plan::Check;
+use crate::sys;
+use crate::upstream::Endpoint;
+
+/// An answer may be so long until it has what is expected.
+const MOST_ANSWER: usize = 64 * 1024;
+
+/// A check under way.
+#[derive(Debug)]
+pub(super) struct Probe {
+    stream: TcpStream,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    Connecting,
+    /// So many bytes are said.
+    Saying(usize),
+    /// What has come.
+    Hearing(Vec<u8>),
+}
+
+/// Whether an error is this host's lack of something rather than the target's.
+pub(super) fn is_ours(error: &io::Error) -> bool {
+    let ours = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|number| ours.contains(&number))
+}
+
+impl Probe {
+    /// Begins to connect.
+    ///
+    /// # Errors
+    /// What socket(2), bind(2), connect(2) and epoll_ctl(2) report.
+    pub(super) fn begin(
+        endpoint: &Endpoint,
+        check: &Check,
+        sources: &[IpAddr],
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Self> {
+        let address = SocketAddr::new(endpoint.ip(), check.port.unwrap_or(endpoint.ports().first));
+        let socket = sys::stream(address)?;
+        if let Some(source) = sources.iter().find(|source| source.is_ipv4() == address.is_ipv4()) {
+            sys::bind_source(&socket, *source)?;
+        }
+        match socket.connect(&SockAddr::from(address)) {
+            Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
+            _ => {}
+        }
+        let mut stream = TcpStream::from_std(socket.into());
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Self { stream, step: Step::Connecting })
+    }
+
+    /// What has not happened, should its time be over now.
+    pub(super) fn waits_for(&self) -> &'static str {
+        match self.step {
+            Step::Connecting => "no connection",
+            Step::Saying(_) => "not all sent",
+            Step::Hearing(_) => "not the expected answer",
+        }
+    }
+
+    /// Goes on as far as the socket allows; what it came to, once it is over.
+    pub(super) fn advance(&mut self, check: &Check) -> Option<Result<(), String>> {
+        match self.go_on(check) {
+            Ok(()) => Some(Ok(())),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => None,
+            Err(e) => Some(Err(e.to_string())),
+        }
+    }
+
+    fn go_on(&mut self, check: &Check) -> io::Result<()> {
+        let mut chunk = [0; 4096];
+        loop {
+            match &mut self.step {
+                Step::Connecting => {
+                    if let Some(error) = self.stream.take_error()? {
+                        return Err(error);
+                    }
+                    match self.stream.peer_addr() {
+                        Err(e) if e.kind() == ErrorKind::NotConnected => return Err(ErrorKind::WouldBlock.into()),
+                        result => _ = result?,
+                    }
+                    self.step = Step::Saying(0);
+                }
+                Step::Saying(said) if *said < check.send.len() => {
+                    match self.stream.write(&check.send.as_bytes()[*said..]) {
+                        Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                        result => *said += result?,
+                    }
+                }
+                Step::Saying(_) if check.expect.is_empty() => return Ok(()),
+                Step::Saying(_) => self.step = Step::Hearing(Vec::new()),
+                Step::Hearing(heard) => {
+                    let n = match self.stream.read(&mut chunk) {
+                        Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                        result => result?,
+                    };
+                    heard.extend_from_slice(&chunk[..n]);
+                    if contains(heard, check.expect.as_bytes()) {
+                        return Ok(());
+                    }
+                    if n == 0 || heard.len() > MOST_ANSWER {
+                        let begin: String = String::from_utf8_lossy(heard).chars().take(40).collect();
+                        return Err(io::Error::other(format!("the answer was {begin:?}, without {:?}", check.expect)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn contains(heard: &[u8], expected: &[u8]) -> bool {
+    heard.windows(expected.len()).any(|window| window == expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_found_wherever_it_is() {
+        assert!(contains(b"HTTP/1.1 200 OK", b"200") && contains(b"+PONG", b"+PONG"));
+        assert!(!contains(b"+PON", b"+PONG") && !contains(b"", b"x"));
+    }
+}

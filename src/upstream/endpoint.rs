@@ -1,0 +1,380 @@
+//! One address of a target as all workers see it: who uses it, and how it is.
+//!
+//! Nothing here is locked. Numbers are read while others change them: a choice may be one session late, a limit is exact.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::balance;
+use crate::plan::{Health, Ports};
+
+/// How an address stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum State {
+    /// Takes sessions.
+    Up,
+    /// Checks have found that it does not work.
+    Down,
+    /// Connecting failed too often: left out for a while.
+    Ejected,
+    /// Takes no new sessions, by command.
+    Drain,
+    /// Takes no new sessions and is not checked, by command.
+    Disabled,
+}
+
+impl State {
+    /// The name it has everywhere.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "UP",
+            Self::Down => "DOWN",
+            Self::Ejected => "EJECTED",
+            Self::Drain => "DRAIN",
+            Self::Disabled => "DISABLED",
+        }
+    }
+}
+
+/// What a command has made of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Admin {
+    /// Nothing.
+    #[default]
+    Enabled,
+    /// No new sessions.
+    Drain,
+    /// No new sessions, no checks.
+    Disabled,
+}
+
+/// One address of a target.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Endpoint {
+    /// Sessions that hold it, those that are connecting included.
+    open: AtomicU64,
+    /// Attempts to connect.
+    connects: AtomicU64,
+    /// Attempts that failed, in all and since the last one that did not.
+    failures: AtomicU64,
+    failures_in_row: AtomicU32,
+    admin: AtomicU8,
+    /// Checks have found it down.
+    down: AtomicBool,
+    /// By command; 0 leaves the configured one.
+    weight: AtomicU16,
+    /// Until then it is left out, in milliseconds of the workers' clock.
+    ejected_until_ms: AtomicU64,
+    ejections_in_row: AtomicU32,
+    ejections: AtomicU64,
+    /// Since when it is there again; 0 from the start on.
+    back_ms: AtomicU64,
+    checks: AtomicU64,
+    checks_failed: AtomicU64,
+    /// Whether the target has this address still, or a name has another one now.
+    pub(super) current: AtomicBool,
+    id: u32,
+    key: u64,
+    ip: IpAddr,
+    ports: Ports,
+    /// For people: forward and address.
+    forward: Arc<str>,
+    label: String,
+}
+
+/// A session's hold of an address, given back when dropped.
+#[derive(Debug)]
+pub struct Lease(Arc<Endpoint>);
+
+impl Endpoint {
+    pub(super) fn new(id: u32, forward: &Arc<str>, target: &str, ip: IpAddr, ports: Ports) -> Self {
+        let address = SocketAddr::new(ip, ports.first).to_string();
+        let label = if target.starts_with(&address) { target.to_owned() } else { format!("{target} ({ip})") };
+        Self {
+            open: AtomicU64::new(0),
+            connects: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            failures_in_row: AtomicU32::new(0),
+            admin: AtomicU8::new(Admin::Enabled as u8),
+            down: AtomicBool::new(false),
+            weight: AtomicU16::new(0),
+            ejected_until_ms: AtomicU64::new(0),
+            ejections_in_row: AtomicU32::new(0),
+            ejections: AtomicU64::new(0),
+            back_ms: AtomicU64::new(0),
+            checks: AtomicU64::new(0),
+            checks_failed: AtomicU64::new(0),
+            current: AtomicBool::new(true),
+            id,
+            key: balance::hash(address.as_bytes()),
+            ip,
+            ports,
+            forward: Arc::clone(forward),
+            label,
+        }
+    }
+
+    /// Tells it from every other one of its forward.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// What hashing knows it by: the same in every process that has this address as a target.
+    #[must_use]
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// The address.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.ip
+    }
+
+    /// The address with its port or ports.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match self.ip {
+            IpAddr::V4(ip) => format!("{ip}:{}", self.ports),
+            IpAddr::V6(ip) => format!("[{ip}]:{}", self.ports),
+        }
+    }
+
+    /// The ports.
+    #[must_use]
+    pub fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    /// The address and, where a name led to it, that name.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The name of its forward.
+    #[must_use]
+    pub fn forward(&self) -> &str {
+        &self.forward
+    }
+
+    /// Sessions that hold it now.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Attempts to connect so far, and how many failed.
+    #[must_use]
+    pub fn connects(&self) -> (u64, u64) {
+        (self.connects.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
+    }
+
+    /// How often it was left out for failing.
+    #[must_use]
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Ordering::Relaxed)
+    }
+
+    /// Checks so far, and how many failed.
+    #[must_use]
+    pub fn checks(&self) -> (u64, u64) {
+        (self.checks.load(Ordering::Relaxed), self.checks_failed.load(Ordering::Relaxed))
+    }
+
+    /// The weight a command gave it.
+    #[must_use]
+    pub fn weight(&self) -> Option<u16> {
+        Some(self.weight.load(Ordering::Relaxed)).filter(|weight| *weight > 0)
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn state(&self, now_ms: u64) -> State {
+        match self.admin.load(Ordering::Relaxed) {
+            a if a == Admin::Drain as u8 => State::Drain,
+            a if a == Admin::Disabled as u8 => State::Disabled,
+            _ if self.down.load(Ordering::Relaxed) => State::Down,
+            _ if self.ejected_until_ms.load(Ordering::Relaxed) > now_ms => State::Ejected,
+            _ => State::Up,
+        }
+    }
+
+    /// Whether checks have found it down.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    /// Whether the target has this address still.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.current.load(Ordering::Relaxed)
+    }
+
+    /// Since when it is there again, in milliseconds; 0 from the start on.
+    pub(super) fn back_ms(&self) -> u64 {
+        self.back_ms.load(Ordering::Relaxed)
+    }
+
+    /// It is there again, or for the first time while others are already.
+    pub(super) fn is_back(&self, now_ms: u64) {
+        self.back_ms.store(now_ms.max(1), Ordering::Relaxed);
+    }
+
+    /// What a command says of it.
+    pub(super) fn command(&self, admin: Admin, weight: Option<u16>, now_ms: u64) {
+        let before = self.admin.swap(admin as u8, Ordering::SeqCst);
+        self.weight.store(weight.unwrap_or(0), Ordering::Relaxed);
+        if before != Admin::Enabled as u8 && admin == Admin::Enabled {
+            self.is_back(now_ms);
+        }
+    }
+
+    /// Takes hold of it, unless it has as many sessions as it may have.
+    pub(super) fn hold(self: &Arc<Self>, most: Option<u64>) -> Option<Lease> {
+        match most {
+            None => _ = self.open.fetch_add(1, Ordering::Relaxed),
+            Some(most) => {
+                let more = |open| (open < most).then_some(open + 1);
+                self.open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
+            }
+        }
+        self.connects.fetch_add(1, Ordering::Relaxed);
+        Some(Lease(Arc::clone(self)))
+    }
+
+    /// Counts a failure to connect; true when there have been so many in a row that it is to be ejected.
+    pub(super) fn fail(&self, health: Option<&Health>) -> bool {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let in_row = self.failures_in_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        health.is_some_and(|health| in_row >= health.fails)
+    }
+
+    /// Leaves it out for a while; how long, or `None` when it is left out already.
+    pub(super) fn eject(&self, health: &Health, now_ms: u64) -> Option<Duration> {
+        let before = self.ejected_until_ms.load(Ordering::Relaxed);
+        if before > now_ms {
+            return None;
+        }
+        let in_row = self.ejections_in_row.load(Ordering::Relaxed);
+        let time = health.eject.saturating_mul(1 << in_row.min(30)).min(health.eject_max);
+        let until = now_ms.saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        // Of several workers that come to this at once one ejects it.
+        self.ejected_until_ms.compare_exchange(before, until, Ordering::SeqCst, Ordering::Relaxed).ok()?;
+        self.ejections_in_row.store(in_row.saturating_add(1), Ordering::Relaxed);
+        self.ejections.fetch_add(1, Ordering::Relaxed);
+        self.is_back(until);
+        Some(time)
+    }
+
+    /// It has answered; true when it had been left out before.
+    pub fn answers(&self) -> bool {
+        // Read first: a target that works keeps its line of cache shared.
+        if self.failures_in_row.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        self.failures_in_row.store(0, Ordering::Relaxed);
+        let was_out = self.ejections_in_row.swap(0, Ordering::Relaxed) > 0;
+        if was_out {
+            self.ejected_until_ms.store(0, Ordering::Relaxed);
+        }
+        was_out
+    }
+
+    /// Counts a check.
+    pub(super) fn checked(&self, good: bool) {
+        self.checks.fetch_add(1, Ordering::Relaxed);
+        self.checks_failed.fetch_add(u64::from(!good), Ordering::Relaxed);
+    }
+
+    /// Checks have found it down, or up again.
+    pub(super) fn set_down(&self, down: bool, now_ms: u64) {
+        if self.down.swap(down, Ordering::SeqCst) && !down {
+            self.failures_in_row.store(0, Ordering::Relaxed);
+            self.ejections_in_row.store(0, Ordering::Relaxed);
+            self.ejected_until_ms.store(0, Ordering::Relaxed);
+            self.is_back(now_ms);
+        }
+    }
+}
+
+impl Lease {
+    /// What is held.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // In one order with the marks of workers that wait for it: see `Targets`.
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint() -> Arc<Endpoint> {
+        let ip = IpAddr::from([10, 0, 0, 1]);
+        Arc::new(Endpoint::new(0, &"web".into(), "10.0.0.1:80", ip, Ports::one(80)))
+    }
+
+    #[test]
+    fn each_ejection_is_twice_as_long_until_it_answers() {
+        let endpoint = endpoint();
+        let health = Health { fails: 2, eject: Duration::from_secs(1), eject_max: Duration::from_secs(5) };
+        assert!(!endpoint.fail(Some(&health)) && endpoint.fail(Some(&health)));
+        let mut now_ms = 0;
+        for seconds in [1, 2, 4, 5, 5] {
+            assert_eq!(endpoint.eject(&health, now_ms), Some(Duration::from_secs(seconds)));
+            assert_eq!(endpoint.state(now_ms), State::Ejected);
+            assert_eq!(endpoint.eject(&health, now_ms), None, "it is out already");
+            now_ms += seconds * 1000;
+            assert_eq!(endpoint.state(now_ms), State::Up);
+            assert!(endpoint.fail(Some(&health)), "one more failure is enough");
+        }
+        assert!(endpoint.answers() && !endpoint.answers());
+        assert!(!endpoint.fail(Some(&health)));
+        assert_eq!(endpoint.eject(&health, now_ms), Some(Duration::from_secs(1)));
+        assert_eq!((endpoint.connects(), endpoint.ejections()), ((0, 8), 6));
+    }
+
+    #[test]
+    fn a_limit_is_exact_and_given_back() {
+        let endpoint = endpoint();
+        let held: Vec<Lease> = (0..5).filter_map(|_| endpoint.hold(Some(3))).collect();
+        assert_eq!((held.len(), endpoint.open()), (3, 3));
+        drop(held);
+        assert_eq!((endpoint.open(), endpoint.connects().0), (0, 3));
+    }
+
+    #[test]
+    fn commands_go_before_checks_and_checks_before_failures() {
+        let endpoint = endpoint();
+        endpoint.eject(&Health::default(), 0);
+        assert_eq!(endpoint.state(1), State::Ejected);
+        endpoint.set_down(true, 0);
+        assert_eq!(endpoint.state(1), State::Down);
+        endpoint.command(Admin::Drain, Some(7), 0);
+        assert_eq!((endpoint.state(1), endpoint.weight()), (State::Drain, Some(7)));
+        endpoint.command(Admin::Disabled, None, 0);
+        assert_eq!((endpoint.state(1), endpoint.weight()), (State::Disabled, None));
+        endpoint.command(Admin::Enabled, None, 5);
+        assert_eq!((endpoint.state(1), endpoint.back_ms()), (State::Down, 5));
+        endpoint.set_down(false, 9);
+        assert_eq!((endpoint.state(1), endpoint.back_ms()), (State::Up, 9), "a good check ends an ejection too");
+    }
+}
