@@ -6,6 +6,7 @@
 #[cfg(test)]
 pub(crate) mod example;
 mod limits;
+mod names;
 mod targets;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::limits::{Limits, Rate, WhenFull};
+pub use self::names::{Resolve, Resolving};
 pub use self::targets::{Balance, Balancing, Check, Health, OnDown};
 
 /// Everything one process does.
@@ -42,6 +44,8 @@ pub struct Plan {
     pub metrics: Option<SocketAddr>,
     /// One line per finished session.
     pub log: LogPlan,
+    /// How names are looked up.
+    pub resolving: Resolving,
     /// File that holds the process id while the process runs.
     pub pid_file: Option<PathBuf>,
     /// What the process keeps of its rights once its listeners are bound.
@@ -94,7 +98,7 @@ pub struct Listen {
     pub ports: Ports,
 }
 
-/// A range of ports, both ends included; a single port is a range of one. Never contains 0.
+/// A range of ports, both ends included; a single port is a range of one. None but [`Ports::BY_RECORD`] contains 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ports {
     /// The first port.
@@ -108,7 +112,8 @@ pub struct Ports {
 pub struct Target {
     /// Address or name.
     pub host: Host,
-    /// One port for every listener, or a range as long as the listener's, mapped one to one.
+    /// One port for every listener, or a range as long as the listener's, mapped one to one. Of a service it is
+    /// [`Ports::BY_RECORD`], and means nothing.
     pub ports: Ports,
     /// Share of new sessions relative to the other targets: 1 to 256.
     pub weight: u16,
@@ -121,12 +126,14 @@ pub struct Target {
 }
 
 /// A host as the user wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {
     /// A literal address.
     Ip(IpAddr),
     /// A name, resolved while running and never on the data path.
     Name(String),
+    /// The name of a service (SRV, RFC 2782), whose records say hosts, ports, weights and priorities.
+    Service(String),
 }
 
 /// How bytes move between the sockets of a session.
@@ -314,6 +321,9 @@ pub enum Pattern {
 }
 
 impl Ports {
+    /// Stands where the records of a service say the port.
+    pub const BY_RECORD: Self = Self { first: 0, last: 0 };
+
     /// A single port.
     #[must_use]
     pub fn one(port: u16) -> Self {
@@ -338,12 +348,6 @@ impl Target {
     #[must_use]
     pub fn new(host: Host, ports: Ports) -> Self {
         Self { host, ports, weight: 1, backup: false, max_connections: None, slow_start: None }
-    }
-
-    /// The port of sessions whose listener's port has that place in its range.
-    #[must_use]
-    pub fn port(&self, offset: u16) -> u16 {
-        if self.ports.len() > 1 { self.ports.first + offset } else { self.ports.first }
     }
 }
 
@@ -466,12 +470,23 @@ impl fmt::Display for Listen {
     }
 }
 
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Name(name) => f.write_str(name),
+            Self::Service(name) => write!(f, "srv:{name}"),
+        }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
             Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.ports),
             Host::Ip(ip) => write!(f, "{ip}:{}", self.ports),
             Host::Name(name) => write!(f, "{name}:{}", self.ports),
+            service @ Host::Service(_) => service.fmt(f),
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::plan::{Host, Listen, Pattern, Ports};
 pub(super) const LISTEN: &str =
     "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000)";
 pub(super) const TARGET: &str =
-    "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432)";
+    "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), or srv:NAME";
+pub(super) const SERVICE: &str = "the name of a service without a port, such as _web._tcp.example.com";
 pub(super) const PORT: &str = "a port from 1 to 65535, or a range such as 9000-9010";
 pub(super) const PATTERN: &str =
     "an address (10.0.0.1), a network (10.0.0.0/8, fd00::/8), or a text with * and ? (192.168.*.1?)";
@@ -88,6 +89,14 @@ pub(super) fn host(text: &str) -> Result<Host, String> {
     Ok(Host::Name(text.to_ascii_lowercase()))
 }
 
+/// The name of a service, which says its ports itself.
+pub(super) fn service(text: &str) -> Result<Host, String> {
+    match host(text) {
+        Ok(Host::Name(name)) => Ok(Host::Service(name)),
+        _ => Err(found(text, SERVICE)),
+    }
+}
+
 /// One port of decimal digits, or what is found instead.
 fn port(text: &str) -> Result<u16, String> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -154,6 +163,9 @@ fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
 
 /// Where to send sessions; names stay names.
 pub(super) fn target(text: &str) -> Result<(Host, Ports), String> {
+    if let Some(name) = text.strip_prefix("srv:") {
+        return service(name).map(|host| (host, Ports::BY_RECORD));
+    }
     host_and_ports(text, TARGET)
 }
 
@@ -167,7 +179,7 @@ pub(super) fn listen(text: &str, lookup: &Lookup) -> Result<Vec<Listen>, String>
 pub(super) fn addresses(host: Host, lookup: &Lookup) -> Result<Vec<IpAddr>, String> {
     let name = match host {
         Host::Ip(ip) => return Ok(vec![ip]),
-        Host::Name(name) => name,
+        Host::Name(name) | Host::Service(name) => name,
     };
     let fault = |why: &str| format!("found host name {}, which has no address ({why}); allowed: {HOST}", quoted(&name));
     let mut known: Vec<IpAddr> = Vec::new();
@@ -282,6 +294,10 @@ mod tests {
     #[test]
     fn targets_keep_names() {
         assert_eq!(target("DB.example.:5432"), Ok((Host::Name("db.example.".into()), Ports::one(5432))));
+        assert_eq!(target("srv:_Web._tcp.example"), Ok((Host::Service("_web._tcp.example".into()), Ports::BY_RECORD)));
+        for bad in ["srv:", "srv:10.0.0.1", "srv:_web._tcp.example:80", "srv:::1"] {
+            assert!(target(bad).unwrap_err().contains("; allowed: the name of a service"), "{bad}");
+        }
         assert_eq!(target("[fd00::2]:1"), Ok((Host::Ip(ip("fd00::2")), Ports::one(1))));
     }
 

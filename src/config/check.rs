@@ -249,6 +249,8 @@ impl<'p> Ways<'p> {
             let reached = |ip: &IpAddr| self.sockets.reached(*ip, port, &self.local).map(|reached| (index, reached));
             match &target.host {
                 Host::Ip(ip) => ways.extend(reached(ip)),
+                // Where its records lead is known only while running.
+                Host::Service(_) => {}
                 Host::Name(name) => {
                     let late = self.begun.elapsed() > PATIENCE;
                     let ask = || if late { Vec::new() } else { (self.lookup.names)(name).unwrap_or_default() };

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    Access, Balancing, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Privileges, Scheduling,
+    Access, Balancing, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Privileges, Resolving, Scheduling,
     Target, TcpOptions, Timeouts,
 };
 
@@ -42,6 +42,7 @@ pub(crate) fn plan(forward: Forward) -> Plan {
         control: None,
         metrics: None,
         log: LogPlan::default(),
+        resolving: Resolving::default(),
         pid_file: None,
         privileges: Privileges::default(),
         forwards: vec![forward],

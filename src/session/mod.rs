@@ -9,6 +9,7 @@
 mod advance;
 mod connect;
 mod moving;
+mod race;
 
 use std::io;
 use std::net::SocketAddr;
@@ -253,6 +254,8 @@ impl Session {
             (&mut self.client_ready, &mut self.client_failed)
         } else if token == backend_token(key_of(token), self.attempt) {
             (&mut self.backend_ready, &mut self.backend_failed)
+        } else if let Some(flags) = self.earlier_flags(token) {
+            flags
         } else {
             return false;
         };

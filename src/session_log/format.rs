@@ -176,7 +176,11 @@ fn target_end(forward: &Forward, tried: Option<SocketAddr>, offset: u16) -> (Tok
     let mut names = forward
         .targets
         .iter()
-        .filter(|target| matches!(target.host, Host::Name(_)) && contains(target.ports, address.port()));
+        .filter(|target| match target.host {
+            Host::Ip(_) => false,
+            Host::Name(_) => contains(target.ports, address.port()),
+            Host::Service(_) => true,
+        });
     match (literal, names.next(), names.next()) {
         // With several names it cannot be told which one the address came from.
         (false, Some(target), None) => (host(&target.host), address.port()),
@@ -187,7 +191,7 @@ fn target_end(forward: &Forward, tried: Option<SocketAddr>, offset: u16) -> (Tok
 fn host(host: &Host) -> Token {
     match host {
         Host::Ip(ip) => Token(ip.to_string()),
-        Host::Name(name) => Token(name.clone()),
+        Host::Name(_) | Host::Service(_) => Token(host.to_string()),
     }
 }
 

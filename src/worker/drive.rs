@@ -141,7 +141,7 @@ impl Worker {
             match session.deadline_ms(timeouts) {
                 Some(at_ms) if at_ms <= now_ms => {
                     if session.may_try_next(now_ms) {
-                        let step = self.connect_with(key, |session, by| session.next_address(None, by));
+                        let step = self.connect_with(key, Session::wake);
                         self.settle(key, step);
                     } else if !session.is_open() {
                         let step = self.connect_with(key, Session::run_out);
