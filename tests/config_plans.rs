@@ -64,6 +64,7 @@ fn yaml_defaults() {
         control: None,
         metrics: None,
         log: LogPlan::default(),
+        resolving: Resolving::default(),
         pid_file: None,
         privileges: Default::default(),
         forwards: vec![forward],
@@ -355,7 +356,7 @@ fn balancing() -> impl Strategy<Value = Balancing> {
     (
         balance,
         proptest::option::of(0u32..=1000),
-        proptest::option::of(ms(1, 1_000_000)),
+        (proptest::option::of(ms(1, 1_000_000)), proptest::option::of(ms(10, 3_600_000))),
         proptest::option::of(health),
         proptest::option::of(check),
         prop_oneof![Just(OnDown::Keep), Just(OnDown::End)],

@@ -16,8 +16,15 @@ type Target = (&'static str, fn(&[u8]));
 
 /// The targets; each has its corpus in the directory of its name.
 #[allow(dead_code, reason = "a fuzz target is one of them")]
-pub(crate) const TARGETS: [Target; 6] =
-    [("yaml", yaml), ("lines", lines), ("toml", toml), ("any", any), ("value", value), ("request", request)];
+pub(crate) const TARGETS: [Target; 7] = [
+    ("yaml", yaml),
+    ("lines", lines),
+    ("toml", toml),
+    ("any", any),
+    ("value", value),
+    ("request", request),
+    ("dns", dns),
+];
 
 /// Longer than any answer takes.
 const LONG: Duration = Duration::from_secs(30);
@@ -99,6 +106,11 @@ pub(crate) fn value(input: &[u8]) {
     ] {
         format(Format::Yaml, &yaml);
     }
+}
+
+/// What a name server sends.
+pub(crate) fn dns(input: &[u8]) {
+    spliced::names::any_answer(input);
 }
 
 /// The control thread of a process that runs, with its socket and its metrics endpoint.

@@ -9,8 +9,7 @@ use crate::plan::{Host, Listen, Pattern, Ports};
 
 pub(super) const LISTEN: &str =
     "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000)";
-pub(super) const TARGET: &str =
-    "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), or srv:NAME";
+pub(super) const TARGET: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), or srv:NAME";
 pub(super) const SERVICE: &str = "the name of a service without a port, such as _web._tcp.example.com";
 pub(super) const PORT: &str = "a port from 1 to 65535, or a range such as 9000-9010";
 pub(super) const PATTERN: &str =

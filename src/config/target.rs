@@ -183,7 +183,9 @@ pub(super) fn target(node: &Node) -> Result<(Mark, Target), Fault> {
         return Ok((node.mark, Target::new(host, ports)));
     };
     let (mut to, mut share, mut most, mut slow, mut backup) = (None, None, None, None, false);
-    for (key, value) in node.entries(TARGET, &["address", "srv", "to", "weight", "backup", "max_connections", "slow_start"])? {
+    for (key, value) in
+        node.entries(TARGET, &["address", "srv", "to", "weight", "backup", "max_connections", "slow_start"])?
+    {
         match key.text.as_str() {
             name @ ("address" | "to") => {
                 set_once(&mut to, name, key, value, |text| Ok((value.mark, address::target(text)?)), address::TARGET)?;

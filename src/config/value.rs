@@ -17,8 +17,8 @@ pub(super) use super::names::{
     RESOLVE, RESOLVE_BOUND, RESOLVE_INTERVAL, RESOLVERS, resolve, resolve_bound, resolve_interval, resolvers,
 };
 pub(super) use super::target::{
-    ATTEMPT_DELAY, ATTEMPT_TIMEOUT, BALANCE, CHECK, HEALTH, ON_DOWN, RETRIES, attempt_delay, attempt_timeout, balance, check, health, on_down,
-    retries,
+    ATTEMPT_DELAY, ATTEMPT_TIMEOUT, BALANCE, CHECK, HEALTH, ON_DOWN, RETRIES, attempt_delay, attempt_timeout, balance,
+    check, health, on_down, retries,
 };
 use crate::plan::{Confinement, Keep, LogFormat, Pin, RunAs, Scheduling};
 

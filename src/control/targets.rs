@@ -234,7 +234,8 @@ pub(super) fn table(targets: &[Shown]) -> String {
 
 /// Appends the targets of a forward, where there is more to say than that there is one that works.
 pub(super) fn describe(out: &mut String, targets: &[Shown]) {
-    let plain = |target: &Shown| target.state.as_deref() == Some("UP") && !target.gone && target.checks + target.ejections == 0;
+    let plain =
+        |target: &Shown| target.state.as_deref() == Some("UP") && !target.gone && target.checks + target.ejections == 0;
     if targets.len() > 1 || !targets.iter().all(plain) {
         for line in table(targets).lines() {
             let _ = writeln!(out, "  {line}");

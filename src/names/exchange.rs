@@ -264,7 +264,10 @@ mod tests {
         drop(gone);
         let begun = Instant::now();
         let said = ask(&settings(vec![address], 10_000, 2), &[("a.example", Kind::V4), ("a.example", Kind::V6)]);
-        assert!(said.iter().all(|said| said.as_ref().is_err_and(|e| e.is_silent && e.text.contains("refused"))), "{said:?}");
+        assert!(
+            said.iter().all(|said| said.as_ref().is_err_and(|e| e.is_silent && e.text.contains("refused"))),
+            "{said:?}"
+        );
         assert!(begun.elapsed() < Duration::from_secs(10));
         assert!(ask(&Settings::default(), &[("a.example", Kind::V4)])[0].is_err());
     }

@@ -79,7 +79,11 @@ impl Settings {
         }
         let searched = self.search.iter().map(|domain| format!("{name}.{domain}"));
         let own = std::iter::once(name.to_owned());
-        if name.matches('.').count() >= self.dots { own.chain(searched).collect() } else { searched.chain(own).collect() }
+        if name.matches('.').count() >= self.dots {
+            own.chain(searched).collect()
+        } else {
+            searched.chain(own).collect()
+        }
     }
 }
 

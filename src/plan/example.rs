@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Access, Balancing, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Privileges, Resolving, Scheduling,
-    Target, TcpOptions, Timeouts,
+    Access, Balancing, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Privileges, Resolving,
+    Scheduling, Target, TcpOptions, Timeouts,
 };
 
 /// One forward with defaults.

@@ -258,7 +258,6 @@ impl Connecting {
             );
         }
     }
-
 }
 
 impl Session {

@@ -173,14 +173,11 @@ fn target_end(forward: &Forward, tried: Option<SocketAddr>, offset: u16) -> (Tok
         });
     };
     let literal = forward.targets.iter().any(|target| matches!(target.host, Host::Ip(ip) if same(ip, address.ip())));
-    let mut names = forward
-        .targets
-        .iter()
-        .filter(|target| match target.host {
-            Host::Ip(_) => false,
-            Host::Name(_) => contains(target.ports, address.port()),
-            Host::Service(_) => true,
-        });
+    let mut names = forward.targets.iter().filter(|target| match target.host {
+        Host::Ip(_) => false,
+        Host::Name(_) => contains(target.ports, address.port()),
+        Host::Service(_) => true,
+    });
     match (literal, names.next(), names.next()) {
         // With several names it cannot be told which one the address came from.
         (false, Some(target), None) => (host(&target.host), address.port()),

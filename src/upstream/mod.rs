@@ -227,7 +227,8 @@ impl Upstreams {
                 }
             }
         }
-        let other = |a: &Member, b: &Member| a.target == b.target && a.endpoint.ip().is_ipv4() != b.endpoint.ip().is_ipv4();
+        let other =
+            |a: &Member, b: &Member| a.target == b.target && a.endpoint.ip().is_ipv4() != b.endpoint.ip().is_ipv4();
         self.is_mixed = self.members.iter().any(|a| self.members.iter().any(|b| other(a, b)));
         // In the order of the configuration, and of the answer, which is sorted.
         self.members.sort_by_key(|member| (member.target, member.endpoint.ip(), member.endpoint.ports().first));

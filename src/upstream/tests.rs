@@ -57,7 +57,9 @@ fn every_address_is_tried_once_whatever_the_balance() {
         );
         let (mut tried, mut order) = (Vec::new(), Vec::new());
         for left in (0..3).rev() {
-            let Pick::To { lease, address, left: said, .. } = upstreams.choose(&ask(&tried)) else { panic!("{tried:?}") };
+            let Pick::To { lease, address, left: said, .. } = upstreams.choose(&ask(&tried)) else {
+                panic!("{tried:?}")
+            };
             assert_eq!(said, left);
             tried.push(lease.endpoint().id());
             order.push(address.to_string());
