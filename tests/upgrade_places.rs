@@ -54,7 +54,7 @@ fn what_the_user_may_not_takes_a_restart() {
     let mut upgraded = installed.start(launcher.option("--pid-file", &pid_file));
     let client = connect(port.address());
     let session = (client, accept(&backend));
-    upgraded.spliced.reconfigure(&text(second));
+    upgraded.spliced.replace_config(&text(second));
     upgraded.fails("another user", &[&format!("cannot become user {second}"), "start spliced anew as root"]);
     lives(&session.0, &session.1);
     // It had everything in hand when it failed: files and lock are still the first one's.
@@ -63,7 +63,7 @@ fn what_the_user_may_not_takes_a_restart() {
     let outcome = second_instance.option("--pid-file", &pid_file).outcome();
     assert_eq!(outcome.code, Some(1), "{}", outcome.text);
     assert!(outcome.text.contains(&format!("process {}", upgraded.pid())), "{}", outcome.text);
-    upgraded.spliced.reconfigure(&text(first));
+    upgraded.spliced.replace_config(&text(first));
     let file = upgraded.spliced.config();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     upgraded.fails("a file of root's", &["exit status: 2", "spliced.yaml", "Permission denied"]);

@@ -83,7 +83,8 @@ pub(super) fn rendezvous(candidates: &[Candidate], client: u64) -> usize {
         // From (0, 1): an exponential variable with the weight as its rate; the smallest of several is each one with
         // a chance in proportion to its weight.
         let uniform = (bits as f64 + 0.5) / (1u64 << 53) as f64;
-        -uniform.ln() / candidate.weight as f64
+        // Not the C library's logarithm: hosts must agree to the last bit, and it would be mapped for this call alone.
+        -libm::log(uniform) / candidate.weight as f64
     };
     let draws = candidates.iter().map(draw).enumerate();
     draws.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(at, _)| at)
