@@ -40,7 +40,7 @@ pub struct Connecting {
     /// The rivals of the present address, or of the one that failed last: they are tried first.
     pub(super) rival: Option<Rival>,
     /// The attempt the present one was begun beside.
-    pub(super) earlier: Option<Box<Earlier>>,
+    pub(super) earlier: Option<Earlier>,
     /// What the last address said.
     pub(super) last: Option<End>,
     wait: Wait,

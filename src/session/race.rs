@@ -72,7 +72,7 @@ impl Session {
             }
         };
         let (Some(before), Some(held)) = (self.backend.replace(socket), self.lease.replace(lease)) else { return };
-        connecting.earlier = Some(Box::new(Earlier {
+        connecting.earlier = Some(Earlier {
             socket: before,
             lease: held,
             address: self.target.unwrap_or(address),
@@ -82,7 +82,7 @@ impl Session {
             failed: std::mem::take(&mut self.backend_failed),
             next_ms: connecting.next_ms,
             rival: connecting.rival,
-        }));
+        });
         self.attempt = connecting.attempts;
         connecting.attempts += 1;
         connecting.rival = rival;
@@ -93,7 +93,8 @@ impl Session {
 
     /// The earlier attempt's flags, for an event of its socket.
     pub(super) fn earlier_flags(&mut self, token: mio::Token) -> Option<(&mut Ready, &mut bool)> {
-        let Phase::Connecting(Connecting { earlier: Some(earlier), .. }) = &mut self.phase else { return None };
+        let Phase::Connecting(connecting) = &mut self.phase else { return None };
+        let earlier = connecting.earlier.as_mut()?;
         let is_it = token == backend_token(key_of(token), earlier.attempt);
         is_it.then_some((&mut earlier.ready, &mut earlier.failed))
     }
@@ -119,7 +120,7 @@ impl Session {
     fn return_to_earlier(&mut self) -> bool {
         let Phase::Connecting(connecting) = &mut self.phase else { return false };
         let Some(earlier) = connecting.earlier.take() else { return false };
-        let Earlier { socket, lease, address, attempt, trace, ready, failed, next_ms, rival } = *earlier;
+        let Earlier { socket, lease, address, attempt, trace, ready, failed, next_ms, rival } = earlier;
         (self.backend, self.lease, self.target) = (Some(socket), Some(lease), Some(address));
         (self.attempt, self.trace, self.backend_ready, self.backend_failed) = (attempt, trace, ready, failed);
         (connecting.next_ms, connecting.rival) = (next_ms, rival);
@@ -128,7 +129,8 @@ impl Session {
 
     /// The present attempt has failed: the earlier one is waited for, unless its time is over too. Whether it is.
     pub(super) fn fall_back(&mut self, by: &mut Connector<'_>) -> bool {
-        let Phase::Connecting(Connecting { earlier: Some(earlier), .. }) = &self.phase else { return false };
+        let Phase::Connecting(connecting) = &self.phase else { return false };
+        let Some(earlier) = &connecting.earlier else { return false };
         if (1..=by.now_us / 1000).contains(&earlier.next_ms) {
             self.fail_earlier(End::of(EndReason::ConnectTimeout), by);
             return false;
