@@ -240,6 +240,26 @@ fn answers_of_every_bad_kind_are_no_answers() {
     end(&mut spliced);
 }
 
+#[test]
+fn a_reload_asks_other_servers_and_cuts_no_session() {
+    let old = Scripted::start(Says::Addresses(vec![[127, 0, 0, 2].into()], 3600));
+    let new = Scripted::start(Says::Addresses(vec![[127, 0, 0, 3].into()], 3600));
+    let (port, backend) = (Reserved::loopback(), backends(&["127.0.0.2", "127.0.0.3"]));
+    let with = |server: &Scripted| {
+        config(&port, &format!("\"web.example:{backend}\""), &format!("resolvers: \"{}\"", server.address()))
+    };
+    let mut spliced = Launcher::config(&with(&old)).start();
+    let (held, number) = session(port.address());
+    assert_eq!(number, 2);
+    let said = spliced.reload_with(&with(&new));
+    assert!(said.contains("~ resolvers "), "{said}");
+    addresses_are(&spliced, &["127.0.0.3"]);
+    until("sessions follow", LONG, || session(port.address()).1 == 3);
+    assert!(echoes(&held, 9, LONG));
+    drop(held);
+    end(&mut spliced);
+}
+
 /// Starts a program in a mount namespace where that file is /etc/resolv.conf.
 fn mounted(file: &str) -> Vec<String> {
     let script = format!("mount --bind '{file}' /etc/resolv.conf && exec \"$0\" \"$@\"");
