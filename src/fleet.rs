@@ -10,6 +10,7 @@ mod change;
 mod checks;
 mod closing;
 mod doors;
+mod egress;
 mod ledger;
 mod names;
 mod pools;
@@ -46,6 +47,7 @@ use crate::plan::{Plan, Scheduling};
 use crate::stats::{ForwardSnapshot, SessionRecord, WorkerState};
 use crate::sys;
 use crate::sys::pipes::Limits;
+use crate::udp;
 use crate::upstream::Trace;
 use crate::worker::{Message, Shared};
 
@@ -59,6 +61,8 @@ const PANIC_WINDOW: Duration = Duration::from_secs(60);
 pub struct Fleet {
     plan: Arc<Plan>,
     doors: Doors,
+    /// The same for datagrams.
+    datagram_doors: udp::doors::Doors,
     ledger: Ledger,
     /// Editions by number; `None` is free.
     editions: Vec<Option<Entry>>,
@@ -109,6 +113,7 @@ impl Fleet {
         Self {
             plan: Arc::clone(plan),
             doors,
+            datagram_doors: udp::doors::Doors::default(),
             ledger: Ledger::default(),
             editions: Vec::new(),
             current: Vec::new(),
@@ -118,6 +123,8 @@ impl Fleet {
             shared: Arc::new(Shared {
                 limits: limits::Limits::new(plan),
                 trace: Trace::default(),
+                // So that clients who come from many ports leave some for sessions.
+                flows: limits::Slots::new(Some(descriptors.0 / 2)),
                 shortage: Shortage::default(),
                 transit: Transit::default(),
             }),
@@ -206,6 +213,16 @@ impl Fleet {
     #[must_use]
     pub fn doors(&self) -> &Doors {
         &self.doors
+    }
+
+    /// Takes sockets for datagrams that were open before this process was. To be called before the first change.
+    pub fn inherit_datagrams(&mut self, doors: udp::doors::Doors) {
+        self.datagram_doors = doors;
+    }
+
+    /// Every socket that clients send datagrams to, to pass on to the process that will replace this one.
+    pub fn datagram_sockets(&self) -> impl Iterator<Item = &Arc<socket2::Socket>> {
+        self.datagram_doors.sockets()
     }
 
     /// Stops accepting (listeners are closed); sessions go on, each worker ends when its last one has.

@@ -3,11 +3,14 @@
 //! A [`Plan`] is made by [`crate::config`] and never changes afterwards. Sizes are bytes, times are
 //! [`Duration`]s, and `None` always means "no limit" or "leave it to the kernel", as the field says.
 
+mod client;
 #[cfg(test)]
 pub(crate) mod example;
 mod limits;
 mod names;
+mod nets;
 mod targets;
+mod udp;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -15,9 +18,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::client::{AcceptProxy, Egress};
 pub use self::limits::{Limits, Rate, WhenFull};
 pub use self::names::{Resolve, Resolving};
+pub use self::nets::{NetFile, NetSet, Summary};
 pub use self::targets::{Balance, Balancing, Check, Health, OnDown};
+pub use self::udp::{Transport, Udp};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +65,7 @@ pub struct Plan {
 pub struct Forward {
     /// Unique in the plan; names the forward in logs and counters.
     pub name: String,
-    /// Where clients connect. Never empty; no address appears twice in a plan.
+    /// Where clients connect by TCP; no address appears twice in a plan. Empty only where `udp.listen` is not.
     pub listen: Vec<Listen>,
     /// Where sessions go. Never empty.
     pub targets: Vec<Target>,
@@ -85,6 +91,12 @@ pub struct Forward {
     pub tcp: TcpOptions,
     /// Local addresses of connections to the targets, used in turn; empty leaves the choice to the kernel.
     pub sources: Vec<IpAddr>,
+    /// Its datagrams.
+    pub udp: Udp,
+    /// What connections to the targets carry beside the client's bytes.
+    pub egress: Egress,
+    /// Who may say on whose behalf it connects; `None` is nobody.
+    pub accept_proxy: Option<AcceptProxy>,
     /// Who may connect.
     pub access: Access,
 }
@@ -217,6 +229,8 @@ pub struct TcpOptions {
     pub receive_buffer: Option<usize>,
     /// `SO_SNDBUF` in bytes. Setting it ends the kernel's autotuning.
     pub send_buffer: Option<usize>,
+    /// DSCP of every packet we send, 0 to 63 (`IP_TOS`, `IPV6_TCLASS`).
+    pub dscp: Option<u8>,
     /// Connections the kernel queues before `accept`; capped by `net.core.somaxconn`.
     pub backlog: u32,
 }
@@ -228,6 +242,7 @@ impl Default for TcpOptions {
             user_timeout: None,
             receive_buffer: None,
             send_buffer: None,
+            dscp: None,
             backlog: 4096,
         }
     }
@@ -258,6 +273,9 @@ pub struct RunAs {
 pub struct Keep {
     /// `CAP_NET_BIND_SERVICE`, so that a reload can add low ports; `None` keeps it where a port of the plan is low.
     pub bind: Option<bool>,
+    /// `CAP_NET_ADMIN`, so that connections to targets can come from the client's address or have a mark; `None` keeps
+    /// it where a forward of the plan asks for that.
+    pub net: Option<bool>,
     /// `CAP_SYS_RESOURCE`, so that `fs.pipe-user-pages-soft` and `fs.pipe-max-size` do not bound the pipes.
     pub pipes: bool,
 }
@@ -309,6 +327,28 @@ pub struct Access {
     pub allow: Vec<Pattern>,
     /// Deny patterns of this forward.
     pub deny: Vec<Pattern>,
+    /// Files with more of each.
+    pub files: AccessFiles,
+}
+
+/// Files with networks, as they were when the configuration was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AccessFiles {
+    /// Process-wide, to allow.
+    pub global_allow: Arc<[NetFile]>,
+    /// Process-wide, to deny.
+    pub global_deny: Arc<[NetFile]>,
+    /// Of this forward, to allow.
+    pub allow: Vec<NetFile>,
+    /// Of this forward, to deny.
+    pub deny: Vec<NetFile>,
+}
+
+impl AccessFiles {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &NetFile> {
+        self.global_allow.iter().chain(&*self.global_deny).chain(&self.allow).chain(&self.deny)
+    }
 }
 
 /// Matches client addresses.
@@ -365,12 +405,30 @@ impl Forward {
         format!("ab:{}", arms.join(","))
     }
 
-    /// Every address it listens on, ranges expanded, with the place of the port in its range.
+    /// Every address it listens on by TCP, ranges expanded, with the place of the port in its range.
     pub fn addresses(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
-        self.listen.iter().flat_map(|listen| {
-            let address = |offset| SocketAddr::new(listen.ip, listen.ports.first + offset);
-            (0..listen.ports.len() as u16).map(move |offset| (address(offset), offset))
-        })
+        expand(&self.listen)
+    }
+
+    /// The same for datagrams.
+    pub fn udp_addresses(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
+        expand(&self.udp.listen)
+    }
+
+    /// Its listeners as they are written in a configuration.
+    pub fn listeners(&self) -> impl Iterator<Item = String> {
+        self.listen.iter().map(ToString::to_string).chain(self.udp.listen.iter().map(|listen| format!("udp:{listen}")))
+    }
+
+    /// Its targets as they are written in a configuration, without their weights.
+    pub fn written_targets(&self) -> impl Iterator<Item = String> {
+        self.targets.iter().map(|target| self.written_target(target))
+    }
+
+    /// A target as it is written in a configuration.
+    #[must_use]
+    pub fn written_target(&self, target: &Target) -> String {
+        self.udp.targets.map_or_else(|| target.to_string(), |transport| format!("{transport}:{target}"))
     }
 
     /// Most bytes a read of any of its sessions may take.
@@ -378,6 +436,13 @@ impl Forward {
     pub fn largest_read(&self) -> usize {
         self.arms.iter().map(|arm| arm.copy_buffer).fold(self.copy_buffer, usize::max)
     }
+}
+
+fn expand(listen: &[Listen]) -> impl Iterator<Item = (SocketAddr, u16)> {
+    listen.iter().flat_map(|listen| {
+        let address = |offset| SocketAddr::new(listen.ip, listen.ports.first + offset);
+        (0..listen.ports.len() as u16).map(move |offset| (address(offset), offset))
+    })
 }
 
 impl Access {
@@ -388,13 +453,21 @@ impl Access {
             return None;
         }
         let client = client.to_canonical();
-        let text = client.to_string();
-        let any = |patterns: &[Pattern]| patterns.iter().any(|p| p.matches(client, &text));
-        for (allow, deny) in [(&*self.global_allow, &*self.global_deny), (&*self.allow, &*self.deny)] {
-            if !allow.is_empty() && !any(allow) {
+        let is_without_patterns = self.lists().iter().all(|list| list.is_empty());
+        let text = if is_without_patterns { String::new() } else { client.to_string() };
+        let any = |patterns: &[Pattern], files: &[NetFile]| {
+            patterns.iter().any(|p| p.matches(client, &text)) || files.iter().any(|file| file.nets.contains(client))
+        };
+        let AccessFiles { global_allow, global_deny, allow, deny } = &self.files;
+        for ((allow, allow_files), (deny, deny_files)) in [
+            ((&*self.global_allow, &**global_allow), (&*self.global_deny, &**global_deny)),
+            ((&*self.allow, &**allow), (&*self.deny, &**deny)),
+        ] {
+            let allows_all = allow.is_empty() && allow_files.is_empty();
+            if !allows_all && !any(allow, allow_files) {
                 return Some(Refusal::NotAllowed);
             }
-            if any(deny) {
+            if any(deny, deny_files) {
                 return Some(Refusal::Denied);
             }
         }
@@ -404,7 +477,11 @@ impl Access {
     /// True when no rule exists.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        [&*self.global_allow, &*self.global_deny, &*self.allow, &*self.deny].iter().all(|list| list.is_empty())
+        self.lists().iter().all(|list| list.is_empty()) && self.files.iter().next().is_none()
+    }
+
+    fn lists(&self) -> [&[Pattern]; 4] {
+        [&self.global_allow, &self.global_deny, &self.allow, &self.deny]
     }
 }
 
@@ -500,14 +577,14 @@ impl fmt::Display for RunAs {
 
 impl fmt::Display for Keep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.bind, self.pipes) {
-            (None, false) => "auto",
-            (None, true) => "auto,sys_resource",
-            (Some(false), false) => "none",
-            (Some(false), true) => "sys_resource",
-            (Some(true), false) => "net_bind_service",
-            (Some(true), true) => "net_bind_service,sys_resource",
-        })
+        let names = [
+            (self.bind.is_none() || self.net.is_none(), "auto"),
+            (self.bind == Some(true), "net_bind_service"),
+            (self.net == Some(true), "net_admin"),
+            (self.pipes, "sys_resource"),
+        ];
+        let names: Vec<&str> = names.into_iter().filter(|(is_kept, _)| *is_kept).map(|(_, name)| name).collect();
+        f.write_str(if names.is_empty() { "none".to_owned() } else { names.join(",") }.as_str())
     }
 }
 

@@ -111,7 +111,7 @@ named! {
         ClientVanished = "client_vanished",
         /// The backend stopped answering keepalive probes or acknowledging bytes.
         BackendVanished = "backend_vanished",
-        /// No byte for `timeouts.idle`.
+        /// No byte for `timeouts.idle`; a flow: no datagram for `udp.timeout`.
         Idle = "idle",
         /// No byte for `timeouts.half_closed` after one side had closed its half.
         HalfClosed = "half_closed",
@@ -129,6 +129,18 @@ named! {
         NotAllowed = "not_allowed",
         /// It came from one of our own forwards in a circle.
         Loop = "loop",
+        /// The header of the PROXY protocol did not come in time.
+        ProxyTimeout = "proxy_timeout",
+        /// The connection ended in, or before, its PROXY header.
+        ProxyTruncated = "proxy_truncated",
+        /// Its PROXY header was longer than is accepted.
+        ProxyTooLong = "proxy_too_long",
+        /// What came first was no PROXY header.
+        ProxyInvalid = "proxy_invalid",
+        /// The checksum of its PROXY header did not hold.
+        ProxyChecksum = "proxy_checksum",
+        /// A PROXY header was required, and it came from a source that may not send one.
+        ProxyUnlisted = "proxy_unlisted",
         /// No descriptor for the connection to the backend within `timeouts.connect`.
         NoDescriptors = "no_descriptors",
         /// No local port was left for the connection to the backend, at any of the source addresses.
@@ -165,6 +177,36 @@ named! {
         Client = "client",
         /// Whom we connected to.
         Backend = "backend",
+    }
+}
+
+named! {
+    /// Why a datagram was not passed on.
+    DropCause {
+        /// A deny rule matched.
+        Denied = "denied",
+        /// There are allow rules and none matched.
+        NotAllowed = "not_allowed",
+        /// It would have begun a flow, and a limit on flows refused it.
+        Limit = "limit",
+        /// A limit on new flows or on bytes per second refused it.
+        Rate = "rate",
+        /// It would have begun a flow while the process ends.
+        Drain = "drain",
+        /// No descriptor for a flow's socket.
+        NoDescriptors = "no_descriptors",
+        /// No local port was left for a flow's socket.
+        NoPorts = "no_ports",
+        /// The target's name has no address.
+        Unresolved = "unresolved",
+        /// The target is not there: a local error, or an ICMP error that an earlier datagram has brought.
+        Unreachable = "unreachable",
+        /// The kernel or the stream had no room for it.
+        NoRoom = "no_room",
+        /// Larger than what the way to the other side carries.
+        TooLong = "too_long",
+        /// Something the kernel reported that none of the others covers.
+        Error = "error",
     }
 }
 
@@ -215,6 +257,10 @@ pub struct ForwardStats {
     pub retries: Counter,
     /// Times a direction waited for bytes of a rate.
     pub rate_waits: Counter,
+    /// PROXY headers accepted from clients.
+    pub proxy_received: Counter,
+    /// PROXY headers sent to backends.
+    pub proxy_sent: Counter,
     /// By [`Fallback`].
     pub fallbacks: [Counter; Fallback::ALL.len()],
     /// By [`EndReason`].
@@ -229,8 +275,29 @@ pub struct ForwardStats {
     pub first_byte_time: Histogram,
     /// From accept to the end.
     pub session_time: Histogram,
+    /// Datagrams, where the forward has such listeners.
+    pub datagrams: DatagramStats,
     /// One per arm of a live A/B, in the order of the plan; else empty.
     pub arms: Box<[ArmStats]>,
+}
+
+/// Datagrams of one forward in one worker.
+#[derive(Debug, Default)]
+pub struct DatagramStats {
+    /// Passed on to the target.
+    pub up: Counter,
+    /// Passed on to the client.
+    pub down: Counter,
+    /// Not passed on, by [`DropCause`].
+    pub drops: [Counter; DropCause::ALL.len()],
+    /// System calls that received datagrams.
+    pub receives: Counter,
+    /// System calls that sent datagrams.
+    pub sends: Counter,
+    /// Datagrams that came joined to others as one by the kernel (`UDP_GRO`).
+    pub joined: Counter,
+    /// Datagrams that left joined to others as one, for the kernel to take apart (`UDP_SEGMENT`).
+    pub segmented: Counter,
 }
 
 /// Counters of one worker.
@@ -336,6 +403,10 @@ pub struct ForwardSnapshot {
     pub retries: u64,
     /// Times a direction waited for bytes of a rate.
     pub rate_waits: u64,
+    /// PROXY headers accepted from clients.
+    pub proxy_received: u64,
+    /// PROXY headers sent to backends.
+    pub proxy_sent: u64,
     /// By name of [`Fallback`].
     pub fallbacks: ByName,
     /// By name of [`EndReason`].
@@ -350,6 +421,53 @@ pub struct ForwardSnapshot {
     pub first_byte_time: HistogramSnapshot,
     /// From accept to the end.
     pub session_time: HistogramSnapshot,
+    /// Datagrams.
+    pub datagrams: DatagramSnapshot,
+}
+
+/// A [`DatagramStats`] summed over workers.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct DatagramSnapshot {
+    /// Passed on to the target.
+    pub client_to_backend: u64,
+    /// Passed on to the client.
+    pub backend_to_client: u64,
+    /// Not passed on, by name of [`DropCause`].
+    pub drops: ByName,
+    /// System calls that received datagrams.
+    pub receives: u64,
+    /// System calls that sent datagrams.
+    pub sends: u64,
+    /// Datagrams that came joined to others as one by the kernel.
+    pub joined: u64,
+    /// Datagrams that left joined to others as one.
+    pub segmented: u64,
+}
+
+impl DatagramSnapshot {
+    fn add(&mut self, stats: &DatagramStats) {
+        self.client_to_backend += stats.up.get();
+        self.backend_to_client += stats.down.get();
+        for (cause, counter) in DropCause::ALL.iter().zip(&stats.drops) {
+            *self.drops.entry(cause.name()).or_default() += counter.get();
+        }
+        self.receives += stats.receives.get();
+        self.sends += stats.sends.get();
+        self.joined += stats.joined.get();
+        self.segmented += stats.segmented.get();
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.client_to_backend += other.client_to_backend;
+        self.backend_to_client += other.backend_to_client;
+        for (name, count) in &other.drops {
+            *self.drops.entry(name).or_default() += count;
+        }
+        self.receives += other.receives;
+        self.sends += other.sends;
+        self.joined += other.joined;
+        self.segmented += other.segmented;
+    }
 }
 
 impl ForwardSnapshot {
@@ -363,6 +481,8 @@ impl ForwardSnapshot {
         self.bytes.backend_to_client.copy += stats.down_copy.get();
         self.retries += stats.retries.get();
         self.rate_waits += stats.rate_waits.get();
+        self.proxy_received += stats.proxy_received.get();
+        self.proxy_sent += stats.proxy_sent.get();
         for (reason, counter) in Fallback::ALL.iter().zip(&stats.fallbacks) {
             *self.fallbacks.entry(reason.name()).or_default() += counter.get();
         }
@@ -376,6 +496,7 @@ impl ForwardSnapshot {
         stats.connect_time.add_to(&mut self.connect_time);
         stats.first_byte_time.add_to(&mut self.first_byte_time);
         stats.session_time.add_to(&mut self.session_time);
+        self.datagrams.add(&stats.datagrams);
     }
 
     /// Adds what another one holds.
@@ -386,6 +507,8 @@ impl ForwardSnapshot {
         self.bytes.backend_to_client.merge(other.bytes.backend_to_client);
         self.retries += other.retries;
         self.rate_waits += other.rate_waits;
+        self.proxy_received += other.proxy_received;
+        self.proxy_sent += other.proxy_sent;
         for (own, others) in [(&mut self.fallbacks, &other.fallbacks), (&mut self.ends, &other.ends)] {
             for (name, count) in others {
                 *own.entry(name).or_default() += count;
@@ -398,6 +521,7 @@ impl ForwardSnapshot {
         self.connect_time.merge(&other.connect_time);
         self.first_byte_time.merge(&other.first_byte_time);
         self.session_time.merge(&other.session_time);
+        self.datagrams.merge(&other.datagrams);
     }
 }
 
@@ -422,6 +546,10 @@ pub struct SessionRecord {
     pub arm: Option<usize>,
     /// The client's address.
     pub client: std::net::SocketAddr,
+    /// What the client speaks.
+    pub transport: crate::plan::Transport,
+    /// Who brought the client's address in a PROXY header.
+    pub proxy: Option<std::net::SocketAddr>,
     /// The local address the client connected to.
     pub listener: std::net::SocketAddr,
     /// The last target tried, if any was.

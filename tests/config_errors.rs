@@ -173,7 +173,11 @@ fn yaml_addresses() {
         ("\"*:9000\"", "a:1", (3, 13), "write 0.0.0.0:9000"),
         ("::1:9000", "a:1", (3, 13), "without brackets"),
         ("unix:/run/x", "a:1", (3, 13), "unix: is not supported by this version"),
-        ("udp:127.0.0.1:53", "a:1", (3, 13), "udp: is not supported by this version"),
+        ("udp:127.0.0.1", "a:1", (3, 13), "without a port"),
+        ("udp:127.0.0.1:0", "a:1", (3, 13), "found port 0"),
+        ("[\"udp:0.0.0.0:1\", \"udp:127.0.0.1:1\"]", "a:1", (3, 31), "listens on udp:0.0.0.0:1 already"),
+        ("udp:127.0.0.1:1", "127.0.0.1:1", (4, 9), "leads back to its own listener udp:127.0.0.1:1"),
+        ("udp:127.0.0.1:1", "[\"a:1\", \"udp:b:1\"]", (4, 17), "only some say tcp: or udp:"),
         ("nowhere.example:1", "a:1", (3, 13), "has no address"),
         ("127.0.0.1:1", "10.0.0.2:0", (4, 9), "found port 0"),
         ("127.0.0.1:1", "10.0.0.2:65536", (4, 9), "found port 65536"),
@@ -207,6 +211,19 @@ fn yaml_addresses() {
         ("forwards: [{listen: \"127.0.0.1:1\", to: \"a:1\", name: \"a\\tb\"}]\n", (1, 53), "visible characters"),
         ("forwards: [{listen: \"127.0.0.1:1\", to: \"a:1\", name: 7}]\n", (1, 53), "found 7"),
     ]);
+}
+
+#[test]
+fn datagrams_have_no_stream_around_them() {
+    for (key, found) in [
+        ("accept_proxy: [10.0.0.0/8]", "found accept_proxy"),
+        ("send_proxy: v2", "found send_proxy"),
+        ("transparent: on", "found transparent"),
+        ("check: connect", "found check, which connects by TCP,"),
+    ] {
+        let text = format!("forwards:\n- {{listen: \"udp:127.0.0.1:1\", to: \"10.0.0.2:1\", {key}}}\n");
+        check(&[(&text, (2, 12), found)]);
+    }
 }
 
 #[test]
@@ -321,9 +338,10 @@ fn lines() {
         ("10.0.1.300 9000 10.0.0.2 9001\n", (1, 1), "no address"),
         ("10.0.1.1 9000 10.0.0 9001\n", (1, 15), "no address"),
         ("10.0.1.1 9000-9001 10.0.0.2 9001\n", (1, 10), "one port"),
-        ("10.0.1.1 9000/udp 10.0.0.2 9001\n", (1, 10), "a UDP rule, which this version does not support; allowed: TCP"),
-        ("0 1 10.0.0.2 1\n10.0.1.1 53 10.0.0.2 53/udp\n", (2, 22), "a UDP rule"),
-        ("10.0.1.1 9000/sctp 10.0.0.2 9001\n", (1, 10), "PORT/tcp"),
+        ("10.0.1.1 9000/sctp 10.0.0.2 9001\n", (1, 10), "PORT/udp"),
+        ("10.0.1.1 ssh/udp 10.0.0.2 9001\n", (1, 10), "no UDP service"),
+        ("0 80/udp 127.0.0.1 80/udp\n", (1, 10), "found a loop"),
+        ("10.0.1.1 80/udp 10.0.0.2 80/udp [timeout=0]\n", (1, 42), "whole seconds"),
         ("10.0.1.1 nosuch 10.0.0.2 9001\n", (1, 10), "no TCP service"),
         ("10.0.1.1 tftp 10.0.0.2 9001\n", (1, 10), "no TCP service"),
         ("nowhere.example 80 10.0.0.2 80\n", (1, 1), "has no address"),
@@ -360,8 +378,7 @@ fn toml() {
         ("log_file = 1979-05-27\n", (1, 12), "found a date"),
         (rule, (1, 1), "without connect_port"),
         (&with("connect_prot = 3"), (6, 1), "did you mean \"connect_port\""),
-        (&with("protocol = \"udp\""), (6, 12), "protocol \"udp\", which this version does not support; allowed: tcp"),
-        (&with("protocol = \"sctp\""), (6, 12), "allowed: tcp"),
+        (&with("protocol = \"sctp\""), (6, 12), "allowed: tcp, udp, udptotcp, tcptoudp"),
         (&with("timeout = \"x\""), (6, 11), "whole seconds"),
         (&with("source_address = 3"), (6, 18), "found 3"),
         (&with("rules = [{ type = \"permit\", pattern = \"*\" }]"), (6, 19), "allow, deny"),
@@ -377,4 +394,27 @@ fn toml() {
         (&good.replace("10.0.0.2", "10.0.0"), (4, 19), "no address"),
         (&format!("{good}{good}"), (7, 16), "listens on 127.0.0.1:1 already"),
     ]);
+}
+
+#[test]
+fn yaml_who_the_client_is() {
+    let with = |line: &str| format!("{GOOD}{line}\n");
+    let texts = [
+        (with("send_proxy: v3"), (2, 13), "found \"v3\"; allowed: v1, v2, off"),
+        (with("accept_proxy: []"), (2, 15), "found an empty list"),
+        (with("accept_proxy: [10.0.0.0/8, 10.*]"), (2, 28), "found \"10.*\"; allowed: an address or a network"),
+        (with("accept_proxy: [10.0.0.1, 10.0.0.1]"), (2, 26), "a second time"),
+        (with("accept_proxy: 10.0.0.0/40"), (2, 15), "found \"10.0.0.0/40\""),
+        (with("accept_proxy: {timeout: 1s}"), (2, 15), "without from"),
+        (with("accept_proxy: {from: ['::/0'], timeout: 0s}"), (2, 41), "allowed: a time from 1ms to 10m"),
+        (with("accept_proxy: {from: ['::/0'], required: maybe}"), (2, 42), "allowed: true, false"),
+        (with("accept_proxy: {form: ['::/0']}"), (2, 16), "did you mean \"from\""),
+        (with("accept_proxy: true"), (2, 15), "found true"),
+        (with("mark: 0"), (2, 7), "found \"0\"; allowed: none, or a number from 1"),
+        (with("dscp: 64"), (2, 7), "found \"64\"; allowed: none, a number from 0 to 63"),
+        (with("bind_device: a/b"), (2, 14), "found \"a/b\"; allowed: none, or the name of a network device"),
+        (with("transparent: maybe"), (2, 14), "found \"maybe\"; allowed: on, off"),
+        (with("transparent: on\nsource: 10.0.0.1"), (1, 21), "transparent together with source"),
+    ];
+    check(&texts.iter().map(|(text, place, part)| (text.as_str(), *place, *part)).collect::<Vec<_>>());
 }

@@ -4,13 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, parse_as, render};
 use spliced::plan::{
-    Access, Arm, Balance, Balancing, Check, Confinement, Engine, Forward, Health, Host, Keep, Limits, Listen,
-    LogFormat, LogPlan, OnDown, Pattern, Pin, Plan, Ports, Privileges, Rate, Resolve, Resolving, RunAs, Scheduling,
-    Target, TcpOptions, Timeouts, WhenFull,
+    AcceptProxy, Access, Arm, Balance, Balancing, Check, Confinement, Egress, Engine, Forward, Health, Host, Keep,
+    Limits, Listen, LogFormat, LogPlan, OnDown, Pattern, Pin, Plan, Ports, Privileges, Rate, Resolve, Resolving, RunAs,
+    Scheduling, Target, TcpOptions, Timeouts, Udp, WhenFull,
 };
+use spliced::proxy::Version;
 
 fn plan(text: &str) -> Plan {
     parse("FILE", text, &Overrides::default(), &Lookup::fixed()).unwrap_or_else(|error| panic!("{error}\n{text}"))
@@ -50,6 +52,9 @@ fn yaml_defaults() {
         stall_warning: Some(Forward::STALL_WARNING),
         tcp: TcpOptions::default(),
         sources: Vec::new(),
+        udp: Default::default(),
+        egress: Egress::default(),
+        accept_proxy: None,
         access: Access::default(),
     };
     let expected = Plan {
@@ -216,7 +221,8 @@ fn plans() -> impl Strategy<Value = Plan> {
         )| {
             for (number, forward) in (0u8..).zip(&mut all) {
                 forward.name.push_str(&number.to_string());
-                forward.listen.iter_mut().for_each(|listen| listen.ip = IpAddr::from([10, 9, 0, number]));
+                let listens = forward.listen.iter_mut().chain(&mut forward.udp.listen);
+                listens.for_each(|listen| listen.ip = IpAddr::from([10, 9, 0, number]));
                 forward.access.global_allow = allow.clone().into();
                 forward.access.global_deny = deny.clone().into();
             }
@@ -260,7 +266,7 @@ fn privileges() -> impl Strategy<Value = Privileges> {
     let sandbox = prop_oneof![Just(Confinement::Auto), Just(Confinement::Strict), Just(Confinement::Off)];
     (user, keep, sandbox).prop_map(|(user, (bind, pipes), sandbox)| Privileges {
         user: user.map(|(user, group)| RunAs { user, group }),
-        keep: Keep { bind, pipes },
+        keep: Keep { bind, net: if bind.is_none() { None } else { Some(pipes) }, pipes },
         sandbox,
     })
 }
@@ -330,6 +336,36 @@ fn limits() -> impl Strategy<Value = (Limits, Vec<IpAddr>)> {
     )
 }
 
+/// Of a forward, beside its egress.
+#[derive(Debug, Clone)]
+struct Options {
+    dscp: Option<u8>,
+    transparent: bool,
+}
+
+fn identity() -> impl Strategy<Value = (Options, Egress, Option<AcceptProxy>)> {
+    let version = proptest::option::of(prop_oneof![Just(Version::V1), Just(Version::V2)]);
+    let device =
+        proptest::option::of("[a-z0-9.@-]{0,12}[a-z0-9]".prop_filter("the word for none", |name| name != "none"));
+    let egress = (version, proptest::option::of(1u32..), device).prop_map(|(send_proxy, mark, device)| Egress {
+        send_proxy,
+        mark,
+        device,
+        transparent: false,
+    });
+    let from = proptest::collection::hash_set((any::<std::net::Ipv4Addr>(), 0u8..=32), 1..4);
+    let accept = (from, 1u64..=600_000, any::<bool>()).prop_map(|(from, ms, required)| {
+        let net = |(ip, len): (std::net::Ipv4Addr, u8)| IpNet::new(ip.into(), len).expect("a length").trunc();
+        let mut from: Vec<IpNet> = from.into_iter().map(net).collect();
+        from.sort_unstable();
+        from.dedup();
+        AcceptProxy { from, timeout: Duration::from_millis(ms), required }
+    });
+    let options =
+        (proptest::option::of(0u8..64), any::<bool>()).prop_map(|(dscp, transparent)| Options { dscp, transparent });
+    (options, egress, proptest::option::of(accept))
+}
+
 fn balancing() -> impl Strategy<Value = Balancing> {
     let ms = |least: u64, most: u64| (least..=most).prop_map(Duration::from_millis);
     let balance = prop_oneof![
@@ -372,6 +408,13 @@ fn balancing() -> impl Strategy<Value = Balancing> {
         })
 }
 
+/// Whether there are listeners for datagrams, and how long flows live.
+fn datagrams() -> impl Strategy<Value = (bool, Udp)> {
+    let timeout = (1u64..100_000_000).prop_map(Duration::from_millis);
+    (any::<bool>(), timeout, proptest::option::of(0u32..=1_000_000))
+        .prop_map(|(has, timeout, responses)| (has, Udp { timeout, responses, ..Udp::default() }))
+}
+
 fn forward() -> impl Strategy<Value = Forward> {
     let time = || proptest::option::of((1u64..100_000_000).prop_map(Duration::from_millis));
     let buffer = || proptest::option::of(1024usize..=1 << 30);
@@ -408,6 +451,7 @@ fn forward() -> impl Strategy<Value = Forward> {
         (time(), time(), time()),
         tcp,
         (patterns(), patterns()),
+        (identity(), datagrams()),
     )
         .prop_map(
             |(
@@ -417,10 +461,13 @@ fn forward() -> impl Strategy<Value = Forward> {
                 times,
                 tcp,
                 (allow, deny),
+                (identity, (has_udp, udp)),
             )| {
+                let listen = vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }];
+                let udp = Udp { listen: if has_udp { listen.clone() } else { Vec::new() }, ..udp };
                 Forward {
                     name,
-                    listen: vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }],
+                    listen,
                     targets,
                     balancing,
                     engine: if arms.is_empty() { engine } else { Engine::Auto },
@@ -438,10 +485,14 @@ fn forward() -> impl Strategy<Value = Forward> {
                         user_timeout: tcp.1,
                         receive_buffer: tcp.2,
                         send_buffer: tcp.3,
+                        dscp: identity.0.dscp,
                         backlog: tcp.4,
                     },
                     stall_warning: times.1,
+                    egress: Egress { transparent: identity.0.transparent && limits.1.is_empty(), ..identity.1 },
                     sources: limits.1,
+                    udp,
+                    accept_proxy: identity.2,
                     access: Access { allow, deny, ..Access::default() },
                 }
             },

@@ -16,7 +16,7 @@ use common::spliced::{Launcher, Spliced};
 use serde_json::Value;
 
 /// Everything that must be counted, and how.
-const PROMISED: [(&str, &str); 27] = [
+const PROMISED: [(&str, &str); 28] = [
     ("spliced_build_info", "gauge"),
     ("spliced_uptime_seconds", "gauge"),
     ("spliced_draining", "gauge"),
@@ -44,6 +44,7 @@ const PROMISED: [(&str, &str); 27] = [
     ("spliced_first_byte_seconds", "histogram"),
     ("spliced_session_seconds", "histogram"),
     ("spliced_rate_waits_total", "counter"),
+    ("spliced_proxy_headers_total", "counter"),
 ];
 
 type Labels = BTreeMap<String, String>;

@@ -1,6 +1,6 @@
 //! What must hold for any input. The fuzz targets call this, and so does the test that runs every kept input.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -11,12 +11,13 @@ use clap::{CommandFactory, Parser};
 use spliced::cli::{Cli, Command, one_line};
 use spliced::config::{self, ConfigError, Format, Lookup, Overrides};
 use spliced::plan::Plan;
+use spliced::proxy::{self, How, Outcome, Reader, Source, Version};
 
 type Target = (&'static str, fn(&[u8]));
 
 /// The targets; each has its corpus in the directory of its name.
 #[allow(dead_code, reason = "a fuzz target is one of them")]
-pub(crate) const TARGETS: [Target; 7] = [
+pub(crate) const TARGETS: [Target; 8] = [
     ("yaml", yaml),
     ("lines", lines),
     ("toml", toml),
@@ -24,6 +25,7 @@ pub(crate) const TARGETS: [Target; 7] = [
     ("value", value),
     ("request", request),
     ("dns", dns),
+    ("header", header),
 ];
 
 /// Longer than any answer takes.
@@ -111,6 +113,61 @@ pub(crate) fn value(input: &[u8]) {
 /// What a name server sends.
 pub(crate) fn dns(input: &[u8]) {
     spliced::names::any_answer(input);
+}
+
+/// A stream whose bytes arrive in pieces.
+struct Pieces<'a> {
+    bytes: &'a [u8],
+    arrived: usize,
+    taken: usize,
+}
+
+impl Source for Pieces<'_> {
+    fn peek(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let there = &self.bytes[self.taken..self.arrived];
+        if there.is_empty() && self.arrived < self.bytes.len() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        let n = there.len().min(room.len());
+        room[..n].copy_from_slice(&there[..n]);
+        Ok(n)
+    }
+
+    fn take(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let n = self.peek(room)?;
+        self.taken += n;
+        Ok(n)
+    }
+}
+
+/// The beginning of a stream with a PROXY header, in pieces of the size its first byte says: a header is taken to its
+/// last byte and no further, says the same when it is passed on, and everything else is told apart.
+pub(crate) fn header(input: &[u8]) {
+    let Some((size, bytes)) = input.split_first() else { return };
+    let step = usize::from(*size).max(1);
+    for required in [false, true] {
+        let (mut pieces, mut reader) = (Pieces { bytes, arrived: 0, taken: 0 }, Reader::default());
+        let outcome = loop {
+            let ended = pieces.arrived == bytes.len();
+            match reader.advance(&mut pieces, How { required, ended }) {
+                Outcome::Wait => {
+                    assert!(!ended, "it waits for more than there is");
+                    pieces.arrived = (pieces.arrived + step).min(bytes.len());
+                }
+                outcome => break outcome,
+            }
+        };
+        match outcome {
+            Outcome::Header(header) => {
+                assert_eq!(proxy::parse(&bytes[..pieces.taken]).as_ref(), Ok(&header));
+                let passed_on = proxy::encode(Version::V2, &header);
+                assert_eq!(proxy::parse(&passed_on), Ok(header));
+            }
+            Outcome::Other => assert!(required || pieces.taken == 0, "what is none was taken"),
+            Outcome::Wait | Outcome::Ended | Outcome::Bad(_) | Outcome::Failed(_) => {}
+        }
+        assert!(pieces.taken <= proxy::MOST_V2);
+    }
 }
 
 /// The control thread of a process that runs, with its socket and its metrics endpoint.

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
+use std::path::Path;
 
 use super::error::{found, quoted};
-use crate::plan::{Host, Listen, Pattern, Ports};
+use super::nets;
+use crate::plan::{Host, Listen, Pattern, Ports, Transport};
 
-pub(super) const LISTEN: &str =
-    "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000)";
+pub(super) const LISTEN: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000), with udp: before it for datagrams";
 pub(super) const TARGET: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), or srv:NAME";
 pub(super) const SERVICE: &str = "the name of a service without a port, such as _web._tcp.example.com";
 pub(super) const PORT: &str = "a port from 1 to 65535, or a range such as 9000-9010";
@@ -25,16 +26,23 @@ pub struct Lookup {
     pub services: fn() -> io::Result<String>,
     /// Addresses of the local interfaces.
     pub local: fn() -> Vec<IpAddr>,
+    /// The text of a file with networks.
+    pub lists: fn(&Path) -> io::Result<String>,
 }
 
 impl Lookup {
     /// Asks this host: its resolver, `/etc/services`, its interfaces.
     #[must_use]
     pub fn host() -> Self {
-        Self { names: resolve, services: || std::fs::read_to_string("/etc/services"), local: interfaces }
+        Self {
+            names: resolve,
+            services: || std::fs::read_to_string("/etc/services"),
+            local: interfaces,
+            lists: nets::text_of,
+        }
     }
 
-    /// Knows `localhost`, two services and the loopback addresses, always the same and without asking anybody.
+    /// Knows `localhost`, two services, the loopback addresses and empty lists of networks, always the same and without asking anybody.
     #[must_use]
     pub fn fixed() -> Self {
         fn names(name: &str) -> io::Result<Vec<IpAddr>> {
@@ -47,6 +55,7 @@ impl Lookup {
             names,
             services: || Ok("ssh 22/tcp\nhttp 80/tcp www # web\ntftp 69/udp\n".to_owned()),
             local: || vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::from([10, 0, 1, 1])],
+            lists: |_| Ok(String::new()),
         }
     }
 }
@@ -121,13 +130,8 @@ pub(super) fn ports(text: &str) -> Result<Ports, String> {
 
 /// `HOST:PORTS`, with brackets around IPv6.
 fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
-    for scheme in ["unix:", "udp:"] {
-        if text.starts_with(scheme) {
-            return Err(format!(
-                "found {}, but {scheme} is not supported by this version; allowed: {allowed}",
-                quoted(text)
-            ));
-        }
+    if text.starts_with("unix:") {
+        return Err(format!("found {}, but unix: is not supported by this version; allowed: {allowed}", quoted(text)));
     }
     let (host_text, ports_text) = if let Some(rest) = text.strip_prefix('[') {
         let (inner, after) = rest.split_once(']').ok_or_else(|| found(text, allowed))?;
@@ -160,18 +164,31 @@ fn host_and_ports(text: &str, allowed: &str) -> Result<(Host, Ports), String> {
     Ok((host(host_text)?, port_range(ports_text).map_err(in_address)?))
 }
 
-/// Where to send sessions; names stay names.
-pub(super) fn target(text: &str) -> Result<(Host, Ports), String> {
-    if let Some(name) = text.strip_prefix("srv:") {
-        return service(name).map(|host| (host, Ports::BY_RECORD));
+/// What `tcp:` or `udp:` before an address says, and the address.
+fn transport(text: &str) -> (Option<Transport>, &str) {
+    for (scheme, transport) in [("tcp:", Transport::Tcp), ("udp:", Transport::Udp)] {
+        if let Some(address) = text.strip_prefix(scheme) {
+            return (Some(transport), address);
+        }
     }
-    host_and_ports(text, TARGET)
+    (None, text)
 }
 
-/// Where to listen; a name becomes each of its addresses.
-pub(super) fn listen(text: &str, lookup: &Lookup) -> Result<Vec<Listen>, String> {
-    let (host, ports) = host_and_ports(text, LISTEN)?;
-    Ok(addresses(host, lookup)?.into_iter().map(|ip| Listen { ip, ports }).collect())
+/// Where to send sessions, and by what where that is written; names stay names.
+pub(super) fn target(text: &str) -> Result<(Option<Transport>, Host, Ports), String> {
+    let (transport, address) = transport(text);
+    if let Some(name) = address.strip_prefix("srv:") {
+        return service(name).map(|host| (transport, host, Ports::BY_RECORD));
+    }
+    host_and_ports(address, TARGET).map(|(host, ports)| (transport, host, ports))
+}
+
+/// Where to listen, and for what; a name becomes each of its addresses.
+pub(super) fn listen(text: &str, lookup: &Lookup) -> Result<(Transport, Vec<Listen>), String> {
+    let (transport, address) = transport(text);
+    let (host, ports) = host_and_ports(address, LISTEN)?;
+    let listens = addresses(host, lookup)?.into_iter().map(|ip| Listen { ip, ports }).collect();
+    Ok((transport.unwrap_or(Transport::Tcp), listens))
 }
 
 /// Every address of a host to listen on or to connect from, each once.
@@ -218,9 +235,9 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     Ok(Pattern::Text(unmapped.unwrap_or(&lower).to_owned()))
 }
 
-/// TCP services by name, from the text of `/etc/services` (services(5)).
+/// Services by name and transport, from the text of `/etc/services` (services(5)).
 #[derive(Debug)]
-pub(super) struct Services(HashMap<String, u16>);
+pub(super) struct Services(HashMap<(String, Transport), u16>);
 
 impl Services {
     pub(super) fn parse(text: &str) -> Self {
@@ -229,16 +246,22 @@ impl Services {
             let line = line.split('#').next().unwrap_or_default();
             let mut words = line.split_ascii_whitespace();
             let (Some(name), Some(port)) = (words.next(), words.next()) else { continue };
-            let Some(port) = port.strip_suffix("/tcp").and_then(|port| port.parse::<u16>().ok()) else { continue };
+            let Some((port, transport)) = port.split_once('/') else { continue };
+            let transport = match transport {
+                "tcp" => Transport::Tcp,
+                "udp" => Transport::Udp,
+                _ => continue,
+            };
+            let Ok(port) = port.parse::<u16>() else { continue };
             for name in std::iter::once(name).chain(words) {
-                known.entry(name.to_owned()).or_insert(port);
+                known.entry((name.to_owned(), transport)).or_insert(port);
             }
         }
         Self(known)
     }
 
-    pub(super) fn port(&self, name: &str) -> Option<u16> {
-        self.0.get(name).copied().filter(|port| *port != 0)
+    pub(super) fn port(&self, name: &str, transport: Transport) -> Option<u16> {
+        self.0.get(&(name.to_owned(), transport)).copied().filter(|port| *port != 0)
     }
 }
 
@@ -255,12 +278,17 @@ mod tests {
     #[test]
     fn listens() {
         let lookup = Lookup::fixed();
-        let one = |address: &str, first, last| Ok(vec![Listen { ip: ip(address), ports: Ports { first, last } }]);
+        let one = |address: &str, first, last| {
+            Ok((Transport::Tcp, vec![Listen { ip: ip(address), ports: Ports { first, last } }]))
+        };
         assert_eq!(listen("0.0.0.0:9000", &lookup), one("0.0.0.0", 9000, 9000));
         assert_eq!(listen("[::]:9000", &lookup), one("::", 9000, 9000));
         assert_eq!(listen("[::1]:9000-9010", &lookup), one("::1", 9000, 9010));
         assert_eq!(listen("localhost:1-65535", &lookup), one("127.0.0.1", 1, 65535));
         assert_eq!(listen("[::ffff:10.0.0.1]:80", &lookup), one("10.0.0.1", 80, 80));
+        assert_eq!(listen("tcp:0.0.0.0:53", &lookup), one("0.0.0.0", 53, 53));
+        let udp = one("::", 53, 54).map(|(_, listens)| (Transport::Udp, listens));
+        assert_eq!(listen("udp:[::]:53-54", &lookup), udp);
         for (text, part) in [
             ("9000", "without a port"),
             ("", "without a port"),
@@ -280,7 +308,8 @@ mod tests {
             ("[10.0.0.1]:80", "brackets without an IPv6"),
             ("[fe80::1%eth0]:80", "zone"),
             ("unix:/tmp/x", "unix: is not supported by this version"),
-            ("udp:10.0.0.1:53", "udp: is not supported by this version"),
+            ("udp:10.0.0.1", "without a port"),
+            ("udp:tcp:10.0.0.1:53", "without brackets"),
             ("nowhere.invalid:80", "has no address"),
             ("a b:80", "is no address"),
             ("-a:80", "is no address"),
@@ -292,12 +321,14 @@ mod tests {
 
     #[test]
     fn targets_keep_names() {
-        assert_eq!(target("DB.example.:5432"), Ok((Host::Name("db.example.".into()), Ports::one(5432))));
-        assert_eq!(target("srv:_Web._tcp.example"), Ok((Host::Service("_web._tcp.example".into()), Ports::BY_RECORD)));
+        assert_eq!(target("DB.example.:5432"), Ok((None, Host::Name("db.example.".into()), Ports::one(5432))));
+        assert_eq!(target("[fd00::2]:1"), Ok((None, Host::Ip(ip("fd00::2")), Ports::one(1))));
+        assert_eq!(target("udp:ns:53"), Ok((Some(Transport::Udp), Host::Name("ns".into()), Ports::one(53))));
+        let service = Host::Service("_web._tcp.example".into());
+        assert_eq!(target("srv:_Web._tcp.example"), Ok((None, service, Ports::BY_RECORD)));
         for bad in ["srv:", "srv:10.0.0.1", "srv:_web._tcp.example:80", "srv:::1"] {
             assert!(target(bad).unwrap_err().contains("; allowed: the name of a service"), "{bad}");
         }
-        assert_eq!(target("[fd00::2]:1"), Ok((Host::Ip(ip("fd00::2")), Ports::one(1))));
     }
 
     #[test]
@@ -320,10 +351,12 @@ mod tests {
     #[test]
     fn services() {
         let services = Services::parse("ssh\t22/tcp\nhttp 80/tcp www # web\ntftp 69/udp\nbad x/tcp\n# all 1/tcp\n");
-        assert_eq!(services.port("www"), Some(80));
-        assert_eq!(services.port("ssh"), Some(22));
+        assert_eq!(services.port("www", Transport::Tcp), Some(80));
+        assert_eq!(services.port("ssh", Transport::Tcp), Some(22));
+        assert_eq!(services.port("tftp", Transport::Udp), Some(69));
+        assert_eq!(services.port("ssh", Transport::Udp), None);
         for unknown in ["tftp", "bad", "all", "web", ""] {
-            assert_eq!(services.port(unknown), None, "{unknown}");
+            assert_eq!(services.port(unknown, Transport::Tcp), None, "{unknown}");
         }
     }
 

@@ -8,7 +8,7 @@ use super::address::Lookup;
 use super::draft::Marks;
 use super::error::{Fault, Mark, quoted};
 use super::target;
-use crate::plan::{Forward, Host, Plan};
+use crate::plan::{Forward, Host, Listen, Plan, Transport};
 
 /// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
 const MOST_PORTS: usize = 65_536;
@@ -23,6 +23,7 @@ pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(),
         ranges(forward, marks)?;
         target::each_once(&forward.targets, &marks.targets)?;
         source(forward, marks)?;
+        datagrams(forward, marks)?;
     }
     // Two forwards on one address have one default name too, and the address is what to complain about.
     let sockets = Sockets::of(plan, marks)?;
@@ -43,6 +44,27 @@ fn names(plan: &Plan, marks: &[Marks]) -> Result<(), Fault> {
     Ok(())
 }
 
+/// What is said in a stream, or of one, has no place among datagrams.
+fn datagrams(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
+    let Some(mark) = marks.udp.first() else { return Ok(()) };
+    let (egress, check) = (&forward.egress, forward.balancing.check.is_some());
+    let speaks_udp = forward.udp.targets.unwrap_or(Transport::Udp) == Transport::Udp;
+    let stray = [
+        ("accept_proxy", forward.accept_proxy.is_some()),
+        ("send_proxy", egress.send_proxy.is_some()),
+        ("transparent", egress.transparent),
+        ("check, which connects by TCP,", check && speaks_udp),
+    ];
+    match stray.into_iter().find(|(_, is)| *is) {
+        Some((key, _)) => {
+            let message =
+                format!("found {key} in a forward that listens to datagrams; allowed: a forward of its own for udp:");
+            Err(Fault::new(*mark, message))
+        }
+        None => Ok(()),
+    }
+}
+
 /// A range goes to one port, or to a range of the same length.
 fn ranges(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     if let Some(mark) = marks.targets.get(MOST_TARGETS) {
@@ -50,7 +72,7 @@ fn ranges(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
         return Err(Fault::new(*mark, message));
     }
     for (target, mark) in forward.targets.iter().zip(&marks.targets) {
-        for listen in &forward.listen {
+        for listen in forward.listen.iter().chain(&forward.udp.listen) {
             if target.ports.len() != 1 && target.ports.len() != listen.ports.len() {
                 let message = format!(
                     "found a target of {} ports for the listener {listen} of {}; allowed: one port, or as many as the listener has",
@@ -69,6 +91,11 @@ fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     if forward.sources.is_empty() {
         return Ok(());
     }
+    if forward.egress.transparent {
+        let message =
+            "found transparent together with source; allowed: one of them, as both say where connections come from";
+        return Err(Fault::new(marks.name, message));
+    }
     for (target, mark) in forward.targets.iter().zip(&marks.targets) {
         if let Host::Ip(ip) = target.host
             && !forward.sources.iter().any(|source| source.is_ipv4() == ip.is_ipv4())
@@ -86,6 +113,7 @@ fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
 /// One listening port.
 #[derive(Debug, Clone, Copy)]
 struct Socket {
+    transport: Transport,
     forward: usize,
     listen: usize,
     port: u16,
@@ -95,7 +123,23 @@ struct Socket {
 #[derive(Debug)]
 struct Sockets {
     all: Vec<Socket>,
-    at: HashMap<(IpAddr, u16), usize>,
+    at: HashMap<(Transport, IpAddr, u16), usize>,
+}
+
+/// The listeners of a forward that speak this, and their marks.
+fn listens<'a>(forward: &'a Forward, marks: &'a Marks, transport: Transport) -> (&'a [Listen], &'a [Mark]) {
+    match transport {
+        Transport::Tcp => (&forward.listen, &marks.listen),
+        Transport::Udp => (&forward.udp.listen, &marks.udp),
+    }
+}
+
+impl Socket {
+    fn listen<'p>(&self, plan: &'p Plan) -> &'p Listen {
+        let forward = &plan.forwards[self.forward];
+        let list = if self.transport == Transport::Udp { &forward.udp.listen } else { &forward.listen };
+        &list[self.listen]
+    }
 }
 
 fn unspecified(like: IpAddr) -> IpAddr {
@@ -107,25 +151,29 @@ impl Sockets {
     fn of(plan: &Plan, marks: &[Marks]) -> Result<Self, Fault> {
         let mut sockets = Self { all: Vec::new(), at: HashMap::new() };
         // Any one socket of a family and port, for the wildcard that comes after it.
-        let mut of_family: HashMap<(bool, u16), usize> = HashMap::new();
-        for (forward, (planned, marks)) in plan.forwards.iter().zip(marks).enumerate() {
-            for (listen, at) in planned.listen.iter().enumerate() {
-                let mark = marks.listen[listen];
+        let mut of_family: HashMap<(Transport, bool, u16), usize> = HashMap::new();
+        let all = plan.forwards.iter().zip(marks).enumerate();
+        let all = all.flat_map(|forward| [(Transport::Tcp, forward), (Transport::Udp, forward)]);
+        for (transport, (forward, (planned, marks))) in all {
+            let (planned, marks) = listens(planned, marks, transport);
+            for (listen, at) in planned.iter().enumerate() {
+                let mark = marks[listen];
                 if sockets.all.len() + at.ports.len() > MOST_PORTS {
                     let message =
                         format!("found more than {MOST_PORTS} listening ports in all; allowed: at most {MOST_PORTS}");
                     return Err(Fault::new(mark, message));
                 }
                 for port in at.ports.first..=at.ports.last {
-                    let earlier =
-                        sockets.at.get(&(at.ip, port)).or_else(|| sockets.at.get(&(unspecified(at.ip), port)));
-                    let covered = of_family.get(&(at.ip.is_ipv4(), port)).filter(|_| at.ip.is_unspecified());
+                    let bound = |ip| sockets.at.get(&(transport, ip, port));
+                    let earlier = bound(at.ip).or_else(|| bound(unspecified(at.ip)));
+                    let covered = of_family.get(&(transport, at.ip.is_ipv4(), port));
+                    let covered = covered.filter(|_| at.ip.is_unspecified());
                     if let Some(earlier) = earlier.or(covered) {
                         return Err(sockets.taken(plan, *earlier, at.ip, port, mark));
                     }
-                    of_family.insert((at.ip.is_ipv4(), port), sockets.all.len());
-                    sockets.at.insert((at.ip, port), sockets.all.len());
-                    sockets.all.push(Socket { forward, listen, port });
+                    of_family.insert((transport, at.ip.is_ipv4(), port), sockets.all.len());
+                    sockets.at.insert((transport, at.ip, port), sockets.all.len());
+                    sockets.all.push(Socket { transport, forward, listen, port });
                 }
             }
         }
@@ -134,35 +182,36 @@ impl Sockets {
 
     fn taken(&self, plan: &Plan, earlier: usize, ip: IpAddr, port: u16, mark: Mark) -> Fault {
         let owner = &plan.forwards[self.all[earlier].forward];
-        let other = &owner.listen[self.all[earlier].listen];
+        let other = self.all[earlier].listen(plan);
+        let scheme = self.all[earlier].transport.scheme();
         let address = super::address::with_port(ip, port);
         let message = format!(
-            "found listener {address}, but forward {} listens on {other} already; allowed: one forward for each address",
+            "found listener {scheme}{address}, but forward {} listens on {scheme}{other} already; allowed: one forward for each address",
             quoted(&owner.name)
         );
         Fault::new(mark, message)
     }
 
-    /// The socket a connection to this address would reach, if it is one of ours.
-    fn reached(&self, ip: IpAddr, port: u16, local: &HashSet<IpAddr>) -> Option<usize> {
+    /// The socket a connection or a datagram to this address would reach, if it is one of ours.
+    fn reached(&self, transport: Transport, ip: IpAddr, port: u16, local: &HashSet<IpAddr>) -> Option<usize> {
         // Connecting to the wildcard address reaches the loopback one (ip(7), and the same for IPv6).
         let ip = match ip {
             IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             _ => ip,
         };
-        if let Some(exact) = self.at.get(&(ip, port)) {
+        if let Some(exact) = self.at.get(&(transport, ip, port)) {
             return Some(*exact);
         }
         let is_local = ip.is_loopback() || local.contains(&ip);
-        self.at.get(&(unspecified(ip), port)).copied().filter(|_| is_local)
+        self.at.get(&(transport, unspecified(ip), port)).copied().filter(|_| is_local)
     }
 }
 
 /// The metrics endpoint is a listener too.
 fn metrics(plan: &Plan, marks: &[Marks], sockets: &Sockets) -> Result<(), Fault> {
     let Some(metrics) = plan.metrics else { return Ok(()) };
-    let clash = sockets.all.iter().find(|socket| {
+    let clash = sockets.all.iter().filter(|socket| socket.transport == Transport::Tcp).find(|socket| {
         let ip = plan.forwards[socket.forward].listen[socket.listen].ip;
         let same_family = ip.is_ipv4() == metrics.is_ipv4();
         let overlap = ip == metrics.ip() || (same_family && (ip.is_unspecified() || metrics.ip().is_unspecified()));
@@ -238,7 +287,8 @@ impl<'p> Ways<'p> {
     fn from(&mut self, socket: Socket) -> Vec<(usize, usize)> {
         let plan = self.plan;
         let forward = &plan.forwards[socket.forward];
-        let nth = socket.port - forward.listen[socket.listen].ports.first;
+        let nth = socket.port - socket.listen(plan).ports.first;
+        let transport = forward.udp.targets.unwrap_or(socket.transport);
         let mut ways = Vec::new();
         for (index, target) in forward.targets.iter().enumerate() {
             let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + nth };
@@ -246,7 +296,8 @@ impl<'p> Ways<'p> {
             if !self.ports.contains(&port) {
                 continue;
             }
-            let reached = |ip: &IpAddr| self.sockets.reached(*ip, port, &self.local).map(|reached| (index, reached));
+            let reached =
+                |ip: &IpAddr| self.sockets.reached(transport, *ip, port, &self.local).map(|reached| (index, reached));
             match &target.host {
                 Host::Ip(ip) => ways.extend(reached(ip)),
                 // Where its records lead is known only while running.
@@ -267,8 +318,9 @@ fn loop_fault(plan: &Plan, sockets: &Sockets, path: &[(usize, usize)], back_to: 
     let from = path.iter().position(|(socket, _)| *socket == back_to).unwrap_or(0);
     let name = |socket: usize| quoted(&plan.forwards[sockets.all[socket].forward].name);
     let round: Vec<String> = path[from..].iter().map(|(socket, _)| name(*socket)).collect();
-    let listen = &plan.forwards[sockets.all[back_to].forward].listen[sockets.all[back_to].listen];
-    let address = super::address::with_port(listen.ip, sockets.all[back_to].port);
+    let back_to = &sockets.all[back_to];
+    let address = super::address::with_port(back_to.listen(plan).ip, back_to.port);
+    let address = format!("{}{address}", back_to.transport.scheme());
     let message = if round.len() == 1 {
         format!("found a loop: forward {} leads back to its own listener {address}", round[0])
     } else {

@@ -6,12 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::render;
-use crate::plan::{Forward, Plan};
+use crate::plan::{AccessFiles, Forward, NetFile, Plan};
 
 /// Options of the process that change while it runs. All others need a restart.
 const AT_ONCE: &[&str] = &[
     "allow",
+    "allow_file",
     "deny",
+    "deny_file",
     "drain_timeout",
     "gather",
     "log_file",
@@ -40,7 +42,7 @@ pub struct Diff {
 #[must_use]
 pub fn diff(from: &Plan, to: &Plan) -> Diff {
     let mut lines = Vec::new();
-    for (key, old, new) in changes(&render::process(from), &render::process(to)) {
+    for (key, old, new) in changes(&process(from), &process(to)) {
         if AT_ONCE.contains(&key) {
             lines.push(format!("~ {key} {old} -> {new}"));
         } else {
@@ -114,13 +116,41 @@ fn changes(old: &[(&'static str, String)], new: &[(&'static str, String)]) -> Ve
 }
 
 fn all(forward: &Forward) -> Vec<(&'static str, String)> {
-    render::own(forward).into_iter().chain(render::options(forward)).collect()
+    let files = &forward.access.files;
+    let all = render::own(forward).into_iter().chain(render::options(forward)).collect();
+    with_contents(all, &files.allow, &files.deny)
+}
+
+fn process(plan: &Plan) -> Vec<(&'static str, String)> {
+    let all = render::process(plan);
+    let Some(AccessFiles { global_allow, global_deny, .. }) = plan.forwards.first().map(|f| &f.access.files) else {
+        return all;
+    };
+    with_contents(all, global_allow, global_deny)
+}
+
+/// A file that has the same name may hold something else.
+fn with_contents(
+    mut values: Vec<(&'static str, String)>,
+    allow: &[NetFile],
+    deny: &[NetFile],
+) -> Vec<(&'static str, String)> {
+    for (key, value) in &mut values {
+        let files = match *key {
+            "allow_file" => allow,
+            "deny_file" => deny,
+            _ => continue,
+        };
+        let held: Vec<String> = files.iter().map(|file| file.nets.summary().to_string()).collect();
+        *value = format!("{value} ({})", held.join("; "));
+    }
+    values
 }
 
 fn describe(forward: &Forward) -> String {
     let list = |items: Vec<String>| items.join(", ");
-    let listen = list(forward.listen.iter().map(ToString::to_string).collect());
-    let to = list(forward.targets.iter().map(ToString::to_string).collect());
+    let listen = list(forward.listeners().collect());
+    let to = list(forward.written_targets().collect());
     format!("forward {:?} listen {listen} to {to} engine {}", forward.name, forward.engine_text())
 }
 

@@ -1,16 +1,18 @@
 //! What a file or a command line said, with marks, and how it becomes a [`Plan`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::Lookup;
 use super::check;
 use super::error::{Fault, Mark};
+use super::nets::{Lists, Written};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
-    Access, Balancing, Engine, Forward, Health, Limits, Listen, LogPlan, Pattern, Plan, Privileges, Resolving, Target,
-    TcpOptions, Timeouts,
+    Access, AccessFiles, Balancing, Egress, Engine, Forward, Health, Limits, Listen, LogPlan, NetFile, Pattern, Plan,
+    Privileges, Resolving, Target, TcpOptions, Timeouts, Transport, Udp,
 };
 
 /// Everything one file says.
@@ -21,6 +23,8 @@ pub(super) struct Draft {
     pub(super) defaults: ForwardOptions,
     pub(super) allow: Vec<Pattern>,
     pub(super) deny: Vec<Pattern>,
+    pub(super) allow_files: Vec<Written>,
+    pub(super) deny_files: Vec<Written>,
     pub(super) forwards: Vec<DraftForward>,
 }
 
@@ -29,13 +33,17 @@ pub(super) struct Draft {
 pub(super) struct DraftForward {
     pub(super) name: Option<(Mark, String)>,
     /// Each address as written, with what it stands for.
-    pub(super) listen: Vec<(Mark, Vec<Listen>)>,
+    pub(super) listen: Vec<(Mark, Transport, Vec<Listen>)>,
     pub(super) to: Vec<(Mark, Target)>,
+    /// What the targets speak, as the first one that says so says it.
+    pub(super) to_transport: Option<(Mark, Transport)>,
     pub(super) max_connections: Option<Maybe<u64>>,
     pub(super) max_per_source: Option<Maybe<u64>>,
     pub(super) options: ForwardOptions,
     pub(super) allow: Vec<Pattern>,
     pub(super) deny: Vec<Pattern>,
+    pub(super) allow_files: Vec<Written>,
+    pub(super) deny_files: Vec<Written>,
 }
 
 /// Where the parts of a forward stand, in the order of the plan.
@@ -43,6 +51,7 @@ pub(super) struct DraftForward {
 pub(super) struct Marks {
     pub(super) name: Mark,
     pub(super) listen: Vec<Mark>,
+    pub(super) udp: Vec<Mark>,
     pub(super) targets: Vec<Mark>,
 }
 
@@ -52,6 +61,14 @@ impl Draft {
         let process = overrides.process.clone().or(&self.process);
         let global_allow: Arc<[Pattern]> = [self.allow, overrides.allow.clone()].concat().into();
         let global_deny: Arc<[Pattern]> = [self.deny, overrides.deny.clone()].concat().into();
+        let mut lists = Lists::new(lookup);
+        let argument =
+            |name, paths: &[PathBuf]| paths.iter().map(|path| (Mark::Argument(name), path.clone())).collect();
+        let more: [Vec<Written>; 2] =
+            [argument("--allow-file", &overrides.allow_file), argument("--deny-file", &overrides.deny_file)];
+        let [more_allow, more_deny] = more;
+        let global_allow_files: Arc<[NetFile]> = lists.load(&[self.allow_files, more_allow].concat())?.into();
+        let global_deny_files: Arc<[NetFile]> = lists.load(&[self.deny_files, more_deny].concat())?.into();
         let mut forwards = Vec::with_capacity(self.forwards.len());
         let mut marks = Vec::with_capacity(self.forwards.len());
         for draft in self.forwards {
@@ -61,6 +78,12 @@ impl Draft {
                 global_deny: Arc::clone(&global_deny),
                 allow: draft.allow.clone(),
                 deny: draft.deny.clone(),
+                files: AccessFiles {
+                    global_allow: Arc::clone(&global_allow_files),
+                    global_deny: Arc::clone(&global_deny_files),
+                    allow: lists.load(&draft.allow_files)?,
+                    deny: lists.load(&draft.deny_files)?,
+                },
             };
             let (forward, mark) = draft.build(&options, access);
             forwards.push(forward);
@@ -102,16 +125,45 @@ impl Draft {
 }
 
 impl DraftForward {
+    /// Adds a target. What it speaks, where it says so, the others have to speak too.
+    pub(super) fn push_target(
+        &mut self,
+        mark: Mark,
+        transport: Option<Transport>,
+        target: Target,
+    ) -> Result<(), Fault> {
+        match (self.to_transport, transport) {
+            (None, Some(transport)) if self.to.is_empty() => self.to_transport = Some((mark, transport)),
+            (before, now) if before.map(|(_, transport)| transport) == now => {}
+            _ => {
+                let message = "found targets of which only some say tcp: or udp:, or not all the same; allowed: \
+                               the same before all targets of a forward, or nothing";
+                return Err(Fault::new(mark, message));
+            }
+        }
+        self.to.push((mark, target));
+        Ok(())
+    }
+
     fn build(self, options: &ForwardOptions, access: Access) -> (Forward, Marks) {
-        let (listen_marks, listen): (Vec<Mark>, Vec<Listen>) =
-            self.listen.into_iter().flat_map(|(mark, listens)| listens.into_iter().map(move |at| (mark, at))).unzip();
+        let mut listens = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
+        let mut first = None;
+        for (mark, transport, all) in self.listen {
+            first = first.or_else(|| all.first().map(|listen| (mark, transport.scheme(), listen.clone())));
+            let (marks, list) = &mut listens[usize::from(transport == Transport::Udp)];
+            marks.extend(all.iter().map(|_| mark));
+            list.extend(all);
+        }
+        let [(listen_marks, listen), (udp_marks, udp_listen)] = listens;
+        // What goes without saying is not said.
+        let spoken = [(&listen, Transport::Tcp), (&udp_listen, Transport::Udp)];
+        let others = |transport| spoken.iter().any(|(list, spoken)| *spoken != transport && !list.is_empty());
+        let to_transport = self.to_transport.map(|(_, transport)| transport).filter(|to| others(*to));
         let (target_marks, targets): (Vec<Mark>, Vec<Target>) = self.to.into_iter().unzip();
         let (name_mark, name) = match self.name {
             Some(named) => named,
-            None => listen
-                .first()
-                .zip(listen_marks.first())
-                .map(|(listen, mark)| (*mark, listen.to_string()))
+            None => first
+                .map(|(mark, scheme, listen)| (mark, format!("{scheme}{listen}")))
                 .expect("every reader refuses a forward without a listener"),
         };
         let default = Timeouts::default();
@@ -155,12 +207,26 @@ impl DraftForward {
                 user_timeout: options.user_timeout.map_or(tcp.user_timeout, |time| time.0),
                 receive_buffer: options.receive_buffer.map_or(tcp.receive_buffer, |size| size.0),
                 send_buffer: options.send_buffer.map_or(tcp.send_buffer, |size| size.0),
+                dscp: options.dscp.and_then(|dscp| dscp.0),
                 backlog: options.backlog.unwrap_or(tcp.backlog),
             },
             sources: options.source.clone().unwrap_or_default().0,
+            udp: Udp {
+                listen: udp_listen,
+                timeout: options.udp_timeout.unwrap_or(Udp::TIMEOUT),
+                responses: options.udp_responses.and_then(|n| n.0),
+                targets: to_transport,
+            },
+            egress: Egress {
+                send_proxy: options.send_proxy.and_then(|version| version.0),
+                transparent: options.transparent.unwrap_or_default(),
+                mark: options.mark.and_then(|mark| mark.0),
+                device: options.bind_device.clone().and_then(|device| device.0),
+            },
+            accept_proxy: options.accept_proxy.clone().and_then(|accept| accept.0),
             access,
         };
-        (forward, Marks { name: name_mark, listen: listen_marks, targets: target_marks })
+        (forward, Marks { name: name_mark, listen: listen_marks, udp: udp_marks, targets: target_marks })
     }
 }
 

@@ -56,12 +56,20 @@ pub struct Fault {
     pub at: Mark,
     /// What was found and what is allowed.
     pub message: String,
+    /// The file it is in, where that is not the one that is read.
+    file: Option<String>,
 }
 
 impl Fault {
     /// An error at that place.
     pub fn new(at: Mark, message: impl Into<String>) -> Self {
-        Self { at, message: message.into() }
+        Self { at, message: message.into(), file: None }
+    }
+
+    /// The same in a file that the one being read refers to.
+    #[must_use]
+    pub(super) fn of_file(self, path: &std::path::Path) -> Self {
+        Self { file: Some(path.to_string_lossy().into_owned()), ..self }
     }
 
     /// The error to show, with the mark turned into a line and a column of `text`.
@@ -71,6 +79,7 @@ impl Fault {
             return ConfigError { place: None, message: format!("{name}: {}", self.message) };
         }
         let (line, column) = self.at.line_column(text);
+        let file = self.file.as_deref().unwrap_or(file);
         ConfigError { place: Some((printable(file), line, column)), message: self.message }
     }
 }

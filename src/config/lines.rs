@@ -4,17 +4,20 @@
 //! with `#`. Neither program's leniency is kept: a line that is none of these is an error, never skipped.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::address::{self, Lookup, Services};
 use super::draft::{Draft, DraftForward, nothing_to_forward, push_rule};
 use super::error::{Fault, Mark, found, quoted};
 use super::{source, value};
 use crate::config::Sources;
-use crate::plan::{Host, Listen, LogFormat, Ports, Target};
+use crate::plan::{Host, Listen, LogFormat, Ports, Target, Transport};
 
 const LINE: &str =
     "BIND PORT HOST PORT [options], allow PATTERN, deny PATTERN, logfile PATH, pidlogfile PATH, logcommon, # comment";
 const RULE: &str = "BIND PORT HOST PORT [timeout=SECONDS,src=ADDRESS]";
+/// How long rinetd and oi keep a UDP association without a datagram where the rule does not say.
+pub(super) const RINETD_TIMEOUT: Duration = Duration::from_secs(72);
 const OPTION: &str = "timeout=SECONDS, src=ADDRESS";
 
 /// Reads lines.
@@ -139,14 +142,15 @@ impl Reader<'_> {
             return Err(Fault::new(start, source::no_rule(whole.trim_end(), LINE)));
         }
         let ips = self.bind_addresses(bind)?;
-        let ports = self.port(bind_port)?;
-        let target = Target::new(host_of(host)?, self.port(port)?);
+        let (transport, ports) = self.port(bind_port)?;
+        let (to_transport, to_ports) = self.port(port)?;
+        let target = Target::new(host_of(host)?, to_ports);
         let listens = ips.into_iter().map(|ip| Listen { ip, ports }).collect();
-        let mut forward = DraftForward {
-            listen: vec![(bind.mark, listens)],
-            to: vec![(host.mark, target)],
-            ..DraftForward::default()
-        };
+        let mut forward = DraftForward { listen: vec![(bind.mark, transport, listens)], ..DraftForward::default() };
+        if transport == Transport::Udp {
+            forward.options.udp_timeout = Some(RINETD_TIMEOUT);
+        }
+        forward.push_target(host.mark, Some(to_transport).filter(|to| *to != transport), target)?;
         cursor.skip_blanks();
         if cursor.rest.starts_with('[') {
             self.options(cursor, &mut forward)?;
@@ -160,30 +164,25 @@ impl Reader<'_> {
         address::addresses(host_of(word)?, self.lookup).map_err(|message| Fault::new(word.mark, message))
     }
 
-    /// A number or a service name, with `/tcp` or nothing behind it.
-    fn port(&mut self, word: Word<'_>) -> Result<Ports, Fault> {
+    /// A number or a service name, with `/tcp`, `/udp` or nothing behind it.
+    fn port(&mut self, word: Word<'_>) -> Result<(Transport, Ports), Fault> {
         let fault = |message: String| Fault::new(word.mark, message);
-        let text = match word.text.split_once('/') {
-            None => word.text,
-            Some((port, "tcp")) => port,
-            Some((_, "udp")) => {
-                let text = quoted(word.text);
-                return Err(fault(format!(
-                    "found {text}, a UDP rule, which this version does not support; allowed: TCP"
-                )));
-            }
-            Some(_) => return Err(fault(found(word.text, "PORT or PORT/tcp"))),
+        let (text, transport) = match word.text.split_once('/') {
+            None => (word.text, Transport::Tcp),
+            Some((port, "tcp")) => (port, Transport::Tcp),
+            Some((port, "udp")) => (port, Transport::Udp),
+            Some(_) => return Err(fault(found(word.text, "PORT, PORT/tcp or PORT/udp"))),
         };
         if text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
-            return self.service(text).map(Ports::one).map_err(fault);
+            return self.service(text, transport).map(|port| (transport, Ports::one(port))).map_err(fault);
         }
         if text.contains('-') {
-            return Err(fault(found(text, "one port from 1 to 65535, or a TCP service name")));
+            return Err(fault(found(text, "one port from 1 to 65535, or a service name")));
         }
-        address::ports(text).map_err(fault)
+        address::ports(text).map(|ports| (transport, ports)).map_err(fault)
     }
 
-    fn service(&mut self, name: &str) -> Result<u16, String> {
+    fn service(&mut self, name: &str, transport: Transport) -> Result<u16, String> {
         if self.services.is_none() {
             let text = (self.lookup.services)().map_err(|error| {
                 let name = quoted(name);
@@ -191,10 +190,11 @@ impl Reader<'_> {
             })?;
             self.services = Some(Services::parse(&text));
         }
-        self.services.as_ref().and_then(|services| services.port(name)).ok_or_else(|| {
+        self.services.as_ref().and_then(|services| services.port(name, transport)).ok_or_else(|| {
             let name = quoted(name);
             format!(
-                "found service name {name}, which is no TCP service in /etc/services; allowed: a port from 1 to 65535"
+                "found service name {name}, which is no {kind} service in /etc/services; allowed: a port from 1 to 65535",
+                kind = transport.to_string().to_uppercase(),
             )
         })
     }
@@ -212,8 +212,10 @@ impl Reader<'_> {
             let value = cursor.word(&[',', ']', '#']);
             match name.text {
                 // rinetd ends idle UDP associations with it; a TCP rule may carry it, and rinetd ignores it there.
-                "timeout" if !value.text.is_empty() && value.text.bytes().all(|b| b.is_ascii_digit()) => {}
-                "timeout" => return Err(Fault::new(value.mark, found(value.text, "whole seconds"))),
+                "timeout" => {
+                    let time = value::seconds(value.text).map_err(|message| Fault::new(value.mark, message))?;
+                    forward.options.udp_timeout = forward.options.udp_timeout.and(Some(time));
+                }
                 "src" => {
                     let ip = self.bind_addresses(value)?.into_iter().next();
                     forward.options.source = Some(Sources(ip.filter(|ip| !ip.is_unspecified()).into_iter().collect()));

@@ -8,6 +8,7 @@
 
 mod address;
 mod check;
+mod client;
 mod depth;
 mod diff;
 mod draft;
@@ -16,9 +17,11 @@ mod error;
 mod limit;
 mod lines;
 mod names;
+mod nets;
 mod node;
 mod options;
 mod render;
+mod running;
 mod source;
 mod target;
 mod toml;
@@ -36,6 +39,7 @@ pub use limit::Sources;
 pub use names::Resolvers;
 pub use options::{ForwardOptions, Overrides, ProcessOptions};
 pub use render::render;
+pub use running::{parse_running, render_running};
 pub use source::MOST_BYTES;
 pub(crate) use target::weight_or_default;
 pub use value::Maybe;
@@ -123,12 +127,9 @@ pub fn parse_as(
 
 fn plan_of_args(listen: &str, target: &str, overrides: &Overrides, lookup: &Lookup) -> Result<Plan, Fault> {
     let (at_listen, at_target) = (Mark::Argument("LISTEN"), Mark::Argument("TARGET"));
-    let listens = address::listen(listen, lookup).map_err(|message| Fault::new(at_listen, message))?;
-    let (host, ports) = address::target(target).map_err(|message| Fault::new(at_target, message))?;
-    let forward = DraftForward {
-        listen: vec![(at_listen, listens)],
-        to: vec![(at_target, Target::new(host, ports))],
-        ..DraftForward::default()
-    };
+    let (spoken, listens) = address::listen(listen, lookup).map_err(|message| Fault::new(at_listen, message))?;
+    let (transport, host, ports) = address::target(target).map_err(|message| Fault::new(at_target, message))?;
+    let mut forward = DraftForward { listen: vec![(at_listen, spoken, listens)], ..DraftForward::default() };
+    forward.push_target(at_target, transport, Target::new(host, ports))?;
     Draft { forwards: vec![forward], ..Draft::default() }.build(overrides, lookup)
 }

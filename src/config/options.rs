@@ -14,9 +14,10 @@ use super::node::{Key, Node};
 use super::value::{self, Maybe};
 use super::{address, node};
 use crate::plan::{
-    Balance, Check, Confinement, Health, Keep, LogFormat, OnDown, Pattern, Pin, Rate, Resolve, RunAs, Scheduling,
-    WhenFull,
+    AcceptProxy, Balance, Check, Confinement, Health, Keep, LogFormat, OnDown, Pattern, Pin, Rate, Resolve, RunAs,
+    Scheduling, WhenFull,
 };
+use crate::proxy::Version;
 
 /// Makes a struct of options that is a part of the command line, and lets YAML set the same fields by name.
 macro_rules! options {
@@ -116,9 +117,10 @@ options! {
         /// where it is not the user's own [default: stay]
         #[arg(value_name = "NAME[:GROUP]", help_heading = "Least privilege")]
         user: RunAs = user, USER;
-        /// Capabilities that stay: none, or net_bind_service (a reload may add low ports), sys_resource (pipes past the
-        /// limits of an ordinary user), or both with a comma; auto is net_bind_service where a listener has a low port
-        /// [default: auto]
+        /// Capabilities that stay: none, or net_bind_service (a reload may add low ports), net_admin (it may add
+        /// --transparent and --mark), sys_resource (pipes past the limits of an ordinary user), or several with commas;
+        /// auto is net_bind_service where a listener has a low port, and net_admin where a forward is transparent or has
+        /// a mark [default: auto]
         #[arg(value_name = "LIST", help_heading = "Least privilege")]
         keep_capabilities: Keep = keep_capabilities, KEEP_CAPABILITIES;
         /// Confine the process (no_new_privs, system-call filters, Landlock): auto as far as the kernel can; strict all of
@@ -205,6 +207,13 @@ options! {
         /// End a session whose sent bytes stay unacknowledged for so long: a time such as 30s, or none [default: none]
         #[arg(value_name = "TIME", help_heading = "Sockets")]
         user_timeout: Maybe<Duration> = user_timeout, USER_TIMEOUT;
+        /// A flow of datagrams ends after so long without one in either direction: a time such as 30s [default: 1m]
+        #[arg(value_name = "TIME", help_heading = "Limits and time")]
+        udp_timeout: Duration = udp_timeout, UDP_TIMEOUT;
+        /// A flow of datagrams ends as soon as the target has answered each of the client's so many times: a number, 0 where
+        /// it does not answer, or none [default: none]
+        #[arg(value_name = "N", help_heading = "Limits and time")]
+        udp_responses: Maybe<u32> = udp_responses, UDP_RESPONSES;
         /// SO_RCVBUF of both sockets: a size such as 4MiB; auto leaves the kernel's tuning on [default: auto]
         #[arg(value_name = "SIZE", help_heading = "Sockets")]
         receive_buffer: Maybe<usize> = socket_buffer, SOCKET_BUFFER;
@@ -218,6 +227,28 @@ options! {
         /// no port left the next is tried [default: none, the kernel chooses]
         #[arg(value_name = "ADDRESS", help_heading = "Sockets")]
         source: Sources = sources, SOURCES;
+        /// DSCP of all packets to both sides: 0 to 63, a name such as ef, af21 or cs1, or none [default: none]
+        #[arg(value_name = "CLASS", help_heading = "Sockets")]
+        dscp: Maybe<u8> = dscp, DSCP;
+        /// SO_MARK of the connections to the target, for routing and packet filters: a number such as 7 or 0x7, or none;
+        /// needs CAP_NET_ADMIN [default: none]
+        #[arg(value_name = "MARK", help_heading = "Sockets")]
+        mark: Maybe<u32> = mark, MARK;
+        /// Network device the connections to the target leave through, such as eth1, or none [default: none]
+        #[arg(value_name = "DEVICE", help_heading = "Sockets")]
+        bind_device: Maybe<String> = device, DEVICE;
+        /// Connect to the target from the client's own address: on, off; needs CAP_NET_ADMIN and routing that brings
+        /// the answers back to this host [default: off]
+        #[arg(value_name = "WHEN", help_heading = "Who the client is")]
+        transparent: bool = transparent, TRANSPARENT;
+        /// Tell the target who the client is with a header of the PROXY protocol: v1, v2, off [default: off]
+        #[arg(value_name = "VERSION", help_heading = "Who the client is")]
+        send_proxy: Maybe<Version> = send_proxy, SEND_PROXY;
+        /// Take a PROXY header from these proxies, addresses or networks with commas, or none; with "timeout 3s" it must
+        /// come so soon (3s unless given). Others are refused, and so are connections without one, unless it says
+        /// "optional" [default: none]
+        #[arg(value_name = "NETWORKS", help_heading = "Who the client is")]
+        accept_proxy: Maybe<AcceptProxy> = accept_proxy, ACCEPT_PROXY;
     }
 }
 
@@ -236,4 +267,11 @@ pub struct Overrides {
     /// Keep these clients out, also when allowed; may be repeated, adds to the file's
     #[arg(long, value_name = "PATTERN", value_parser = address::pattern, help_heading = "Who may connect")]
     pub deny: Vec<Pattern>,
+    /// Let only the clients of this file in: an address or a network a line, read at the start and at a reload; may be
+    /// repeated, adds to the file's
+    #[arg(long, value_name = "PATH", value_parser = value::path, help_heading = "Who may connect")]
+    pub allow_file: Vec<PathBuf>,
+    /// Keep the clients of this file out, as --allow-file
+    #[arg(long, value_name = "PATH", value_parser = value::path, help_heading = "Who may connect")]
+    pub deny_file: Vec<PathBuf>,
 }

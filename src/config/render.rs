@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::client::write_accept_proxy;
 use super::limit::{write_bytes, write_connections};
 use super::target::{write_check, write_health, write_target};
 use super::value::{Size, Time};
-use crate::plan::{Forward, LogFormat, Pattern, Pin, Plan, Resolving, Scheduling};
+use crate::plan::{Forward, LogFormat, NetFile, Pattern, Pin, Plan, Resolving, Scheduling};
 
 /// The plan as YAML that reads back to the same plan. What all forwards have in common stands at the top level.
 #[must_use]
@@ -92,6 +93,14 @@ pub(super) fn process(plan: &Plan) -> Vec<(&'static str, String)> {
             line(key, patterns(list));
         }
     }
+    let files = access.map(|access| &access.files);
+    for (key, list) in
+        [("allow_file", files.map(|files| &*files.global_allow)), ("deny_file", files.map(|files| &*files.global_deny))]
+    {
+        if let Some(list) = list.filter(|list| !list.is_empty()) {
+            line(key, paths(list));
+        }
+    }
     out
 }
 
@@ -100,8 +109,8 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
     let mut out = Vec::new();
     let mut line = |key: &'static str, value: String| out.push((key, value));
     line("name", quote(&forward.name));
-    line("listen", list(forward.listen.iter().map(|listen| quote(&listen.to_string()))));
-    line("to", list(forward.targets.iter().map(write_target)));
+    line("listen", list(forward.listeners().map(|listen| quote(&listen))));
+    line("to", list(forward.targets.iter().map(|target| write_target(forward, target))));
     for (key, most) in
         [("max_connections", forward.max_connections), ("max_connections_per_source", forward.limits.max_per_source)]
     {
@@ -114,11 +123,16 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
             line(key, patterns(rules));
         }
     }
+    for (key, files) in [("allow_file", &forward.access.files.allow), ("deny_file", &forward.access.files.deny)] {
+        if !files.is_empty() {
+            line(key, paths(files));
+        }
+    }
     out
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 25] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 33] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -142,10 +156,18 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 25] {
         ("stall_warning", time(forward.stall_warning)),
         ("keepalive", time(forward.tcp.keepalive)),
         ("user_timeout", time(forward.tcp.user_timeout)),
+        ("udp_timeout", Time(forward.udp.timeout).to_string()),
+        ("udp_responses", forward.udp.responses.map_or("none".to_owned(), |n| n.to_string())),
         ("receive_buffer", size(forward.tcp.receive_buffer)),
         ("send_buffer", size(forward.tcp.send_buffer)),
         ("backlog", forward.tcp.backlog.to_string()),
         ("source", sources(&forward.sources)),
+        ("dscp", forward.tcp.dscp.map_or("none".to_owned(), |dscp| dscp.to_string())),
+        ("mark", forward.egress.mark.map_or("none".to_owned(), |mark| mark.to_string())),
+        ("bind_device", forward.egress.device.as_deref().map_or("none".to_owned(), quote)),
+        ("transparent", if forward.egress.transparent { "on" } else { "off" }.to_owned()),
+        ("send_proxy", forward.egress.send_proxy.map_or("off".to_owned(), |version| version.to_string())),
+        ("accept_proxy", write_accept_proxy(forward.accept_proxy.as_ref())),
     ]
 }
 
@@ -165,6 +187,10 @@ fn time(time: Option<Duration>) -> String {
 fn list(items: impl Iterator<Item = String>) -> String {
     let items: Vec<String> = items.collect();
     if let [only] = items.as_slice() { only.clone() } else { format!("[{}]", items.join(", ")) }
+}
+
+fn paths(files: &[NetFile]) -> String {
+    list(files.iter().map(|file| quote(&file.path.to_string_lossy())))
 }
 
 fn patterns(patterns: &[Pattern]) -> String {

@@ -7,7 +7,7 @@ use super::error::{Fault, Mark, found, quoted};
 use super::node::{Node, Value, set_once};
 use super::render::quote;
 use super::value::{MAX_CONNECTIONS, Maybe, Time, WEIGHT, max_connections, number, time, weight};
-use crate::plan::{Balance, Check, Health, OnDown, Ports, Target};
+use crate::plan::{Balance, Check, Forward, Health, OnDown, Ports, Target, Transport};
 
 pub(super) const BALANCE: &str = "round_robin, least_connections, source_hash, random_two";
 pub(super) const ON_DOWN: &str = "keep, end";
@@ -177,10 +177,10 @@ pub(crate) fn weight_or_default(text: &str) -> Result<Maybe<u16>, String> {
 }
 
 /// One item of `to`.
-pub(super) fn target(node: &Node) -> Result<(Mark, Target), Fault> {
+pub(super) fn target(node: &Node) -> Result<(Mark, Option<Transport>, Target), Fault> {
     let Value::Map(_) = &node.value else {
-        let (host, ports) = node.parse(address::target, TARGET)?;
-        return Ok((node.mark, Target::new(host, ports)));
+        let (transport, host, ports) = node.parse(address::target, TARGET)?;
+        return Ok((node.mark, transport, Target::new(host, ports)));
     };
     let (mut to, mut share, mut most, mut slow, mut backup) = (None, None, None, None, false);
     for (key, value) in
@@ -191,7 +191,7 @@ pub(super) fn target(node: &Node) -> Result<(Mark, Target), Fault> {
                 set_once(&mut to, name, key, value, |text| Ok((value.mark, address::target(text)?)), address::TARGET)?;
             }
             "srv" => {
-                let service = |text: &str| Ok((value.mark, (address::service(text)?, Ports::BY_RECORD)));
+                let service = |text: &str| Ok((value.mark, (None, address::service(text)?, Ports::BY_RECORD)));
                 set_once(&mut to, "srv", key, value, service, address::SERVICE)?;
             }
             "backup" => match value.value {
@@ -205,7 +205,7 @@ pub(super) fn target(node: &Node) -> Result<(Mark, Target), Fault> {
             _ => set_once(&mut share, "weight", key, value, weight, WEIGHT)?,
         }
     }
-    let Some((mark, (host, ports))) = to else {
+    let Some((mark, (transport, host, ports))) = to else {
         return Err(Fault::new(node.mark, "found a target without address; allowed: {address: HOST:PORT, weight: N}"));
     };
     let target = Target {
@@ -215,7 +215,7 @@ pub(super) fn target(node: &Node) -> Result<(Mark, Target), Fault> {
         slow_start: slow.and_then(|slow| slow.0),
         ..Target::new(host, ports)
     };
-    Ok((mark, target))
+    Ok((mark, transport, target))
 }
 
 /// Refuses what is there twice: a weight says better that a target is to have more than the others.
@@ -234,8 +234,8 @@ pub(super) fn each_once(targets: &[Target], marks: &[Mark]) -> Result<(), Fault>
 }
 
 /// Writes a target so that [`target`] reads the same.
-pub(super) fn write_target(target: &Target) -> String {
-    let address = quote(&target.to_string());
+pub(super) fn write_target(forward: &Forward, target: &Target) -> String {
+    let address = quote(&forward.written_target(target));
     let mut parts = Vec::new();
     if target.weight != 1 {
         parts.push(format!("weight: {}", target.weight));

@@ -7,14 +7,16 @@ use super::address::{self, Lookup};
 use super::draft::{Draft, DraftForward, nothing_to_forward, push_rule};
 use super::error::{Fault, Mark, found, printable};
 use super::limit::Sources;
+use super::lines::RINETD_TIMEOUT;
 use super::node::{Key, Node, Value};
 use super::value;
-use crate::plan::{Host, Listen, LogFormat, Pattern, Ports, Target};
+use crate::plan::{Host, Listen, LogFormat, Pattern, Ports, Target, Transport};
 
 const TOP: &[&str] = &["forwarding_rules", "global_rules", "log_file", "pid_file", "log_format"];
 const RULE: &[&str] =
     &["bind_address", "bind_port", "connect_address", "connect_port", "protocol", "timeout", "source_address", "rules"];
 const TABLE: &str = "a table with bind_address, bind_port, connect_address and connect_port";
+const PROTOCOL: &str = "tcp, udp, udptotcp, tcptoudp";
 const ACCESS: &str = "a table such as { type = \"allow\", pattern = \"10.0.0.0/8\" }";
 const ACCESS_LIST: &str = "a list of tables such as { type = \"allow\", pattern = \"10.0.0.0/8\" }";
 const LOG_FORMAT: &str = "rinetd, common";
@@ -66,6 +68,7 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 fn rule(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
     let mut forward = DraftForward::default();
     let (mut bind, mut bind_port, mut connect, mut connect_port) = (None, None, None, None);
+    let (mut transport, mut to_transport, mut timeout) = (Transport::Tcp, None, RINETD_TIMEOUT);
     for (key, value) in node.entries(TABLE, RULE)? {
         match key.text.as_str() {
             "bind_address" => {
@@ -75,9 +78,9 @@ fn rule(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
             "bind_port" => bind_port = Some(value.parse(port, address::PORT)?),
             "connect_address" => connect = Some((value.mark, value.text(host, ADDRESS)?)),
             "connect_port" => connect_port = Some(value.parse(port, address::PORT)?),
-            "protocol" => value.text(protocol, "tcp")?,
-            // For UDP in oi; a TCP rule may carry it without an effect.
-            "timeout" => value.parse(seconds, "whole seconds")?,
+            "protocol" => (transport, to_transport) = value.text(protocol, PROTOCOL)?,
+            // A TCP rule may carry it without an effect.
+            "timeout" => timeout = value.parse(value::seconds, "whole seconds")?,
             "source_address" => {
                 let ip = value.text(|text| address::addresses(host(text)?, lookup), ADDRESS)?.into_iter().next();
                 forward.options.source = Some(Sources(ip.filter(|ip| !ip.is_unspecified()).into_iter().collect()));
@@ -90,8 +93,11 @@ fn rule(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
     let ports = bind_port.ok_or_else(|| missing("bind_port"))?;
     let (target_mark, host) = connect.ok_or_else(|| missing("connect_address"))?;
     let target = Target::new(host, connect_port.ok_or_else(|| missing("connect_port"))?);
-    forward.listen = vec![(bind_mark, ips.into_iter().map(|ip| Listen { ip, ports }).collect())];
-    forward.to = vec![(target_mark, target)];
+    forward.listen = vec![(bind_mark, transport, ips.into_iter().map(|ip| Listen { ip, ports }).collect())];
+    forward.push_target(target_mark, to_transport, target)?;
+    if transport == Transport::Udp || to_transport.is_some() {
+        forward.options.udp_timeout = Some(timeout);
+    }
     Ok(forward)
 }
 
@@ -105,18 +111,16 @@ fn port(text: &str) -> Result<Ports, String> {
     if text.contains('-') { Err(found(text, "one port from 1 to 65535")) } else { address::ports(text) }
 }
 
-fn protocol(text: &str) -> Result<(), String> {
+/// What clients speak, and what targets do where it is something else.
+fn protocol(text: &str) -> Result<(Transport, Option<Transport>), String> {
+    use Transport::{Tcp, Udp};
     match text {
-        "tcp" => Ok(()),
-        "udp" | "udptotcp" | "tcptoudp" => {
-            Err(format!("found protocol \"{text}\", which this version does not support; allowed: tcp"))
-        }
-        _ => Err(found(text, "tcp")),
+        "tcp" => Ok((Tcp, None)),
+        "udp" => Ok((Udp, None)),
+        "udptotcp" => Ok((Udp, Some(Tcp))),
+        "tcptoudp" => Ok((Tcp, Some(Udp))),
+        _ => Err(found(text, PROTOCOL)),
     }
-}
-
-fn seconds(text: &str) -> Result<(), String> {
-    text.parse::<u64>().map(|_| ()).map_err(|_| found(text, "whole seconds"))
 }
 
 /// Access rules in their order.

@@ -8,6 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(super) use super::client::{
+    ACCEPT_PROXY, DEVICE, DSCP, MARK, SEND_PROXY, TRANSPARENT, accept_proxy, device, dscp, mark, send_proxy,
+    transparent,
+};
 pub(super) use super::engine::{ENGINE, engine};
 use super::error::{found, quoted};
 pub(super) use super::limit::{
@@ -46,17 +50,20 @@ pub(super) const TIMEOUT: &str = "none, or a time from 1ms to 365d, such as 250m
 pub(super) const DRAIN: &str = "none, or a time from 0s to 365d, such as 30s or 10m";
 pub(super) const KEEPALIVE: &str = "none, or whole seconds from 1s to 32767s, such as 30s or 2m";
 pub(super) const USER_TIMEOUT: &str = "none, or a time from 1ms to 24d, such as 30s or 2m";
+pub(super) const UDP_TIMEOUT: &str = "a time from 1ms to 365d, such as 250ms, 30s or 10m";
+pub(super) const UDP_RESPONSES: &str = "none, or a number from 0 to 1000000";
 pub(super) const METRICS: &str = "ADDRESS:PORT with a port from 1 to 65535, such as 127.0.0.1:9464";
 pub(super) const PATH: &str = "a path";
 pub(super) const USER: &str = "a user such as nobody or 65534, or with a group such as spliced:adm";
-pub(super) const KEEP_CAPABILITIES: &str = "auto, none, net_bind_service, sys_resource, or several with commas";
+pub(super) const KEEP_CAPABILITIES: &str =
+    "auto, none, net_admin, net_bind_service, sys_resource, or several with commas";
 pub(super) const SANDBOX: &str = "auto, strict, off";
 pub(super) const NAME: &str = "1 to 128 visible characters";
 
-type Parsed<T> = Result<T, String>;
+pub(super) type Parsed<T> = Result<T, String>;
 
 /// One of a few words.
-fn word<T: Copy>(text: &str, words: &[(&str, T)], allowed: &str) -> Parsed<T> {
+pub(super) fn word<T: Copy>(text: &str, words: &[(&str, T)], allowed: &str) -> Parsed<T> {
     words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| found(text, allowed))
 }
 
@@ -86,7 +93,7 @@ pub(super) fn number(text: &str, least: u64, most: u64, allowed: &str) -> Parsed
 }
 
 /// The parser's result, unless the text is the word for "nothing set".
-fn unless<T>(none: &str, text: &str, parse: impl FnOnce(&str) -> Parsed<T>) -> Parsed<Maybe<T>> {
+pub(super) fn unless<T>(none: &str, text: &str, parse: impl FnOnce(&str) -> Parsed<T>) -> Parsed<Maybe<T>> {
     if text == none { Ok(Maybe(None)) } else { parse(text).map(|value| Maybe(Some(value))) }
 }
 
@@ -189,6 +196,22 @@ pub(super) fn user_timeout(text: &str) -> Parsed<Maybe<Duration>> {
     unless("none", text, |text| time(text, 1, 24 * 24 * 3_600_000, USER_TIMEOUT))
 }
 
+/// A time as rinetd and oi write it.
+pub(super) fn seconds(text: &str) -> Parsed<Duration> {
+    const SECONDS: &str = "whole seconds from 1 to 31536000";
+    number(text, 1, YEAR_MS / 1000, SECONDS).map(Duration::from_secs)
+}
+
+/// Unlike a session a flow never says that it is over, so there is always a time.
+pub(super) fn udp_timeout(text: &str) -> Parsed<Duration> {
+    time(text, 1, YEAR_MS, UDP_TIMEOUT)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the limits of each value fit its type")]
+pub(super) fn udp_responses(text: &str) -> Parsed<Maybe<u32>> {
+    unless("none", text, |text| number(text, 0, 1_000_000, UDP_RESPONSES).map(|n| n as u32))
+}
+
 /// One local address to connect from.
 pub(super) fn source(text: &str) -> Parsed<IpAddr> {
     let ip = text.parse::<IpAddr>().map(|ip| ip.to_canonical()).map_err(|_| found(text, SOURCES))?;
@@ -220,13 +243,16 @@ pub(super) fn user(text: &str) -> Parsed<RunAs> {
 }
 
 pub(super) fn keep_capabilities(text: &str) -> Parsed<Keep> {
-    let mut keep = Keep { bind: Some(false), pipes: false };
+    let mut keep = Keep { bind: Some(false), net: Some(false), pipes: false };
     if text == "none" {
         return Ok(keep);
     }
+    // Named ones stay whatever else is written.
+    let unless_named = |kept: Option<bool>| if kept == Some(true) { kept } else { None };
     for name in text.split(',').map(str::trim) {
         match name {
-            "auto" => keep.bind = if keep.bind == Some(true) { keep.bind } else { None },
+            "auto" => (keep.bind, keep.net) = (unless_named(keep.bind), unless_named(keep.net)),
+            "net_admin" => keep.net = Some(true),
             "net_bind_service" => keep.bind = Some(true),
             "sys_resource" => keep.pipes = true,
             _ => return Err(found(text, KEEP_CAPABILITIES)),
@@ -341,9 +367,18 @@ mod tests {
         for bad in ["", ":", "a:", ":b", "a:b:c", "a b", "-a", "a\n"] {
             assert!(user(bad).is_err(), "{bad:?}");
         }
-        for text in
-            ["auto", "none", "net_bind_service", "sys_resource", "net_bind_service,sys_resource", "auto,sys_resource"]
-        {
+        for text in [
+            "auto",
+            "none",
+            "net_admin",
+            "net_bind_service",
+            "sys_resource",
+            "net_bind_service,sys_resource",
+            "auto,sys_resource",
+            "auto,net_admin",
+            "auto,net_bind_service",
+            "net_bind_service,net_admin,sys_resource",
+        ] {
             assert_eq!(keep_capabilities(text).unwrap().to_string(), text);
         }
         for bad in ["", "all", "none,sys_resource", "net_bind_service,", "CAP_NET_BIND_SERVICE"] {

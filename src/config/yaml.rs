@@ -5,7 +5,7 @@ use super::draft::{Draft, DraftForward, nothing_to_forward};
 use super::error::Fault;
 use super::node::{Key, Node};
 use super::options::{ForwardOptions, ProcessOptions};
-use super::{limit, names, target, tree, value};
+use super::{client, limit, names, nets, target, tree, value};
 use crate::plan::Pattern;
 
 const ROOT: &str = "a mapping with forwards, such as `forwards: [{listen: \"0.0.0.0:9000\", to: \"10.0.0.2:9001\"}]`";
@@ -17,20 +17,27 @@ const PATTERNS: &str = "a list of patterns such as [10.0.0.0/8, \"192.168.*\"]";
 /// Reads YAML text.
 pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
     let root = tree::parse(text)?;
-    let known: Vec<&str> =
-        [ProcessOptions::KEYS, ForwardOptions::KEYS, &["timeouts", "allow", "deny", "forwards"]].concat();
+    let known: Vec<&str> = [
+        ProcessOptions::KEYS,
+        ForwardOptions::KEYS,
+        &["timeouts", "allow", "allow_file", "deny", "deny_file", "forwards"],
+    ]
+    .concat();
     let mut draft = Draft::default();
     let mut written = None;
     for (key, node) in root.entries(ROOT, &known)? {
         match key.text.as_str() {
             "timeouts" => timeouts(node, &mut draft.defaults, Some(&mut draft.process))?,
             "allow" => draft.allow = patterns(node)?,
+            "allow_file" => draft.allow_files = nets::paths(node)?,
             "deny" => draft.deny = patterns(node)?,
+            "deny_file" => draft.deny_files = nets::paths(node)?,
             "forwards" => written = Some(node),
             "resolvers" => draft.process.resolvers = Some(names::resolver_list(node)?),
             "health" => draft.defaults.health = Some(target::health_of(node)?),
             "check" => draft.defaults.check = Some(target::check_of(node)?),
             "source" => draft.defaults.source = Some(limit::source_list(node)?),
+            "accept_proxy" => draft.defaults.accept_proxy = Some(client::accept_proxy_of(node)?),
             name => {
                 if !draft.process.set(name, key, node)? {
                     draft.defaults.set(name, key, node)?;
@@ -51,7 +58,18 @@ pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
 }
 
 fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
-    let own = ["name", "listen", "to", "max_connections", "max_connections_per_source", "timeouts", "allow", "deny"];
+    let own = [
+        "name",
+        "listen",
+        "to",
+        "max_connections",
+        "max_connections_per_source",
+        "timeouts",
+        "allow",
+        "allow_file",
+        "deny",
+        "deny_file",
+    ];
     let known: Vec<&str> = [&own, ForwardOptions::KEYS].concat();
     refuse_process_options(node, &known)?;
     let mut forward = DraftForward::default();
@@ -60,13 +78,14 @@ fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
             "name" => forward.name = Some((node.mark, node.text(value::name, value::NAME)?)),
             "listen" => {
                 for item in node.one_or_many() {
-                    let listens = item.parse(|text| address::listen(text, lookup), address::LISTEN)?;
-                    forward.listen.push((item.mark, listens));
+                    let (transport, listens) = item.parse(|text| address::listen(text, lookup), address::LISTEN)?;
+                    forward.listen.push((item.mark, transport, listens));
                 }
             }
             "to" => {
                 for item in node.one_or_many() {
-                    forward.to.push(target::target(item)?);
+                    let (mark, transport, target) = target::target(item)?;
+                    forward.push_target(mark, transport, target)?;
                 }
             }
             "max_connections" => {
@@ -80,9 +99,12 @@ fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
             "health" => forward.options.health = Some(target::health_of(node)?),
             "check" => forward.options.check = Some(target::check_of(node)?),
             "source" => forward.options.source = Some(limit::source_list(node)?),
+            "accept_proxy" => forward.options.accept_proxy = Some(client::accept_proxy_of(node)?),
             "timeouts" => timeouts(node, &mut forward.options, None)?,
             "allow" => forward.allow = patterns(node)?,
+            "allow_file" => forward.allow_files = nets::paths(node)?,
             "deny" => forward.deny = patterns(node)?,
+            "deny_file" => forward.deny_files = nets::paths(node)?,
             name => {
                 forward.options.set(name, key, node)?;
             }

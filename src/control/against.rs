@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::client::{answered, ask};
-use crate::config::{self, Format, Lookup, Overrides};
+use crate::config;
 use crate::plan::Plan;
 
 /// The lines a reload of that instance would give with this plan. `instance` is a process id or the path of a control
@@ -24,7 +24,7 @@ pub fn against_command(instance: &str, plan: &Plan) -> io::Result<String> {
         io::Error::new(io::ErrorKind::InvalidData, format!("{}: answer not understood: {what}", control.display()))
     };
     let text = answer.get("plan").and_then(Value::as_str).ok_or_else(|| unknown("no plan in it"))?;
-    let running = config::parse_as(Format::Yaml, "the running plan", text, &Overrides::default(), &Lookup::host());
+    let running = config::parse_running("the running plan", text);
     let running = running.map_err(|error| unknown(&error.to_string()))?;
     Ok(config::diff(&running, plan).to_string())
 }

@@ -201,6 +201,17 @@ struct Counters {
     bytes: Bytes,
     fallbacks: BTreeMap<String, u64>,
     ends: BTreeMap<String, u64>,
+    #[serde(default)]
+    datagrams: Datagrams,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Datagrams {
+    client_to_backend: u64,
+    backend_to_client: u64,
+    drops: BTreeMap<String, u64>,
+    receives: u64,
+    sends: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -288,7 +299,12 @@ fn counters(out: &mut String, counters: &Counters) {
     line(out, 2, "sessions", &sessions);
     line(out, 2, "client → backend", &by_path(&counters.bytes.client_to_backend));
     line(out, 2, "backend → client", &by_path(&counters.bytes.backend_to_client));
-    for (label, map) in [("ends", &counters.ends), ("fallbacks", &counters.fallbacks)] {
+    let Datagrams { client_to_backend: up, backend_to_client: down, drops, receives, sends } = &counters.datagrams;
+    if receives + sends > 0 {
+        let text = format!("{up} up, {down} down; {receives} calls received and {sends} sent them");
+        line(out, 2, "datagrams", &text);
+    }
+    for (label, map) in [("drops", drops), ("ends", &counters.ends), ("fallbacks", &counters.fallbacks)] {
         let parts: Vec<_> = map.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
         if !parts.is_empty() {
             line(out, 2, label, &parts.join(", "));

@@ -110,7 +110,7 @@ impl EventLoop {
     /// # Errors
     /// An address that cannot be bound, or the system has no descriptors or threads for us.
     pub(super) fn start(plan: &Arc<Plan>, source: Option<Source>, opened: Opened) -> Result<Self, RunError> {
-        let Opened { mut signals, pid_file, control, metrics, mut log, doors } = opened;
+        let Opened { mut signals, pid_file, control, metrics, mut log, doors, datagrams } = opened;
         let failed = cannot_start;
         let poll = Poll::new().map_err(failed)?;
         let registry = poll.registry();
@@ -125,6 +125,7 @@ impl EventLoop {
         let metrics = metrics.transpose().map_err(failed)?;
         let waker = Arc::new(Waker::new(registry, WAKER).map_err(failed)?);
         let mut fleet = Fleet::new(plan, doors, Arc::clone(&waker));
+        fleet.inherit_datagrams(datagrams);
         let ready = fleet.prepare(plan).map_err(|error| RunError::new(error.to_string()))?;
         // Threads start once the fleet has bound its listeners and the process has given up what it does not need.
         log.spawn().map_err(failed)?;

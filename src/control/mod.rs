@@ -102,9 +102,9 @@ pub fn run(plan: Plan, source: Option<Source>, mut predecessor: Option<Predecess
 }
 
 fn announce(forward: &Forward) {
-    let targets: Vec<_> = forward.targets.iter().map(ToString::to_string).collect();
+    let targets: Vec<_> = forward.written_targets().collect();
     let targets = targets.join(", ");
-    for listen in &forward.listen {
+    for listen in forward.listeners() {
         info!("listening on {listen}, forward {:?}, to {targets}, engine {}", forward.name, forward.engine_text());
     }
 }

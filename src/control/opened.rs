@@ -14,6 +14,7 @@ use crate::fleet::{Doors, Inherited};
 use crate::plan::Plan;
 use crate::session_log::SessionLog;
 use crate::systemd::{self, Activated};
+use crate::udp;
 use crate::upgrade::Predecessor;
 
 /// All of it.
@@ -25,6 +26,8 @@ pub(super) struct Opened {
     pub(super) log: SessionLog,
     /// Listeners that are open already; the fleet binds the others.
     pub(super) doors: Doors,
+    /// The same for datagrams.
+    pub(super) datagrams: udp::doors::Doors,
 }
 
 impl Opened {
@@ -59,12 +62,14 @@ impl Opened {
             }
         }
         let lent = listeners.into_iter().map(|socket| Inherited { socket, lent: true });
-        let inherited = predecessor.map_or_else(Vec::new, |from| from.take_listeners(plan));
+        let (inherited, datagrams) =
+            predecessor.map_or_else(Default::default, |from| (from.take_listeners(plan), from.take_datagrams(plan)));
+        let datagrams = udp::doors::Doors::inherit(datagrams).map_err(|error| RunError::new(error.to_string()))?;
         let doors = Doors::inherit(inherited.into_iter().chain(lent).collect())
             .map_err(|error| RunError::new(error.to_string()))?;
         let log = SessionLog::open(plan)
             .map_err(|error| RunError::new(format!("session log: {error}; choose a file this user may write")))?;
-        Ok(Self { signals, pid_file, control, metrics, log, doors })
+        Ok(Self { signals, pid_file, control, metrics, log, doors, datagrams })
     }
 }
 

@@ -249,6 +249,11 @@ fn forwards(page: &mut Page, forwards: &[NamedForward]) {
     for f in forwards {
         page.sample(&[("forward", &f.name)], f.counters.rate_waits);
     }
+    page.family("spliced_proxy_headers_total", "counter", "PROXY headers accepted from clients and sent to backends.");
+    for f in forwards {
+        page.sample(&[("forward", &f.name), ("direction", &"received")], f.counters.proxy_received);
+        page.sample(&[("forward", &f.name), ("direction", &"sent")], f.counters.proxy_sent);
+    }
     page.family("spliced_stalls_total", "counter", "Times bytes waited too long, by the side that took none.");
     for f in forwards {
         for (side, stalls) in &f.counters.stalls {
@@ -259,6 +264,7 @@ fn forwards(page: &mut Page, forwards: &[NamedForward]) {
     for f in forwards {
         page.sample(&[("forward", &f.name)], f.counters.stalled);
     }
+    datagrams(page, forwards);
     page.family("spliced_connect_seconds", "histogram", "From the first connect call to the connected backend.");
     for f in forwards {
         page.histogram(&[("forward", &f.name)], &f.counters.connect_time);
@@ -270,6 +276,39 @@ fn forwards(page: &mut Page, forwards: &[NamedForward]) {
     page.family("spliced_session_seconds", "histogram", "From accept to the end of the session.");
     for f in forwards {
         page.histogram(&[("forward", &f.name)], &f.counters.session_time);
+    }
+}
+
+/// Families that would be empty are left out.
+fn datagrams(page: &mut Page, forwards: &[NamedForward]) {
+    let some: Vec<_> = forwards.iter().filter(|f| f.has_datagrams()).collect();
+    if some.is_empty() {
+        return;
+    }
+    page.family("spliced_datagrams_total", "counter", "Datagrams passed on, by direction.");
+    for f in &some {
+        let of = &f.counters.datagrams;
+        for (direction, count) in
+            [("client_to_backend", of.client_to_backend), ("backend_to_client", of.backend_to_client)]
+        {
+            page.sample(&[("forward", &f.name), ("direction", &direction)], count);
+        }
+    }
+    page.family("spliced_datagram_drops_total", "counter", "Datagrams not passed on, by cause.");
+    for f in &some {
+        for (cause, count) in &f.counters.datagrams.drops {
+            page.sample(&[("forward", &f.name), ("cause", cause)], count);
+        }
+    }
+    page.family("spliced_datagram_syscalls_total", "counter", "System calls that received or sent datagrams.");
+    for f in &some {
+        page.sample(&[("forward", &f.name), ("call", &"receive")], f.counters.datagrams.receives);
+        page.sample(&[("forward", &f.name), ("call", &"send")], f.counters.datagrams.sends);
+    }
+    page.family("spliced_datagrams_joined_total", "counter", "Datagrams that came or left joined to others as one.");
+    for f in &some {
+        page.sample(&[("forward", &f.name), ("way", &"in")], f.counters.datagrams.joined);
+        page.sample(&[("forward", &f.name), ("way", &"out")], f.counters.datagrams.segmented);
     }
 }
 

@@ -128,6 +128,8 @@ pub struct WorkerSnapshot {
     pub moved: u64,
     /// True while it does not accept for want of descriptors or slots.
     pub accept_paused: bool,
+    /// True while the scheduler takes it as a batch job.
+    pub batch: bool,
     /// How often accepting was paused for want of descriptors.
     pub accept_pauses: u64,
     /// Session log records dropped because the log did not keep up.
@@ -176,6 +178,15 @@ pub struct NamedForward {
     pub verdict: Option<String>,
 }
 
+impl NamedForward {
+    /// Whether it listens for datagrams, or has had some.
+    #[must_use]
+    pub fn has_datagrams(&self) -> bool {
+        let moved = &self.counters.datagrams;
+        self.listen.iter().any(|listen| listen.starts_with("udp:")) || moved.receives > 0 || moved.sends > 0
+    }
+}
+
 impl Snapshot {
     /// Reads every counter now. Counters of different workers may be a turn apart.
     #[must_use]
@@ -216,6 +227,7 @@ fn worker(view: &WorkerView<'_>) -> WorkerSnapshot {
         handed_over: stats.handed_over.get(),
         moved: stats.moved.get(),
         accept_paused: stats.accept_paused.get() != 0,
+        batch: stats.batch.get() != 0,
         accept_pauses: stats.accept_pauses.get(),
         log_dropped: stats.log_dropped.get(),
         pipes: Pipes {
@@ -236,8 +248,8 @@ fn forward(view: &ForwardView<'_>) -> NamedForward {
     NamedForward {
         name: forward.name.clone(),
         removed: view.removed,
-        listen: forward.listen.iter().map(ToString::to_string).collect(),
-        to: forward.targets.iter().map(ToString::to_string).collect(),
+        listen: forward.listeners().collect(),
+        to: forward.written_targets().collect(),
         engine: forward.engine_text(),
         counters,
         targets: targets::snapshots(view.targets),

@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 use super::Fleet;
 use super::doors::Prepared;
 use super::seat::{Seat, choose_cpus, worker_count};
-use super::{checks, names};
+use super::{checks, egress, names};
 use crate::gather::Board;
 use crate::limits;
 use crate::plan::{Forward, Plan};
 use crate::sandbox;
 use crate::stats::{SessionRecord, WorkerState};
 use crate::sys::pipes::Limits;
+use crate::udp;
 use crate::worker::{Change, Edition, Learn, Message, Peer, Route};
 
 /// How long a change waits for workers; one that takes longer learns of it all the same.
@@ -40,6 +41,7 @@ pub struct Ready {
     plan: Arc<Plan>,
     workers: usize,
     doors: Prepared,
+    datagram_doors: udp::doors::Prepared,
     names: names::Prepared,
     checks: checks::Prepared,
     newcomers: Newcomers,
@@ -78,15 +80,19 @@ impl Fleet {
         }
         let workers = worker_count(plan);
         let doors = self.doors.prepare(plan, workers)?;
-        if let Some(shortfall) = limits::shortfall(plan, self.descriptors.0, workers, doors.sockets()) {
+        let datagram_doors = self.datagram_doors.prepare(plan, workers)?;
+        let sockets = doors.sockets() + datagram_doors.sockets();
+        if let Some(shortfall) = limits::shortfall(plan, self.descriptors.0, workers, sockets) {
             log::warn!("{shortfall}");
         }
         if !self.confined {
             // Before any thread, which inherits what is left, and before the budget, which depends on it.
             doors.give()?;
+            datagram_doors.give()?;
             sandbox::confine()?;
             (self.confined, self.limits) = (true, Limits::read());
         }
+        egress::probe(plan)?;
         let fail = |what: &str, e: &io::Error| explain(what, workers, e);
         let names = self.names.prepare(plan).map_err(|e| fail("start the threads that look up names", &e))?;
         let needed = plan.forwards.iter().any(|forward| forward.balancing.check.is_some());
@@ -104,13 +110,13 @@ impl Fleet {
             let seat = Seat { cpu: *cpu, stats, state: WorkerState::Running, peer, thread: Some(thread) };
             newcomers.0.push((id, seat));
         }
-        Ok(Ready { plan: Arc::clone(plan), workers, doors, names, checks, newcomers, pinning })
+        Ok(Ready { plan: Arc::clone(plan), workers, doors, datagram_doors, names, checks, newcomers, pinning })
     }
 
     /// Puts a plan into use. Sessions keep the edition of their forward they began with; listeners the plan still has
     /// keep their socket and its queue. Returns when every worker serves the plan, or has had two seconds for it.
     pub fn commit(&mut self, ready: Ready, log: Option<SyncSender<Vec<SessionRecord>>>) {
-        let Ready { plan, workers, doors, names, checks, mut newcomers, pinning } = ready;
+        let Ready { plan, workers, doors, datagram_doors, names, checks, mut newcomers, pinning } = ready;
         let board = |plan: &Plan| (plan.gather, plan.scheduling);
         if (workers, board(&plan)) != (self.serving, board(&self.plan)) {
             self.board = Arc::new(Board::new(workers, plan.gather, plan.scheduling));
@@ -124,6 +130,7 @@ impl Fleet {
         let fresh = self.enter_editions();
         let plan = Arc::clone(&self.plan);
         self.doors.commit(doors, &plan, &self.current, Instant::now());
+        self.datagram_doors.commit(datagram_doors, &plan, &self.current);
         self.shared.limits.update(&plan);
         self.names.commit(names);
         let kept: HashSet<usize> = self.current.iter().copied().collect();
@@ -197,12 +204,14 @@ impl Fleet {
         let peers: Arc<[Arc<Peer>]> = self.seats.iter().map(|seat| Arc::clone(&seat.peer)).collect();
         let current: Arc<[usize]> = self.current.as_slice().into();
         let mut sets = if serving.is_empty() { HashMap::new() } else { self.doors.deal(&serving) };
+        let mut datagrams = if serving.is_empty() { HashMap::new() } else { self.datagram_doors.deal(&serving) };
         let (done, told) = mpsc::channel();
         let mut left = 0;
         for (id, seat) in self.seats.iter().enumerate().filter(|(_, seat)| seat.thread.is_some()) {
             let change = Change {
                 current: Arc::clone(&current),
                 listeners: sets.remove(&id).unwrap_or_default(),
+                datagrams: datagrams.remove(&id).unwrap_or_default(),
                 peers: Arc::clone(&peers),
                 serving: self.serving,
                 board: Arc::clone(&self.board),
@@ -289,7 +298,8 @@ impl Fleet {
     /// Does what is due: listeners that are given up are closed, and what is not needed any more is freed.
     pub fn tick(&mut self, now: Instant) {
         self.settle(Duration::ZERO);
-        if self.doors.close_due(now) {
+        let (streams, datagrams) = (self.doors.close_due(now), self.datagram_doors.close_due());
+        if streams || datagrams {
             self.post(&[], &[]);
         }
         // A change that is on its way looks for itself once every worker has it.
@@ -304,7 +314,7 @@ impl Fleet {
     #[must_use]
     pub fn next_tick(&self, now: Instant) -> Option<Instant> {
         let settling = self.settling.as_ref().map(|_| now + Duration::from_millis(20));
-        [settling, self.doors.next_tick(now)].into_iter().flatten().min()
+        [settling, self.doors.next_tick(now), self.datagram_doors.next_tick(now)].into_iter().flatten().min()
     }
 
     /// Leaves the listening sockets to whoever they were passed on to: nothing is accepted from them any more and nothing
@@ -312,6 +322,9 @@ impl Fleet {
     /// once their queues are empty. Sessions go on, each worker ends when its last one has.
     pub fn let_go(&mut self, given_up: &[SocketAddr], now: Instant) {
         self.letting_go = true;
+        // Both processes would take datagrams from the same queues.
+        self.tell(|| Message::LeaveDatagrams);
+        self.datagram_doors = udp::doors::Doors::default();
         self.doors.leave(given_up, now);
         if !self.doors.is_empty() {
             self.post(&[], &[]);

@@ -168,9 +168,10 @@ impl Ledger {
     /// The forwards whose targets are to be checked.
     pub(super) fn checked(&self) -> Vec<Checked> {
         let of = |account: &Account| {
-            let Forward { balancing, sources, .. } = &*account.forward;
+            let Forward { balancing, sources, egress, .. } = &*account.forward;
             let (targets, on_down) = (Arc::clone(&account.targets), balancing.on_down);
-            Some(Checked { targets, check: balancing.check.clone()?, on_down, sources: sources.clone() })
+            let (check, sources, egress) = (balancing.check.clone()?, sources.clone(), egress.clone());
+            Some(Checked { targets, check, on_down, sources, egress })
         };
         self.accounts.iter().filter(|account| !account.removed).filter_map(of).collect()
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mio::Poll;
 
 use super::*;
-use crate::limits::{Admission, ForwardLimits};
+use crate::limits::{Admission, ForwardLimits, Slots};
 use crate::plan::{Host, Limits, Ports, example};
 use crate::pump::Pumps;
 use crate::stats::{EndReason, ForwardStats};
@@ -200,6 +200,7 @@ impl Lone {
         let shared = Arc::new(Shared {
             limits,
             trace: Trace::default(),
+            flows: Slots::new(None),
             shortage: Shortage::default(),
             transit: Transit::default(),
         });

@@ -147,6 +147,16 @@ impl Bucket {
         }
     }
 
+    /// Takes tokens now or not at all: as long as it is not overdrawn, also more than it holds, which is made up for later.
+    pub fn take_all(&self, speed: Speed, now_ns: u64, tokens: usize) -> bool {
+        let full_ns = now_ns.saturating_sub(speed.burst_ns);
+        let spend = |until: u64| {
+            let from = until.max(full_ns);
+            (from <= now_ns).then(|| from.saturating_add(speed.cost_ns(tokens)))
+        };
+        self.spent_until_ns.fetch_update(Ordering::AcqRel, Ordering::Acquire, spend).is_ok()
+    }
+
     /// Gives tokens back that were not used.
     pub fn refund(&self, speed: Speed, tokens: usize) {
         if tokens > 0 {
@@ -187,6 +197,16 @@ mod tests {
             let taken = (0..burst + 5).filter(|_| bucket.take(speed, BEGIN_NS).is_ok()).count() as u64;
             assert_eq!(taken, burst, "{per_second}/s");
         }
+    }
+
+    #[test]
+    fn what_is_taken_at_once_keeps_to_the_rate() {
+        let (bucket, speed) = (Bucket::default(), speed(100_000, 10_000));
+        let passed = (0..1000u64).filter(|ms| bucket.take_all(speed, BEGIN_NS + ms * 1_000_000, 1500)).count();
+        assert!((72..=75).contains(&passed), "a tenth of a second's worth and a second's: {passed}");
+        assert!(bucket.take_all(speed, BEGIN_NS + 5 * SECOND, 60_000), "larger than what it holds");
+        assert!(!bucket.take_all(speed, BEGIN_NS + 5 * SECOND + SECOND / 4, 1));
+        assert!(bucket.take_all(speed, BEGIN_NS + 6 * SECOND, 1));
     }
 
     #[test]

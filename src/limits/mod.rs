@@ -103,7 +103,22 @@ impl Limits {
     /// second value is for workers to be told.
     #[must_use]
     pub fn admit(&self, limits: &ForwardLimits, worker: usize, now_us: u64) -> (Admission, Told) {
-        let refuses = limits.refuses.load(Ordering::Relaxed);
+        self.admit_or(limits, worker, limits.refuses.load(Ordering::Relaxed), now_us)
+    }
+
+    /// As [`admit`](Self::admit) for what cannot wait.
+    ///
+    /// # Errors
+    /// Which limit it would break.
+    pub fn admit_at_once(&self, limits: &ForwardLimits, now_us: u64) -> (Result<(), EndReason>, Told) {
+        match self.admit_or(limits, 0, true, now_us) {
+            (Admission::Enter, told) => (Ok(()), told),
+            (Admission::Refuse(reason), told) => (Err(reason), told),
+            (Admission::Wait | Admission::WaitUntil(_), told) => (Err(EndReason::Limit), told),
+        }
+    }
+
+    fn admit_or(&self, limits: &ForwardLimits, worker: usize, refuses: bool, now_us: u64) -> (Admission, Told) {
         let take = |slots: &Slots| if refuses { slots.take() } else { slots.take_or_wait(worker) };
         let full = if refuses { Admission::Refuse(EndReason::Limit) } else { Admission::Wait };
         if !take(&limits.slots) {

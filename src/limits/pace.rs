@@ -115,6 +115,29 @@ impl Passes {
     }
 }
 
+impl ForwardLimits {
+    /// Takes bytes that cannot wait, of a source and of the forward; false when one of them has none left.
+    #[must_use]
+    pub fn lets_pass(&self, ticket: Option<&Ticket>, direction: Direction, bytes: usize, now_us: u64) -> bool {
+        if !self.has_byte_rate() {
+            return true;
+        }
+        let now_ns = clock_ns(now_us);
+        let (up, down) = (direction == Direction::Up, &self.down);
+        let of_source = ticket.and_then(|ticket| ticket.of_forward.as_ref());
+        let of_source = of_source.and_then(|s| limited(if up { &s.up } else { &s.down }, &self.sources.bytes));
+        let of_forward = limited(if up { &self.up } else { down }, &self.bytes);
+        if of_source.is_some_and(|(bucket, speed)| !bucket.take_all(speed, now_ns, bytes)) {
+            return false;
+        }
+        let passes = of_forward.is_none_or(|(bucket, speed)| bucket.take_all(speed, now_ns, bytes));
+        if let (false, Some((bucket, speed))) = (passes, of_source) {
+            bucket.refund(speed, bytes);
+        }
+        passes
+    }
+}
+
 impl Pass {
     fn booking(&mut self, direction: Direction) -> &mut Booking {
         match direction {

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Access, Balancing, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Privileges, Resolving,
-    Scheduling, Target, TcpOptions, Timeouts,
+    Access, Balancing, Egress, Engine, Forward, Host, Limits, Listen, LogPlan, Pin, Plan, Ports, Privileges, Resolving,
+    Scheduling, Target, TcpOptions, Timeouts, Udp,
 };
 
 /// One forward with defaults.
@@ -24,6 +24,9 @@ pub(crate) fn forward(name: &str, listen: (impl Into<IpAddr>, Ports), target: (H
         stall_warning: None,
         tcp: TcpOptions::default(),
         sources: Vec::new(),
+        udp: Udp::default(),
+        egress: Egress::default(),
+        accept_proxy: None,
         access: Access::default(),
     }
 }

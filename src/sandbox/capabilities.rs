@@ -20,6 +20,7 @@ pub(super) fn kept(plan: &Plan) -> CapsHashSet {
     let held = caps::read(None, CapSet::Permitted).unwrap_or_default();
     let wanted = [
         (Capability::CAP_NET_BIND_SERVICE, keep.bind.unwrap_or_else(|| has_low_port(plan, low_ports()))),
+        (Capability::CAP_NET_ADMIN, keep.net.unwrap_or_else(|| plan.forwards.iter().any(|f| f.egress.is_privileged()))),
         (Capability::CAP_SYS_RESOURCE, keep.pipes),
     ];
     wanted.into_iter().filter(|(capability, wanted)| *wanted && held.contains(capability)).map(|(c, _)| c).collect()
@@ -32,7 +33,8 @@ fn low_ports() -> u16 {
 }
 
 fn has_low_port(plan: &Plan, free_from: u16) -> bool {
-    let listeners = plan.forwards.iter().flat_map(|forward| &forward.listen).map(|listen| listen.ports.first);
+    let listeners = plan.forwards.iter().flat_map(|forward| forward.listen.iter().chain(&forward.udp.listen));
+    let listeners = listeners.map(|listen| listen.ports.first);
     listeners.chain(plan.metrics.map(|address| address.port())).any(|port| port < free_from)
 }
 

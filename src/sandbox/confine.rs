@@ -1,5 +1,6 @@
 //! The steps of the confinement on Linux, and what is remembered of them.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
@@ -38,6 +39,8 @@ struct Prepared {
     rules: Rules,
     config: Option<PathBuf>,
     log: Option<PathBuf>,
+    /// Lists of networks.
+    lists: BTreeSet<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -69,6 +72,7 @@ pub fn prepare(plan: &Plan, config: Option<&Path>) -> io::Result<()> {
         rules: Rules::of(plan, config),
         config: config.map(Path::to_owned),
         log: plan.log.file.clone(),
+        lists: plan.forwards.iter().flat_map(|f| f.access.files.iter()).map(|file| file.path.clone()).collect(),
     };
     *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
     Ok(())
@@ -124,9 +128,13 @@ pub fn confine() -> io::Result<()> {
 pub fn enter(role: Role) {
     let Some(confined) = CONFINED.get() else { return };
     if let Some(kept) = &confined.kept {
-        // Workers open pipes; none but the main thread binds listeners.
-        let worker = |capability: &&Capability| role == Role::Worker && **capability == Capability::CAP_SYS_RESOURCE;
-        if let Err(why) = capabilities::limit_to(&kept.iter().filter(worker).copied().collect()) {
+        // Workers open pipes and make connections, checks make connections; none but the main thread binds listeners.
+        let needed: &[Capability] = match role {
+            Role::Worker => &[Capability::CAP_SYS_RESOURCE, Capability::CAP_NET_ADMIN],
+            Role::Check => &[Capability::CAP_NET_ADMIN],
+            Role::Log | Role::Resolver => &[],
+        };
+        if let Err(why) = capabilities::limit_to(&kept.iter().filter(|held| needed.contains(held)).copied().collect()) {
             warn!("sandbox: this {role:?} thread keeps its capabilities: {why}");
         }
     }
@@ -308,9 +316,7 @@ fn say(parts: &[Part], sandbox: Confinement) -> io::Result<()> {
 fn check_reach(prepared: &Prepared) {
     let denied = |result: io::Result<File>| result.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
     let who = user::describe;
-    if let Some(path) = &prepared.config
-        && denied(File::open(path))
-    {
+    for path in prepared.config.iter().chain(&prepared.lists).filter(|path| denied(File::open(path))) {
         warn!(
             "user {} cannot read {}: a reload will fail, and so will an upgrade; let it read the file and its directories",
             who(),

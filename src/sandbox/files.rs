@@ -74,6 +74,11 @@ impl Rules {
         for path in config.into_iter().map(Path::to_owned).chain(config.and_then(|path| fs::canonicalize(path).ok())) {
             rules.add(parent(&path), read);
         }
+        // Lists of networks, which a reload reads again.
+        let lists = plan.forwards.iter().flat_map(|forward| forward.access.files.iter()).map(|file| &file.path);
+        for path in lists.cloned().chain(lists_behind_links(plan)) {
+            rules.add(parent(&path), read);
+        }
         if let Some(path) = &plan.log.file {
             let append: BitFlags<AccessFs> = AccessFs::WriteFile.into();
             match fs::metadata(path) {
@@ -122,6 +127,12 @@ impl Rules {
         }
         Ok(created)
     }
+}
+
+/// Where names of such lists lead to.
+fn lists_behind_links(plan: &Plan) -> impl Iterator<Item = PathBuf> {
+    let lists = plan.forwards.iter().flat_map(|forward| forward.access.files.iter());
+    lists.filter_map(|file| fs::canonicalize(&file.path).ok())
 }
 
 /// A file as a name only, for which it need not be readable (`O_PATH`, open(2)). Not by std, which with musl takes that

@@ -135,6 +135,12 @@ impl Connecting {
 }
 
 impl Session {
+    /// Whether it still looks for a target.
+    #[must_use]
+    pub fn is_connecting(&self) -> bool {
+        matches!(self.phase, Phase::Connecting(_))
+    }
+
     /// Whether it is connected.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -204,7 +210,7 @@ impl Session {
                 }
                 Pick::Nothing => return Step::End(last.unwrap_or(End::of(EndReason::NoTarget))),
             };
-            match begin(address, by, connecting.attempts) {
+            match begin(address, self.origin.client.ip(), by, connecting.attempts) {
                 Ok((socket, local)) => {
                     by.stats.retries.add(u64::from(connecting.attempts > 0));
                     self.attempt = connecting.attempts;
@@ -246,8 +252,9 @@ impl Connecting {
     pub(super) fn failed(&mut self, lease: &Lease, why: End, by: &mut Connector<'_>) {
         self.last = Some(why);
         self.tried.push(lease.endpoint().id());
-        // That this host has no port left, or checks have spoken already, is no news of the target.
-        let is_no_news = matches!(why.reason, EndReason::NoPorts | EndReason::TargetDown);
+        // That this host has no port, device or right for it, or checks have spoken already, is no news of the target.
+        let is_no_news = matches!(why.reason, EndReason::NoPorts | EndReason::TargetDown)
+            || matches!(why.errno, Some(libc::EAFNOSUPPORT | libc::ENODEV | libc::EPERM));
         let ejected = if is_no_news { None } else { by.upstreams.failed(lease, by.now_us / 1000) };
         if let Some(Ejected(time)) = ejected {
             let (forward, label, reason) = (lease.endpoint().forward(), lease.endpoint().label(), why.reason.name());
@@ -266,6 +273,9 @@ impl Session {
         if let Some(e) = self.failed(Side::Client) {
             return Step::End(End { reason: super::blame(Side::Client, &e), errno: e.raw_os_error() });
         }
+        if matches!(self.phase, Phase::Announcing(_)) {
+            return self.go_on_announcing(by);
+        }
         self.check_earlier(by);
         if !self.backend_ready.writable || self.backend.is_none() {
             return Step::Wait;
@@ -274,6 +284,7 @@ impl Session {
             return self.next_address(Some(connect_end(&e)), by);
         }
         let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
+        let give_up_ms = connecting.give_up_ms;
         by.stats.connect_time.record(Duration::from_micros(by.now_us - connecting.began_us));
         if let Some(lease) = self.lease.as_ref().filter(|lease| lease.endpoint().answers()) {
             log::info!("forward {:?}: target {} answers again", lease.endpoint().forward(), lease.endpoint().label());
@@ -283,12 +294,16 @@ impl Session {
         self.active_us = by.now_us;
         // Whatever was said before the handshake ended is stale, and the first write needs no event.
         (self.client_ready.writable, self.backend_ready.writable) = (true, true);
-        Step::Again
+        match by.forward.egress.send_proxy {
+            Some(version) => self.announce(version, give_up_ms, by),
+            None => Step::Again,
+        }
     }
 
     /// The time for all attempts is over: the present one has failed too.
     pub fn run_out(&mut self, by: &mut Connector<'_>) -> Step {
-        let Phase::Connecting(connecting) = &self.phase else { return Step::Again };
+        // A target that is connected and does not take so much as a header.
+        let Phase::Connecting(connecting) = &self.phase else { return Step::End(End::of(EndReason::ConnectTimeout)) };
         let end = End::of(connecting.overdue());
         if end.reason == EndReason::ConnectTimeout {
             self.fail_earlier(end, by);
@@ -329,7 +344,18 @@ impl Connecting {
 
 /// Makes the socket and starts the handshake, from the first source address that has a port left; also says which local
 /// address it has got.
-pub(super) fn begin(address: SocketAddr, by: &Connector<'_>, attempt: u32) -> io::Result<(Socket, Option<SocketAddr>)> {
+pub(super) fn begin(
+    address: SocketAddr,
+    client: IpAddr,
+    by: &Connector<'_>,
+    attempt: u32,
+) -> io::Result<(Socket, Option<SocketAddr>)> {
+    if by.forward.egress.transparent {
+        if client.is_ipv4() != address.is_ipv4() {
+            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
+        return begin_from(Some(client), address, by, attempt);
+    }
     if by.sources.is_empty() {
         return begin_from(None, address, by, attempt);
     }
@@ -355,6 +381,9 @@ fn begin_from(
 ) -> io::Result<(Socket, Option<SocketAddr>)> {
     let socket = sys::stream(address)?;
     sys::set_options(&socket, &by.forward.tcp)?;
+    if by.forward.egress.is_marked() {
+        sys::set_egress(&socket, &by.forward.egress, address.is_ipv6())?;
+    }
     if let Some(source) = source {
         sys::bind_source(&socket, source).map_err(|e| {
             by.sources.lacks(source, &e);

@@ -60,7 +60,7 @@ impl Session {
         let (port_offset, tried, rival_of) = (connecting.port_offset, &connecting.tried, connecting.rival);
         let pick = by.upstreams.choose(&Ask { client, port_offset, tried, rival_of, now_ms });
         let Pick::To { lease, address, left, rival } = pick else { return };
-        let (socket, local) = match begin(address, by, connecting.attempts) {
+        let (socket, local) = match begin(address, client, by, connecting.attempts) {
             Ok(begun) => begun,
             Err(e) if is_exhausted(&e) => return,
             Err(e) => {

@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use nix::errno::Errno;
 use serde::Serialize;
 
-use crate::plan::{Forward, Host, LogFormat, Ports};
+use crate::plan::{Forward, Host, LogFormat, Ports, Transport};
 use crate::stats::{Bytes, EndReason, SessionRecord};
 
 /// Turns records into lines.
@@ -31,6 +31,11 @@ struct JsonLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     arm: Option<&'a str>,
     client: SocketAddr,
+    /// Left out for TCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<SocketAddr>,
     listener: SocketAddr,
     target: Option<SocketAddr>,
     bytes: Bytes,
@@ -79,7 +84,11 @@ impl Formatter {
         if let Some(arm) = arm(record) {
             write!(out, "arm={arm} ")?;
         }
-        write!(out, "client={} listener={} ", record.client, record.listener)?;
+        write!(out, "client={} ", record.client)?;
+        if let Some(proxy) = record.proxy {
+            write!(out, "proxy={proxy} ")?;
+        }
+        write!(out, "listener={}{} ", record.transport.scheme(), record.listener)?;
         match record.target {
             Some(target) => write!(out, "target={target} ")?,
             None => out.write_str("target=- ")?,
@@ -99,6 +108,8 @@ impl Formatter {
             forward: &record.forward.name,
             arm: arm(record),
             client: record.client,
+            protocol: Some(record.transport).filter(|t| *t == Transport::Udp).map(|t| t.to_string()),
+            proxy: record.proxy,
             listener: record.listener,
             target: record.target,
             bytes: record.bytes,
@@ -154,7 +165,8 @@ fn ends(record: &SessionRecord) -> ((Token, u16), (Token, u16)) {
     let forward = &record.forward;
     let port = record.listener.port();
     let ip = record.listener.ip().to_canonical();
-    let candidates = || forward.listen.iter().filter(|listen| contains(listen.ports, port));
+    let listens = if record.transport == Transport::Udp { &forward.udp.listen } else { &forward.listen };
+    let candidates = || listens.iter().filter(|listen| contains(listen.ports, port));
     let listen = candidates()
         .find(|listen| listen.ip.to_canonical() == ip)
         .or_else(|| candidates().find(|listen| listen.ip.is_unspecified()));
@@ -249,7 +261,13 @@ fn rinetd_result(reason: EndReason) -> &'static str {
         EndReason::NoDescriptors => "local-socket-failed",
         EndReason::NoPorts => "local-bind-failed",
         EndReason::Denied | EndReason::Limit | EndReason::Rate | EndReason::Loop => "denied",
-        EndReason::NotAllowed => "not-allowed",
+        EndReason::NotAllowed
+        | EndReason::ProxyTimeout
+        | EndReason::ProxyTruncated
+        | EndReason::ProxyTooLong
+        | EndReason::ProxyInvalid
+        | EndReason::ProxyChecksum
+        | EndReason::ProxyUnlisted => "not-allowed",
     }
 }
 

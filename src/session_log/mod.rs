@@ -260,6 +260,8 @@ mod tests {
             forward: Arc::new(plan("web", Host::Ip([10, 0, 0, 2].into())).forwards.remove(0)),
             arm: None,
             client: ([127, 0, 0, 1], client_port).into(),
+            transport: crate::plan::Transport::Tcp,
+            proxy: None,
             listener: ([127, 0, 0, 1], 9000).into(),
             target: None,
             bytes: Bytes::default(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use crate::plan::TcpOptions;
+use crate::plan::{Egress, TcpOptions};
 
 /// A TCP socket that neither blocks nor is inherited by a child.
 ///
@@ -69,7 +69,43 @@ pub fn set_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
     if let Some(bytes) = options.send_buffer {
         socket.set_send_buffer_size(bytes)?;
     }
-    Ok(())
+    options.dscp.map_or(Ok(()), |dscp| set_dscp(socket, dscp))
+}
+
+/// Marks every packet a socket sends. The lower two bits are the kernel's: congestion notification.
+fn set_dscp(socket: &Socket, dscp: u8) -> io::Result<()> {
+    let class = u32::from(dscp) << 2;
+    let is_v6 = socket.local_addr()?.is_ipv6();
+    if is_v6 { socket.set_tclass_v6(class) } else { socket.set_tos_v4(class) }
+}
+
+/// Sets what a connection to a target carries beside the client's bytes, before it is bound.
+///
+/// # Errors
+/// What setsockopt(2) reports: EPERM without `CAP_NET_ADMIN`, ENODEV for a device that is not there.
+#[cfg(target_os = "linux")]
+pub fn set_egress(socket: &Socket, egress: &Egress, is_v6: bool) -> io::Result<()> {
+    if let Some(device) = &egress.device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
+    if let Some(mark) = egress.mark {
+        socket.set_mark(mark)?;
+    }
+    match (egress.transparent, is_v6) {
+        (false, _) => Ok(()),
+        (true, false) => socket.set_ip_transparent_v4(true),
+        (true, true) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+/// Nothing of it exists here.
+///
+/// # Errors
+/// Something is asked for.
+#[cfg(not(target_os = "linux"))]
+pub fn set_egress(_: &Socket, egress: &Egress, _: bool) -> io::Result<()> {
+    let none = Egress { send_proxy: egress.send_proxy, ..Egress::default() };
+    if *egress == none { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
 }
 
 /// Sets a socket that was set before to something else: what is left to the kernel now goes back to its own value.
@@ -80,6 +116,9 @@ pub fn set_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
 pub fn reset_options(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
     set_options(socket, options)?;
     socket.set_keepalive(options.keepalive.is_some())?;
+    if options.dscp.is_none() {
+        set_dscp(socket, 0)?;
+    }
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if options.user_timeout.is_none() {
         socket.set_tcp_user_timeout(Some(Duration::ZERO))?;

@@ -96,9 +96,18 @@ pub(super) struct Counters {
     fallbacks: BTreeMap<String, u64>,
     ends: BTreeMap<String, u64>,
     #[serde(default)]
+    datagrams: Datagrams,
+    #[serde(default)]
     stalled: u64,
     connect_time: Times,
     first_byte_time: Times,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Datagrams {
+    client_to_backend: u64,
+    backend_to_client: u64,
+    drops: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -154,6 +163,10 @@ pub(super) struct Row {
     pub(super) ends: Vec<(String, u64)>,
     /// Likewise.
     pub(super) fallbacks: Vec<(String, u64)>,
+    /// Datagrams a second, to the backend and to the client; `None` where there have been none.
+    pub(super) datagrams: Option<(f64, f64)>,
+    /// Datagrams not passed on since the start, by cause.
+    pub(super) drops: Vec<(String, u64)>,
 }
 
 impl Target {
@@ -239,6 +252,8 @@ impl History {
             stalled: now.stalled,
             ends: listed(&now.ends),
             fallbacks: listed(&now.fallbacks),
+            drops: listed(&now.datagrams.drops),
+            datagrams: now.datagrams.has_any().then_some((0.0, 0.0)),
             ..Row::default()
         };
         // A forward that a reload has just added has no past.
@@ -250,6 +265,13 @@ impl History {
             row.spliced = (row.up + row.down > 0.0).then(|| spliced / (row.up + row.down));
             row.new = rate(now.sessions_accepted, before.sessions_accepted);
             row.errors = rate(failures(&now.ends), failures(&before.ends));
+            if let Some(datagrams) = &mut row.datagrams {
+                let (now, before) = (&now.datagrams, &before.datagrams);
+                *datagrams = (
+                    rate(now.client_to_backend, before.client_to_backend),
+                    rate(now.backend_to_client, before.backend_to_client),
+                );
+            }
         }
         if let Some(before) = self.before(LATENCY_WINDOW).and_then(|sample| of(&sample.stats)) {
             row.connect = quantiles(&now.connect_time, &before.connect_time);
@@ -285,6 +307,12 @@ impl History {
         };
         let pairs = self.samples.iter().zip(self.samples.iter().skip(1));
         pairs.map(|(a, b)| (all(b).saturating_sub(all(a)) as f64 / seconds(a.at, b.at)) as u64).collect()
+    }
+}
+
+impl Datagrams {
+    fn has_any(&self) -> bool {
+        self.client_to_backend > 0 || self.backend_to_client > 0 || self.drops.values().any(|n| *n > 0)
     }
 }
 

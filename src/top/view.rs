@@ -257,6 +257,9 @@ fn draw_details(frame: &mut Frame<'_>, row: &Row, area: Rect, palette: Palette) 
         let targets = row.targets.iter().map(|(target, state, open)| format!("{target} {state} {open}"));
         lines.push(format!(" targets    {}", targets.collect::<Vec<_>>().join(", ")));
     }
+    if let Some((up, down)) = row.datagrams {
+        lines.push(format!(" datagrams  {up:.0}/s up, {down:.0}/s down  drops {}", listed(&row.drops)));
+    }
     if row.stalled > 0 {
         lines.push(format!(" stalled    {} directions: the log names them", row.stalled));
     }

@@ -46,7 +46,7 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 /// Descriptors that one process hands to the next.
 #[derive(Debug, Default)]
 pub struct Estate {
-    /// Every listener of every worker, and whether a service manager has lent it.
+    /// Every listener of every worker, sockets for datagrams too, and whether a service manager has lent it.
     pub listeners: Vec<(Arc<Socket>, bool)>,
     /// The control socket with the device and inode of its file.
     pub control: Option<(OwnedFd, u64, u64)>,

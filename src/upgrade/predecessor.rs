@@ -30,6 +30,7 @@ pub struct Predecessor {
     /// The real standard input and standard error.
     streams: Option<[OwnedFd; 2]>,
     listeners: Vec<(SocketAddr, Inherited)>,
+    datagrams: Vec<(SocketAddr, Socket)>,
     given_up: Vec<SocketAddr>,
     metrics: Option<TcpListener>,
     control: Option<Control>,
@@ -81,6 +82,7 @@ impl Predecessor {
             pid: 0,
             streams: None,
             listeners: Vec::new(),
+            datagrams: Vec::new(),
             given_up: Vec::new(),
             metrics: None,
             control: None,
@@ -99,6 +101,14 @@ impl Predecessor {
         self.given_up.sort_unstable();
         self.given_up.dedup();
         taken.into_iter().map(|(_, passed)| passed).collect()
+    }
+
+    /// The sockets for datagrams that the plan asks for.
+    pub fn take_datagrams(&mut self, plan: &Plan) -> Vec<Socket> {
+        let wanted: HashSet<SocketAddr> =
+            plan.forwards.iter().flat_map(Forward::udp_addresses).map(|(address, _)| address).collect();
+        let all = std::mem::take(&mut self.datagrams).into_iter();
+        all.filter(|(address, _)| wanted.contains(address)).map(|(_, socket)| socket).collect()
     }
 
     /// The metrics listener, when it is bound to this address.
@@ -180,8 +190,10 @@ impl Predecessor {
                 Bequest::Listeners { lent } => {
                     passed += descriptors.len();
                     for descriptor in descriptors {
-                        let (address, socket) = listener(descriptor)?;
-                        self.listeners.push((address, Inherited { socket, lent }));
+                        match listener(descriptor)? {
+                            (address, socket, true) => self.listeners.push((address, Inherited { socket, lent })),
+                            (address, socket, false) => self.datagrams.push((address, socket)),
+                        }
                     }
                 }
                 Bequest::Metrics => self.metrics = descriptors.pop().map(TcpListener::from),
@@ -224,14 +236,16 @@ fn invalid(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-/// What was passed on as a listener, when it is one.
-fn listener(descriptor: OwnedFd) -> io::Result<(SocketAddr, Socket)> {
+/// What was passed on as a listener, when it is one, and whether it is one for streams.
+fn listener(descriptor: OwnedFd) -> io::Result<(SocketAddr, Socket, bool)> {
     let socket = Socket::from(descriptor);
     let address = socket.local_addr()?.as_socket();
     let listens = getsockopt(&socket, sockopt::AcceptConn)?;
+    let kind = socket.r#type()?;
     match address {
-        Some(address) if listens && socket.r#type()? == Type::STREAM => Ok((address, socket)),
-        _ => Err(invalid(format!("no listening TCP socket ({address:?})"))),
+        Some(address) if listens && kind == Type::STREAM => Ok((address, socket, true)),
+        Some(address) if kind == Type::DGRAM => Ok((address, socket, false)),
+        _ => Err(invalid(format!("no listening TCP socket and no UDP socket ({address:?})"))),
     }
 }
 
@@ -268,12 +282,13 @@ mod tests {
     fn only_listeners_are_listeners() {
         let bound = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = bound.local_addr().unwrap();
-        let (taken, _) = listener(bound.into()).unwrap();
-        assert_eq!(taken, address);
+        let (taken, _, stream) = listener(bound.into()).unwrap();
+        assert_eq!((taken, stream), (address, true));
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(!listener(udp.into()).unwrap().2, "for datagrams");
         let connecting = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let unix = UnixListener::bind(tempfile::tempdir().unwrap().path().join("sock")).unwrap();
-        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        for stranger in [connecting.into(), unix.into(), udp.into(), OwnedFd::from(File::open("/dev/null").unwrap())] {
+        for stranger in [connecting.into(), unix.into(), OwnedFd::from(File::open("/dev/null").unwrap())] {
             assert!(listener(stranger).is_err());
         }
     }

@@ -21,7 +21,7 @@ use super::balance::Random;
 use super::endpoint::{Endpoint, State};
 use super::targets::Targets;
 use crate::deadline::Deadlines;
-use crate::plan::{Check, OnDown};
+use crate::plan::{Check, Egress, OnDown};
 use crate::sandbox::{self, Role};
 
 const WAKER: Token = Token(usize::MAX);
@@ -41,6 +41,8 @@ pub struct Checked {
     pub on_down: OnDown,
     /// Where connections to them come from; empty leaves it to the kernel.
     pub sources: Vec<IpAddr>,
+    /// What connections to them carry. A check speaks for no client: its header says so, and its address is our own.
+    pub egress: Egress,
 }
 
 /// What workers are told.
@@ -256,12 +258,12 @@ impl Asker {
     fn begin(&mut self, key: usize) {
         let now_ms = self.now_ms();
         let subject = &mut self.subjects[key];
-        let Checked { check, sources, targets, .. } = &self.groups[subject.group];
+        let Checked { check, sources, egress, targets, .. } = &self.groups[subject.group];
         if subject.endpoint.state(targets.now_ms()) == State::Disabled {
             return self.rest(key);
         }
         subject.started_ms = now_ms;
-        match Probe::begin(&subject.endpoint, check, sources, self.poll.registry(), Token(key)) {
+        match Probe::begin(&subject.endpoint, check, (sources, egress), self.poll.registry(), Token(key)) {
             Ok(probe) => {
                 subject.probe = Some(probe);
                 self.deadlines.set(key, now_ms + millis(check.timeout));

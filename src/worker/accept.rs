@@ -1,17 +1,14 @@
 //! From a listener's queue to a session that connects.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-use mio::unix::SourceFd;
 
 use super::{Accepted, GONE, Life, Message, PAUSE_MS, Peer, SLOT_PAUSE_MS, Worker};
 use crate::limits::{Admission, Told};
 use crate::listener::AcceptError;
-use crate::plan::Refusal;
+use crate::plan::Transport;
 use crate::pump::Choice;
-use crate::session::{Connecting, End, Origin, Session, client_token};
+use crate::session::{Awaiting, Connecting, End, Origin, Session, millis};
 use crate::stats::EndReason;
 use crate::sys;
 
@@ -77,10 +74,10 @@ impl Worker {
                 if let Admission::Refuse(reason) = admission {
                     return self.turn_down(&accepted, reason);
                 }
-                let limits = &self.parts.routes[forward].edition.limits;
-                match self.parts.shared.limits.enter(limits, client.ip(), self.now_us) {
+                match self.count_source(forward, client.ip()) {
                     Ok(ticket) => self.hand_on(Accepted { ticket, ..accepted }),
                     Err(reason) => {
+                        let limits = &self.parts.routes[forward].edition.limits;
                         let told = self.parts.shared.limits.withdraw(limits);
                         self.tell(told);
                         self.turn_down(&accepted, reason);
@@ -162,6 +159,9 @@ impl Worker {
 
     /// Makes a session of a connection. Its slot and its place in the load table are taken already.
     pub(super) fn begin(&mut self, accepted: Accepted) {
+        if self.parts.routes[accepted.forward].forward().udp.targets == Some(Transport::Udp) {
+            return self.begin_tunnel(accepted);
+        }
         let Accepted { socket, client, forward, listener, port_offset, hop, ticket } = accepted;
         self.parts.routes.open(forward);
         let route = &self.parts.routes[forward];
@@ -169,33 +169,25 @@ impl Worker {
         route.stats.accepted.add(1);
         route.stats.open.add(1);
         let origin = Origin { client, forward, listener, opened_us: self.now_us };
-        let connecting = Connecting::new(port_offset, hop, plan.timeouts.connect, self.now_us);
-        let refused = match plan.access.refuses(client.ip()) {
-            _ if self.life == Life::Stopping => Some(EndReason::Drain),
-            Some(Refusal::Denied) => Some(EndReason::Denied),
-            Some(Refusal::NotAllowed) => Some(EndReason::NotAllowed),
-            None if hop.is_loop(forward) => Some(EndReason::Loop),
-            None => None,
+        let accept = plan.accept_proxy.as_ref();
+        let expected = accept.filter(|accept| self.life != Life::Stopping && accept.lists(client.ip()));
+        let until_ms = expected.map_or(0, |accept| self.now_us / 1000 + millis(accept.timeout));
+        let is_stranger = expected.is_none() && accept.is_some_and(|accept| accept.required);
+        let choice = Choice::new(plan.engine);
+        let session = match expected {
+            Some(_) => Session::awaiting(socket, origin, choice, Awaiting::new(until_ms, port_offset, hop)),
+            None => Session::new(socket, origin, choice, Connecting::new(port_offset, hop, None, self.now_us)),
         };
-        let fd = socket.as_raw_fd();
-        // A client that is refused moves no byte by any engine: it belongs to no arm.
-        let arm = if plan.arms.is_empty() || refused.is_some() { None } else { Some(self.trial.deal(&plan.arms)) };
-        let engine = arm.map_or(plan.engine, |arm| plan.arms[arm.get()].engine);
-        let key = self.sessions.insert(Session::new(socket, origin, Choice::new(engine), connecting));
+        let waits = expected.is_some();
+        let key = self.sessions.insert(session);
         self.passes.begin(key, ticket);
-        if let Some(arm) = arm {
-            self.sessions[key].arm = Some(arm);
-            self.trial.open(key, &route.stats.arms[arm.get()]);
+        if is_stranger {
+            self.end(key, End::of(EndReason::ProxyUnlisted));
+        } else if !waits {
+            self.introduced(key, port_offset, hop, false);
+        } else if self.watch_client(key) {
+            self.arm(key);
         }
-        if let Some(reason) = refused {
-            return self.end(key, End::of(reason));
-        }
-        if let Err(e) = self.parts.poll.registry().register(&mut SourceFd(&fd), client_token(key), sys::interest()) {
-            log::warn!("cannot watch a connection: {e}; fs.epoll.max_user_watches limits how many there may be");
-            return self.end(key, End { reason: EndReason::Error, errno: e.raw_os_error() });
-        }
-        let step = self.connect_with(key, Session::connect);
-        self.settle(key, step);
     }
 
     /// Descriptors have run out: empty pipes give theirs up, and accepting pauses.

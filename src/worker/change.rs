@@ -26,7 +26,7 @@ impl Worker {
 
     /// Serves something else from now on. Sessions, and listeners that are to stay, are not touched.
     pub(super) fn change(&mut self, change: Change) {
-        let Change { current, listeners, peers, serving, board, log, done } = change;
+        let Change { current, listeners, datagrams, peers, serving, board, log, done } = change;
         self.parts.routes.iter_mut().for_each(|route| route.current = current.contains(&route.edition.id));
         (self.parts.peers, self.parts.serving, self.parts.board, self.parts.log) = (peers, serving, board, log);
         self.leaving = self.parts.id >= serving;
@@ -34,6 +34,7 @@ impl Worker {
             self.life = Life::Serving;
         }
         self.set_listeners(listeners);
+        self.set_datagram_listeners(datagrams);
         // Limits may be others.
         self.freed = true;
         self.look_again();
@@ -103,7 +104,10 @@ impl Worker {
 
     /// Gives up a route nobody needs any more.
     pub(super) fn sweep(&mut self, id: usize) {
-        if self.parts.routes.is_spent(id) && self.parts.listeners.iter().all(|(_, listener)| listener.forward != id) {
+        if self.parts.routes.is_spent(id)
+            && !self.datagrams.leads_to(id)
+            && self.parts.listeners.iter().all(|(_, listener)| listener.forward != id)
+        {
             self.parts.routes.remove(id);
         }
     }

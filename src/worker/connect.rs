@@ -69,9 +69,9 @@ impl Worker {
         let keys: Vec<usize> = self.sessions.iter().filter_map(has_it).collect();
         for key in keys {
             let down = End::of(EndReason::TargetDown);
-            let is_open = self.sessions.get(key).is_some_and(Session::is_open);
+            let goes_on = self.sessions.get(key).is_some_and(Session::is_connecting);
             let step =
-                if is_open { Step::End(down) } else { self.connect_with(key, |s, by| s.next_address(Some(down), by)) };
+                if goes_on { self.connect_with(key, |s, by| s.next_address(Some(down), by)) } else { Step::End(down) };
             self.settle(key, step);
         }
     }

@@ -4,6 +4,7 @@ use mio::{Events, Token};
 
 use super::{LISTENER, MAILBOX, Worker, stall};
 use crate::session::{End, Session, Step, Turn, key_of};
+use crate::udp::table::{DATAGRAMS, Ready};
 
 impl Worker {
     /// Notes every event before anything is done, so that a session is driven once for both its sockets.
@@ -16,6 +17,10 @@ impl Worker {
             }
             if token & LISTENER != 0 {
                 self.listener_ready(token & !LISTENER);
+                continue;
+            }
+            if token & DATAGRAMS != 0 {
+                self.datagrams.note(Ready::of(event.token()));
                 continue;
             }
             let key = key_of(event.token());
@@ -42,6 +47,9 @@ impl Worker {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.queued = false;
         let forward = session.origin().forward;
+        if session.awaits_header() {
+            return self.read_header(key);
+        }
         let step = if session.is_open() { Step::Again } else { self.check_connect(key) };
         let step = match (step, self.sessions.get_mut(key)) {
             (Step::Again, Some(session)) if session.is_open() => {
@@ -92,7 +100,7 @@ impl Worker {
 
     /// Sets the session's timer, unless it already fires early enough: a deadline that moves away with every byte is
     /// looked at again when the old one fires.
-    fn arm(&mut self, key: usize) {
+    pub(super) fn arm(&mut self, key: usize) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let plan = self.parts.routes[session.origin().forward].forward();
         let look_ms = match plan.stall_warning {
@@ -140,7 +148,9 @@ impl Worker {
             let timeouts = &self.parts.routes[session.origin().forward].forward().timeouts;
             match session.deadline_ms(timeouts) {
                 Some(at_ms) if at_ms <= now_ms => {
-                    if session.may_try_next(now_ms) {
+                    if session.awaits_header() {
+                        self.header_overdue(key);
+                    } else if session.may_try_next(now_ms) {
                         let step = self.connect_with(key, Session::wake);
                         self.settle(key, step);
                     } else if !session.is_open() {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::{Accepted, GONE, Life, Message, TRIM_MS, Worker};
 use crate::arms::ArmIndex;
 use crate::limits::Ticket;
-use crate::plan::Forward;
+use crate::plan::{Forward, Transport};
 use crate::session::{End, Session};
 use crate::stats::{Bytes, EndReason, SessionRecord};
 use crate::sys;
@@ -43,6 +43,8 @@ impl Worker {
             forward,
             arm: session.arm.map(ArmIndex::get),
             client: session.origin().client,
+            transport: Transport::Tcp,
+            proxy: session.proxy(),
             listener,
             target: session.target(),
             bytes: session.bytes(),
@@ -68,6 +70,8 @@ impl Worker {
             forward,
             arm: None,
             client: accepted.client,
+            transport: Transport::Tcp,
+            proxy: None,
             listener,
             target: None,
             bytes: Bytes::default(),
@@ -90,10 +94,15 @@ impl Worker {
         let forward = Arc::clone(&self.parts.routes[forward].edition.forward);
         let address = forward.addresses().nth(listener);
         if let Some((address, _)) = address {
-            self.finished.push(session(forward, address));
-            if self.finished.len() >= REPORT {
-                self.report_sessions();
-            }
+            self.keep_record(session(forward, address));
+        }
+    }
+
+    /// Keeps the record of a finished session for the log.
+    pub(super) fn keep_record(&mut self, record: SessionRecord) {
+        self.finished.push(record);
+        if self.finished.len() >= REPORT {
+            self.report_sessions();
         }
     }
 
@@ -198,6 +207,12 @@ impl Drop for Worker {
             self.parts.shared.trace.forget(session.trace());
             let ticket = self.passes.end(key, &route.edition.limits);
             self.count_lost(forward, ticket, EndReason::WorkerPanic);
+        }
+        for (_, flow) in self.datagrams.take_flows() {
+            let Some(route) = self.parts.routes.get(flow.forward) else { continue };
+            route.stats.open.sub(1);
+            let _ = self.parts.shared.flows.give();
+            self.count_lost(flow.forward, flow.ticket, EndReason::WorkerPanic);
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::plan::Host;
 use crate::session::Session;
 use crate::stats::SessionRecord;
 use crate::sys::pipes::PipeBudget;
+use crate::udp;
 use crate::upstream::{Endpoint, Hop};
 
 /// How a worker is told things.
@@ -58,6 +59,8 @@ pub enum Message {
     Retire(Arc<[usize]>),
     /// Its place is taken away: end when the last session has, unless a change says otherwise before.
     Leave,
+    /// Take no datagram of clients any more: they are somebody else's. Answers still go out.
+    LeaveDatagrams,
     /// Accept no more; end when the last session has.
     Drain,
     /// The same, and what waits in the queues of the listeners is somebody else's.
@@ -87,6 +90,8 @@ pub struct Change {
     pub current: Arc<[usize]>,
     /// Every listener it accepts from.
     pub listeners: Vec<Listener>,
+    /// Every socket it takes datagrams from.
+    pub datagrams: Vec<udp::flow::Listener>,
     /// All workers by number.
     pub peers: Arc<[Arc<Peer>]>,
     /// The first so many serve.

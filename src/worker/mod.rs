@@ -9,7 +9,9 @@
 
 mod accept;
 mod change;
+mod client;
 mod connect;
+mod datagrams;
 mod drive;
 mod end;
 mod gather;
@@ -34,13 +36,14 @@ use self::stall::Stalls;
 use self::trial::Trial;
 use crate::deadline::Deadlines;
 use crate::gather::{Board, Gatherer, Transit};
-use crate::limits::{Limits, Passes};
+use crate::limits::{Limits, Passes, Slots};
 use crate::listener::{Listener, Shortage};
 use crate::pump::Pumps;
 use crate::scheduling::Bursts;
 use crate::session::Session;
 use crate::stats::{EndReason, SessionRecord, WorkerStats};
 use crate::sys;
+use crate::udp::table::Table;
 use crate::upstream::Trace;
 
 /// Wakes a worker whose mailbox holds something.
@@ -66,6 +69,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Our own connections to backends.
     pub trace: Trace,
+    /// Flows of datagrams there may be at once, whatever a configuration says: a descriptor each.
+    pub flows: Slots,
     /// Descriptors or memory have run out.
     pub shortage: Shortage,
     /// Sessions on their way from one worker to another.
@@ -108,6 +113,7 @@ pub struct Parts {
 pub struct Worker {
     parts: Parts,
     sessions: Slab<Session>,
+    datagrams: Table,
     deadlines: Deadlines,
     /// Keys to drive in this turn, and in the next one without waiting.
     ready: Vec<usize>,
@@ -188,6 +194,7 @@ impl Worker {
             stalls: Stalls::default(),
             // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
             sessions: Slab::with_capacity(4096),
+            datagrams: Table::default(),
             deadlines: Deadlines::default(),
             ready: Vec::new(),
             again: Vec::new(),
@@ -232,8 +239,10 @@ impl Worker {
             self.now_us = self.clock.elapsed().as_micros() as u64;
             self.note(&events);
             self.drive_ready();
+            self.forward_datagrams();
             if self.has_seen_all(&events) {
                 self.expire();
+                self.expire_flows();
             }
             self.read_mailbox();
             let freed = std::mem::take(&mut self.freed);
@@ -253,7 +262,9 @@ impl Worker {
     /// Whether nothing is left to do. Before it says so it makes sure that no other worker chooses this one any more,
     /// and takes what is on its way already.
     fn is_over(&mut self) -> bool {
-        let idle = |worker: &Self| worker.life != Life::Serving && worker.sessions.is_empty();
+        let idle = |worker: &Self| {
+            worker.life != Life::Serving && worker.sessions.is_empty() && worker.datagrams.flows.is_empty()
+        };
         if idle(self) {
             if !std::mem::replace(&mut self.gone, true) {
                 self.parts.me.load.fetch_add(GONE, Ordering::Relaxed);
@@ -271,7 +282,8 @@ impl Worker {
     /// looks overdue may have bytes waiting; but the poller goes round, so after so many full batches as hold both
     /// sockets of every session its turn has been, and a load that never ends cannot keep deadlines from passing.
     fn has_seen_all(&mut self, events: &Events) -> bool {
-        let full = events.iter().count() >= EVENTS && self.full_batches * EVENTS < 2 * self.sessions.len();
+        let sockets = 2 * self.sessions.len() + self.datagrams.flows.len();
+        let full = events.iter().count() >= EVENTS && self.full_batches * EVENTS < sockets;
         self.full_batches = if full { self.full_batches + 1 } else { 0 };
         !full
     }
@@ -284,12 +296,18 @@ impl Worker {
     fn timeout(&self) -> Option<Duration> {
         let accepting = self.may_accept();
         let waiting = self.freed && (self.halted || !self.retry.is_empty());
-        if accepting || !self.again.is_empty() || waiting || (self.told && self.pause_until_ms > 0) {
+        let datagrams = self.datagrams.has_ready();
+        if accepting || datagrams || !self.again.is_empty() || waiting || (self.told && self.pause_until_ms > 0) {
             return Some(Duration::ZERO);
         }
         let set = |ms: u64| Some(ms).filter(|ms| *ms > 0);
-        let times =
-            [self.deadlines.next_ms(), set(self.pause_until_ms), set(self.trim_ms), set(self.stalls.summary_ms())];
+        let times = [
+            self.deadlines.next_ms(),
+            self.datagrams.next_ms(),
+            set(self.pause_until_ms),
+            set(self.trim_ms),
+            set(self.stalls.summary_ms()),
+        ];
         let at_ms = times.into_iter().flatten().min()?;
         Some(Duration::from_millis(at_ms.saturating_sub(self.now_ms())))
     }

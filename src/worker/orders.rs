@@ -24,8 +24,10 @@ impl Worker {
                 Message::Leave if self.leaving && self.life == Life::Serving => self.life = Life::Draining,
                 Message::Leave => {}
                 Message::Drain => self.drain(),
+                Message::LeaveDatagrams => self.leave_datagrams(),
                 Message::LetGo => {
                     self.life = Life::Draining;
+                    self.leave_datagrams();
                     self.close_listeners();
                 }
                 Message::Stop => self.stop(),
@@ -77,5 +79,6 @@ impl Worker {
                 self.end(key, End::of(reason));
             }
         }
+        self.end_flows(reason);
     }
 }

@@ -19,6 +19,7 @@ pub(crate) mod spliced;
 pub(crate) mod stats;
 pub(crate) mod strace;
 pub(crate) mod target;
+pub(crate) mod udp;
 pub(crate) mod upgraded;
 
 use std::io::Write;

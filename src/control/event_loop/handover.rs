@@ -100,8 +100,11 @@ impl EventLoop {
             _ => None,
         };
         let metrics = self.metrics.as_ref().and_then(|service| service.listener());
+        let fleet = &self.process.fleet;
+        let datagrams = fleet.datagram_sockets().map(|socket| (socket, false));
+        let listeners = fleet.doors().sockets().chain(datagrams);
         Ok(Estate {
-            listeners: self.process.fleet.doors().sockets().map(|(socket, lent)| (Arc::clone(socket), lent)).collect(),
+            listeners: listeners.map(|(socket, lent)| (Arc::clone(socket), lent)).collect(),
             control,
             metrics: metrics.map(|listener| copy("metrics listener", listener)).transpose()?,
             pid_file: self.pid_file.as_ref().map(|file| copy("pid file", file.file())).transpose()?,

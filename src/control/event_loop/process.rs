@@ -99,7 +99,7 @@ impl socket::Instance for Process {
     }
 
     fn plan(&self) -> String {
-        config::render(self.fleet.plan())
+        config::render_running(self.fleet.plan())
     }
 
     fn reload(&self) -> Result<(), String> {

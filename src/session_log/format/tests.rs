@@ -16,6 +16,8 @@ fn record(reason: EndReason) -> SessionRecord {
         forward: forward("web", ip()),
         arm: None,
         client: "[::ffff:192.0.2.7]:5555".parse().unwrap(),
+        transport: crate::plan::Transport::Tcp,
+        proxy: None,
         listener: "127.0.0.1:9003".parse().unwrap(),
         target: Some("10.0.0.2:8003".parse().unwrap()),
         bytes: Bytes {

@@ -7,7 +7,8 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use socket2::SockAddr;
 
-use crate::plan::Check;
+use crate::plan::{Check, Egress};
+use crate::proxy;
 use crate::sys;
 use crate::upstream::Endpoint;
 
@@ -19,6 +20,8 @@ const MOST_ANSWER: usize = 64 * 1024;
 pub(super) struct Probe {
     stream: TcpStream,
     step: Step,
+    /// What is said: a PROXY header where targets get one, then what the check says.
+    says: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -44,12 +47,13 @@ impl Probe {
     pub(super) fn begin(
         endpoint: &Endpoint,
         check: &Check,
-        sources: &[IpAddr],
+        (sources, egress): (&[IpAddr], &Egress),
         registry: &Registry,
         token: Token,
     ) -> io::Result<Self> {
         let address = SocketAddr::new(endpoint.ip(), check.port.unwrap_or(endpoint.ports().first));
         let socket = sys::stream(address)?;
+        sys::set_egress(&socket, &Egress { transparent: false, ..egress.clone() }, address.is_ipv6())?;
         if let Some(source) = sources.iter().find(|source| source.is_ipv4() == address.is_ipv4()) {
             sys::bind_source(&socket, *source)?;
         }
@@ -59,7 +63,9 @@ impl Probe {
         }
         let mut stream = TcpStream::from_std(socket.into());
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { stream, step: Step::Connecting })
+        let header = egress.send_proxy.map(proxy::local).unwrap_or_default();
+        let says = [header, check.send.as_bytes()].concat();
+        Ok(Self { stream, step: Step::Connecting, says })
     }
 
     /// What has not happened, should its time be over now.
@@ -94,12 +100,10 @@ impl Probe {
                     }
                     self.step = Step::Saying(0);
                 }
-                Step::Saying(said) if *said < check.send.len() => {
-                    match self.stream.write(&check.send.as_bytes()[*said..]) {
-                        Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                        result => *said += result?,
-                    }
-                }
+                Step::Saying(said) if *said < self.says.len() => match self.stream.write(&self.says[*said..]) {
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    result => *said += result?,
+                },
                 Step::Saying(_) if check.expect.is_empty() => return Ok(()),
                 Step::Saying(_) => self.step = Step::Hearing(Vec::new()),
                 Step::Hearing(heard) => {
