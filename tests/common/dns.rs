@@ -34,24 +34,32 @@ impl Dnsmasq {
             cannot_run("dnsmasq is needed as a name server");
             return None;
         }
-        let address = match address.port() {
-            0 => UdpSocket::bind(address).and_then(|socket| socket.local_addr()).expect("a free port"),
-            _ => address,
-        };
         let directory = TempDir::with_prefix("spliced-dns-").expect("a temporary directory");
+        fs::write(directory.path().join("hosts"), hosts).expect("our own file");
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let mut server = Self { child: None, address, arguments, directory };
-        fs::write(server.hosts_file(), hosts).expect("our own file");
-        server.run();
-        Some(server)
+        loop {
+            if address.port() == 0 {
+                server.address = UdpSocket::bind(address).and_then(|socket| socket.local_addr()).expect("a free port");
+            }
+            if server.try_run() {
+                return Some(server);
+            }
+            assert!(address.port() == 0, "dnsmasq cannot listen on {address}");
+        }
     }
 
     fn hosts_file(&self) -> PathBuf {
         self.directory.path().join("hosts")
     }
 
-    /// Starts it, again where it was stopped; returns once it answers.
+    /// Starts it again where it was stopped; returns once it answers.
     pub(crate) fn run(&mut self) {
+        assert!(self.try_run(), "dnsmasq cannot listen on {} again", self.address);
+    }
+
+    /// Starts it; whether it answers, or has ended because somebody else has the port.
+    fn try_run(&mut self) -> bool {
         let mut command = Command::new("dnsmasq");
         command.args(["--keep-in-foreground", "--no-resolv", "--no-hosts", "--bind-interfaces", "--local=/example/"]);
         command.args([
@@ -65,6 +73,9 @@ impl Dnsmasq {
         command.arg(format!("--addn-hosts={}", self.hosts_file().display())).args(&self.arguments);
         self.child = Some(command.stdout(Stdio::null()).spawn().expect("dnsmasq starts"));
         eventually("dnsmasq answers", LONG, || {
+            if self.child.as_mut().is_some_and(|child| child.try_wait().expect("our own child").is_some()) {
+                return Ok(false);
+            }
             let socket = UdpSocket::bind((self.address.ip(), 0)).map_err(|e| e.to_string())?;
             socket.set_read_timeout(Some(Duration::from_millis(200))).map_err(|e| e.to_string())?;
             socket.connect(self.address).map_err(|e| e.to_string())?;
@@ -72,8 +83,8 @@ impl Dnsmasq {
             let name = Name::new_unchecked("up.example");
             query.questions.push(simple_dns::Question::new(name, TYPE::A.into(), CLASS::IN.into(), false));
             socket.send(&query.build_bytes_vec().expect("a question")).map_err(|e| e.to_string())?;
-            socket.recv(&mut [0; 512]).map(|_| ()).map_err(|e| e.to_string())
-        });
+            socket.recv(&mut [0; 512]).map(|_| true).map_err(|e| e.to_string())
+        })
     }
 
     /// Where it answers.
