@@ -465,11 +465,16 @@ fn forward() -> impl Strategy<Value = Forward> {
             )| {
                 let listen = vec![Listen { ip: IpAddr::from([0, 0, 0, 0]), ports }];
                 let udp = Udp { listen: if has_udp { listen.clone() } else { Vec::new() }, ..udp };
+                // What belongs to streams has no place beside datagrams.
+                let (send_proxy, accept_proxy) =
+                    if has_udp { (None, None) } else { (identity.1.send_proxy, identity.2) };
+                let transparent = identity.0.transparent && limits.1.is_empty() && !has_udp;
+                let check = if has_udp { None } else { balancing.check };
                 Forward {
                     name,
                     listen,
                     targets,
-                    balancing,
+                    balancing: Balancing { check, ..balancing },
                     engine: if arms.is_empty() { engine } else { Engine::Auto },
                     arms: arms
                         .into_iter()
@@ -489,10 +494,10 @@ fn forward() -> impl Strategy<Value = Forward> {
                         backlog: tcp.4,
                     },
                     stall_warning: times.1,
-                    egress: Egress { transparent: identity.0.transparent && limits.1.is_empty(), ..identity.1 },
+                    egress: Egress { transparent, send_proxy, ..identity.1 },
                     sources: limits.1,
                     udp,
-                    accept_proxy: identity.2,
+                    accept_proxy,
                     access: Access { allow, deny, ..Access::default() },
                 }
             },

@@ -259,3 +259,22 @@ fn endless_requests_and_too_many_clients_are_refused() {
     });
     spliced.finish();
 }
+
+/// An instance that has no place for one more client, or ends at that moment, closes without an answer. Whether the
+/// question still finds somebody is chance, so there are many.
+#[test]
+fn a_closed_connection_is_a_failure_that_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let control = directory.path().join("control.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&control).unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    for command in ["reload", "stats", "upgrade"] {
+        for _ in 0..30 {
+            let mut asked = Command::new(env!("CARGO_BIN_EXE_spliced"));
+            let output = asked.arg(command).arg("--control").arg(&control).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{command}: {said}");
+            assert!(said.contains("closed without an answer"), "{command}: {said}");
+        }
+    }
+}

@@ -5,12 +5,15 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::deadline::{LONG, throughout, until};
 use common::peer::{Echo, Reserved, backend, connect, echoes};
 use common::shortage::{NO_MORE, UsedUp};
 use common::spliced::{Launcher, Spliced, can_inject};
+use common::stats::Stats;
 
 /// The soft and hard limit of a running process.
 fn limits(spliced: &Spliced) -> (String, String) {
@@ -67,6 +70,48 @@ fn a_queued_connection_is_served_soon_after_descriptors_come_back() {
     assert!(freed.elapsed() < Duration::from_secs(2), "it waited {:?}", freed.elapsed());
     drop(clients);
     spliced.finish();
+}
+
+/// Each number is once odd and once even for the sessions, whatever else the process holds. A client that was taken
+/// without a descriptor for its backend would be ended after the time a connect may take.
+#[test]
+fn no_client_is_taken_without_a_descriptor_for_its_backend_and_questions_are_answered() {
+    for limit in [64_u8, 65] {
+        let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
+        // Loopback is a whole network: nobody else has this address.
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let address = SocketAddr::from(([127, limit, high, low.max(1)], 9464));
+        let spliced = Launcher::forward(port.address(), echo.address())
+            .option("--connect-timeout", "100ms")
+            .option("--metrics", address.to_string())
+            .descriptors(limit.into())
+            .start();
+        let mut clients = UsedUp::with_waiting(8, port.address());
+        throughout("out of descriptors", Duration::from_secs(1), || {
+            // One question, not tried again.
+            let stats = Stats::ask(spliced.control()).map_err(|e| format!("no statistics: {e}"))?;
+            if page(address).is_none_or(|page| !page.contains("spliced_")) {
+                return Err("no metrics".to_owned());
+            }
+            match stats.ends("no_descriptors") {
+                0 => Ok(()),
+                _ => Err(format!("limit {limit}: {}", stats.0)),
+            }
+        });
+        clients.serve_all();
+        drop(clients);
+        assert_eq!(spliced.stats().ends("no_descriptors"), 0, "nobody was turned away");
+        spliced.finish();
+    }
+}
+
+/// What the metrics endpoint answers.
+fn page(address: SocketAddr) -> Option<String> {
+    let mut stream = connect(address);
+    let mut answer = String::new();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").ok()?;
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
 }
 
 /// What the kernel says when the whole system is out of descriptors or memory, which a test must not bring about.

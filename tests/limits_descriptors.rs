@@ -44,10 +44,7 @@ fn storm(over: Duration) -> Cost {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(4096)), hard).expect("up to the hard limit");
     let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
-    // The last descriptor may be that of a client whose backend then has none: it waits like those in the queue, but no
-    // longer than it may for its backend.
-    let spliced =
-        Launcher::forward(port.address(), echo.address()).option("--connect-timeout", "120s").descriptors(64).start();
+    let spliced = Launcher::forward(port.address(), echo.address()).descriptors(64).start();
     let mut clients = UsedUp::with_waiting(8, port.address());
     let process = spliced.process();
     let (before, begun) = (process.cpu(), Instant::now());

@@ -9,6 +9,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use common::deadline::{LONG, until};
 use common::path::{Path, Via};
 use common::pattern::Pattern;
 use common::peer::{accept, backend, connect, connect_or_reset};
@@ -116,8 +117,10 @@ fn sessions_are_dealt_and_each_arm_is_true_to_its_name() {
         assert_eq!((count(&arm["first_byte_time"]), count(&arm["session_time"])), (dealt, dealt));
         assert!(number(arm, "/measured/bytes") <= dealt * (UP + DOWN + 2 * exchanged));
         assert!(arm["syscalls_per_gb"].is_f64() && arm["measured"]["cpu_seconds"].is_f64(), "{arm}");
-        let lines = spliced.logged(&format!(" arm={name} "));
-        assert_eq!(lines.len() as u64, dealt, "a line of the session log for each of its sessions");
+        // The log is written by a thread of its own.
+        until("a line of the session log for each of its sessions", LONG, || {
+            spliced.logged(&format!(" arm={name} ")).len() as u64 == dealt
+        });
     }
     // A read takes at most 8 KiB, and each is followed by a send.
     let least = dealt[1] * (UP + DOWN) / 8192 * 2;

@@ -223,3 +223,31 @@ fn without_a_terminal_it_is_text() {
     assert!(text.contains("/nonexistent/control.sock") && text.contains("is spliced running"), "{text}");
     spliced.finish();
 }
+
+/// Closing a window, or a connection that breaks, takes the terminal away and sends a signal.
+#[test]
+fn it_ends_with_its_terminal() {
+    let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
+    let spliced = Launcher::forward(port.address(), echo.address()).start();
+    let pty = openpty(None, None).unwrap();
+    let handle = || File::from(pty.slave.try_clone().unwrap());
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", env!("CARGO_BIN_EXE_spliced"), "top", "--control"]).arg(spliced.control());
+    let mut child = command.env("TERM", "xterm").stdin(handle()).stdout(handle()).stderr(handle()).spawn().unwrap();
+    drop((command, pty.slave));
+    let mut master = File::from(pty.master);
+    let mut shown = Vec::new();
+    while !shown.windows(5).any(|part| part == b"splic") {
+        let mut bytes = [0; 4096];
+        let n = master.read(&mut bytes).unwrap();
+        shown.extend_from_slice(&bytes[..n]);
+    }
+    drop(master);
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        eventually("top ends", LONG, || child.try_wait().unwrap().ok_or_else(|| "it runs".to_owned()))
+    }));
+    let _ = child.kill();
+    let _ = child.wait();
+    assert!(ended.is_ok());
+    spliced.finish();
+}

@@ -95,7 +95,14 @@ pub(crate) fn ask(control: &Path, command: &str) -> io::Result<String> {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "; no answer in time, is the process stopped?",
             _ => "",
         };
-        io::Error::new(error.kind(), format!("control socket {}: {error}{hint}", control.display()))
+        // A closed pipe means elsewhere that nobody wants to read our output, which is no failure.
+        let (kind, hint) = match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                (io::ErrorKind::ConnectionAborted, "; closed without an answer; too many clients ask at once?")
+            }
+            kind => (kind, hint),
+        };
+        io::Error::new(kind, format!("control socket {}: {error}{hint}", control.display()))
     };
     let mut stream = UnixStream::connect(control).map_err(explain)?;
     let limit = match command {

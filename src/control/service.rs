@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
@@ -14,6 +15,8 @@ use slab::Slab;
 
 /// Connections one service holds at a time; the next ones are closed at once.
 pub(super) const MAX_CONNECTIONS: usize = 64;
+/// Descriptors a service keeps, so that it answers when sessions have all others.
+const SPARES: usize = 2;
 /// Bytes of one request.
 pub(super) const MAX_REQUEST: usize = 8 * 1024;
 /// From accepting a connection to its end, answer included.
@@ -96,6 +99,8 @@ pub(super) struct Service<A: Acceptor> {
     connections: Slab<Connection<A::Stream>>,
     accept_again: Option<Instant>,
     accept_failing: bool,
+    /// Descriptors in reserve, as sockets that are never used.
+    spares: Vec<UnixDatagram>,
 }
 
 #[derive(Debug)]
@@ -132,7 +137,11 @@ impl<A: Acceptor> Service<A> {
         registry.register(&mut listener, Token(first_token), Interest::READABLE)?;
         let connections = Slab::with_capacity(MAX_CONNECTIONS);
         let listener = Some(listener);
-        Ok(Self { name, listener, first_token, connections, accept_again: None, accept_failing: false })
+        let spares = Vec::with_capacity(SPARES);
+        let accept_failing = false;
+        let mut service = Self { name, listener, first_token, connections, accept_again: None, accept_failing, spares };
+        service.fill_spares();
+        Ok(service)
     }
 
     /// The listening socket, while it is ours.
@@ -147,6 +156,7 @@ impl<A: Acceptor> Service<A> {
             // Another process may hold the socket, and then closing ours does not take it out of the poller.
             let _ = registry.deregister(&mut listener);
         }
+        self.spares.clear();
     }
 
     /// Whether an event with this token is for this service.
@@ -211,9 +221,12 @@ impl<A: Acceptor> Service<A> {
                 Ok(stream) => {
                     self.accept_failing = false;
                     self.add(stream, registry, now, answer);
+                    self.fill_spares();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The sessions have all descriptors: whoever wants to know why gets one that was kept for that.
+                Err(error) if is_exhausted(&error) && self.spares.pop().is_some() => {}
                 Err(error) => {
                     if !std::mem::replace(&mut self.accept_failing, true) {
                         warn!("{}: cannot accept: {error}; trying again every {ACCEPT_PAUSE:?}", self.name);
@@ -264,6 +277,18 @@ impl<A: Acceptor> Service<A> {
         if let Some(mut connection) = self.connections.try_remove(key) {
             // Closing the descriptor takes it out of the poller anyway; an error here changes nothing.
             let _ = registry.deregister(&mut connection.stream);
+            drop(connection);
+            self.fill_spares();
+        }
+    }
+
+    /// Keeps descriptors for when there are none; where there are none now, the next connection that closes gives one.
+    fn fill_spares(&mut self) {
+        while self.listener.is_some() && self.spares.len() < SPARES {
+            match UnixDatagram::unbound() {
+                Ok(socket) => self.spares.push(socket),
+                Err(_) => break,
+            }
         }
     }
 }
@@ -330,6 +355,10 @@ fn read(stream: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
             result => return result,
         }
     }
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 #[cfg(test)]

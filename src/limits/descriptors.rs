@@ -3,10 +3,10 @@
 use crate::plan::Plan;
 
 /// Descriptors of the process that belong to no session, worker or listener: standard streams, log, signals, control
-/// socket, metrics, and a few of their clients.
-const FIXED: u64 = 32;
-/// Descriptors of a worker: its poller and its waker.
-const PER_WORKER: u64 = 2;
+/// socket, metrics, a few of their clients, and those in reserve for them.
+const FIXED: u64 = 48;
+/// Descriptors of a worker: its poller, its waker, and two in reserve for backends.
+const PER_WORKER: u64 = 4;
 
 /// What to say at start when fewer descriptors are allowed than `max_connections` needs, with the numbers; `None` when
 /// they are enough, or when no number of sessions was asked for.
@@ -46,15 +46,15 @@ mod tests {
     #[test]
     fn is_said_with_numbers() {
         let said = shortfall(&plan("max_connections: 1000", "", ""), 1024, 2, 4).unwrap();
-        assert!(said.contains("max_connections of 1000 needs 2040 descriptors"), "{said}");
-        assert!(said.contains("1024 are allowed: about 492 sessions fit"), "{said}");
+        assert!(said.contains("max_connections of 1000 needs 2060 descriptors"), "{said}");
+        assert!(said.contains("1024 are allowed: about 482 sessions fit"), "{said}");
         let most = ", max_connections: 500";
         assert!(shortfall(&plan("", most, most), 1024, 2, 4).is_some(), "all forwards together");
     }
 
     #[test]
     fn is_not_said_without_need() {
-        assert_eq!(shortfall(&plan("max_connections: 1000", "", ""), 2040, 2, 4), None);
+        assert_eq!(shortfall(&plan("max_connections: 1000", "", ""), 2060, 2, 4), None);
         assert_eq!(shortfall(&plan("", "", ""), 64, 2, 4), None);
         assert_eq!(shortfall(&plan("", ", max_connections: 500", ""), 64, 2, 4), None, "the other has no limit");
     }

@@ -10,6 +10,7 @@ mod sample;
 mod view;
 
 use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event};
 use serde::Deserialize;
@@ -82,7 +85,10 @@ fn show(
     terminal.draw(|frame| view::draw(frame, app, palette))?;
     while !stop.load(Ordering::Relaxed) {
         let mut changed = false;
-        if event::poll(LOOK)? {
+        if !wait_for_keys()? {
+            return Ok(());
+        }
+        while event::poll(Duration::ZERO)? {
             match event::read()? {
                 Event::Key(key) if !app.key(key) => return Ok(()),
                 Event::Key(_) | Event::Resize(..) => changed = true,
@@ -97,6 +103,20 @@ fn show(
         }
     }
     Ok(())
+}
+
+/// Waits for a key, a signal or a short time; `false` when the terminal is gone. Who reads the keys would try for ever
+/// then, without a pause and without a look at what a signal has said.
+fn wait_for_keys() -> io::Result<bool> {
+    let stdin = io::stdin();
+    let mut keys = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut keys, PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO)) {
+        Ok(_) => {}
+        Err(Errno::EINTR) => return Ok(true),
+        Err(errno) => return Err(errno.into()),
+    }
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    Ok(!stdin.is_terminal() || !keys[0].revents().is_some_and(|events| events.intersects(gone)))
 }
 
 /// Asks on a thread of its own until the other end of `stopped` is gone.

@@ -93,7 +93,13 @@ impl Successor {
             }
             Ok(successor)
         };
-        begin().map_err(|error| error.to_string())
+        begin().map_err(|error| match error.raw_os_error() {
+            Some(_) => format!(
+                "cannot open the channel to a new process: {error}; raise the limit on descriptors (ulimit -n, \
+                 LimitNOFILE=), or try again when fewer sessions are open"
+            ),
+            None => error.to_string(),
+        })
     }
 
     /// The new process's id.

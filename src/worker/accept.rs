@@ -49,6 +49,9 @@ impl Worker {
     }
 
     fn accept_one(&mut self, index: usize) {
+        if let Err(e) = self.reserve.fill() {
+            return self.starve(&format!("cannot accept connections: {e}"));
+        }
         let forward = self.parts.listeners[index].forward;
         let limits = &self.parts.routes[forward].edition.limits;
         let (admission, told) = self.parts.shared.limits.admit(limits, self.parts.id, self.now_us);
@@ -68,9 +71,11 @@ impl Worker {
         let forward = listener.forward;
         match sys::accept(&listener.socket) {
             Ok((socket, client)) => {
+                self.reserve.note(&socket);
                 let (listener, port_offset) = (listener.index, listener.port_offset);
                 let hop = self.parts.shared.trace.look_up(client, || sys::meant_for(&socket));
-                let accepted = Accepted { socket, client, forward, listener, port_offset, hop, ticket: None };
+                let accepted =
+                    Accepted { socket, client, forward, listener, port_offset, hop, ticket: None, spare: None };
                 if let Admission::Refuse(reason) = admission {
                     return self.turn_down(&accepted, reason);
                 }
@@ -131,7 +136,8 @@ impl Worker {
     /// spreads connections by hash, which is uneven for few and heavy sessions. Where sessions are gathered they move
     /// later, once they have shown that they last.
     fn hand_on(&mut self, accepted: Accepted) {
-        let (me, load) = (&self.parts.me, |peer: &Peer| peer.load.load(Ordering::Relaxed));
+        let load = |peer: &Peer| peer.load.load(Ordering::Relaxed);
+        let me = &self.parts.me;
         if self.parts.board.gathers() {
             me.load.fetch_add(1, Ordering::Relaxed);
             return self.begin(accepted);
@@ -142,12 +148,17 @@ impl Worker {
         // Exact while sessions are few; with many, an eighth more is not worth a wake-up each.
         if surplus > mine / 8 && !Arc::ptr_eq(least, me) && self.life == Life::Serving {
             least.load.fetch_add(1, Ordering::Relaxed);
-            match least.mailbox.post(Message::Accepted(accepted)) {
-                Ok(()) => return self.parts.stats.handed_over.add(1),
+            let least = Arc::clone(least);
+            let spare = self.provision();
+            match least.mailbox.post(Message::Accepted(Accepted { spare, ..accepted })) {
+                Ok(()) => {
+                    self.refill();
+                    return self.parts.stats.handed_over.add(1);
+                }
                 // That worker is gone; its count stays high, so that it is not asked again.
                 Err(Message::Accepted(back)) => {
                     least.load.store(GONE, Ordering::Relaxed);
-                    me.load.fetch_add(1, Ordering::Relaxed);
+                    self.parts.me.load.fetch_add(1, Ordering::Relaxed);
                     return self.begin(back);
                 }
                 Err(_) => return,
@@ -158,11 +169,12 @@ impl Worker {
     }
 
     /// Makes a session of a connection. Its slot and its place in the load table are taken already.
-    pub(super) fn begin(&mut self, accepted: Accepted) {
+    pub(super) fn begin(&mut self, mut accepted: Accepted) {
+        self.reserve.add(accepted.spare.take());
         if self.parts.routes[accepted.forward].forward().udp.targets == Some(Transport::Udp) {
             return self.begin_tunnel(accepted);
         }
-        let Accepted { socket, client, forward, listener, port_offset, hop, ticket } = accepted;
+        let Accepted { socket, client, forward, listener, port_offset, hop, ticket, spare: _ } = accepted;
         self.parts.routes.open(forward);
         let route = &self.parts.routes[forward];
         let plan = route.forward();

@@ -107,7 +107,7 @@ impl Worker {
         if !is_watched && !self.watch_client(key) {
             return;
         }
-        let step = self.connect_with(key, Session::connect);
+        let step = self.connect_first(key);
         self.settle(key, step);
     }
 }

@@ -115,13 +115,15 @@ pub struct Accepted {
     pub(super) hop: Hop,
     /// What limits per source count it as.
     pub(super) ticket: Option<Box<Ticket>>,
+    /// A descriptor that is as good as its backend's, when they are scarce.
+    pub(super) spare: Option<Socket>,
 }
 
 #[cfg(test)]
 impl Accepted {
     /// A connection to the first forward, as if another worker had accepted it.
     pub(crate) fn of(socket: Socket, client: SocketAddr) -> Self {
-        Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default(), ticket: None }
+        Self { socket, client, forward: 0, listener: 0, port_offset: 0, hop: Hop::default(), ticket: None, spare: None }
     }
 }
 

@@ -17,6 +17,7 @@ mod end;
 mod gather;
 mod mailbox;
 mod orders;
+mod reserve;
 mod routes;
 mod stall;
 mod trial;
@@ -31,6 +32,7 @@ use mio::{Events, Poll, Token};
 use slab::Slab;
 
 pub use self::mailbox::{Accepted, Change, Learn, Mailbox, Message, Peer};
+use self::reserve::Reserve;
 pub use self::routes::{Edition, Route, Routes};
 use self::stall::Stalls;
 use self::trial::Trial;
@@ -130,6 +132,8 @@ pub struct Worker {
     /// What sessions hold of limits.
     passes: Passes,
     stalls: Stalls,
+    /// Descriptors for the backends of clients that are accepted last.
+    reserve: Reserve,
     clock: Instant,
     now_us: u64,
     /// Listeners that may have connections. Only these are looked at: there may be thousands of others.
@@ -192,6 +196,7 @@ impl Worker {
             bursts: Bursts::default(),
             ordinary: false,
             stalls: Stalls::default(),
+            reserve: Reserve::new(),
             // Large enough to be mapped, so that it grows in place and untouched room costs nothing.
             sessions: Slab::with_capacity(4096),
             datagrams: Table::default(),
@@ -249,6 +254,7 @@ impl Worker {
             let told = std::mem::take(&mut self.told);
             if self.unpause(freed, told) || freed {
                 self.retry();
+                self.refill();
             }
             self.accept();
             self.look_round();

@@ -191,8 +191,14 @@ fn run(plan: &Plan) -> usize {
     assert!(plan.outcome == Outcome::MayEnd || broken == 0, "{broken} sessions broke: {ends}");
     // A client that resets before its connection was taken leaves nothing to count.
     assert!((broken..=broken + reset).contains(&badly), "{broken} broke and {reset} were reset, counted are: {ends}");
-    assert!(met > 0 || !plan.is_certain(), "the fault was never met");
     stage.clear();
+    met
+}
+
+/// Pipes of the pool may do for a whole run, so that no call is made that could fail: then it is run again.
+fn run_until_met(plan: &Plan) -> usize {
+    let met = (0..4).map(|_| run(plan)).find(|met| *met > 0).unwrap_or(0);
+    assert!(met > 0 || !plan.is_certain(), "the fault was never met");
     met
 }
 
@@ -209,7 +215,7 @@ fn run_all(plans: &[Plan]) {
             scope.spawn(|| {
                 while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let start = Instant::now();
-                    let result = catch_unwind(AssertUnwindSafe(|| run(plan)));
+                    let result = catch_unwind(AssertUnwindSafe(|| run_until_met(plan)));
                     let text = match &result {
                         Ok(met) => format!("met {met} times"),
                         Err(panic) => format!("FAILED: {}", why(panic.as_ref())),
