@@ -42,6 +42,7 @@ use crate::address::Address;
 use crate::gather::{Board, Transit};
 use crate::limits;
 use crate::listener::Shortage;
+use crate::names::Known;
 use crate::plan::{Plan, Scheduling};
 use crate::stats::{ForwardSnapshot, SessionRecord, WorkerState};
 use crate::sys;
@@ -183,6 +184,12 @@ impl Fleet {
     #[must_use]
     pub fn sources_known(&self) -> usize {
         self.shared.limits.sources_known(self.ledger.limits())
+    }
+
+    /// How each name of the plan stands.
+    #[must_use]
+    pub fn names(&self) -> &Known {
+        self.names.known()
     }
 
     /// Workers that have panicked so far.

@@ -8,6 +8,7 @@ mod client;
 pub(crate) mod example;
 mod limits;
 mod listen;
+mod names;
 mod nets;
 mod targets;
 mod udp;
@@ -21,6 +22,7 @@ use std::time::Duration;
 pub use self::client::{AcceptProxy, Egress};
 pub use self::limits::{Limits, Rate, WhenFull};
 pub use self::listen::{Listen, ListenOptions, Local};
+pub use self::names::{Resolve, Resolving};
 pub use self::nets::{NetFile, NetSet, Summary};
 pub use self::targets::{Balance, Balancing, Check, Health, OnDown};
 pub use self::udp::{Transport, Udp};
@@ -51,6 +53,8 @@ pub struct Plan {
     pub metrics: Option<SocketAddr>,
     /// One line per finished session.
     pub log: LogPlan,
+    /// How names are looked up.
+    pub resolving: Resolving,
     /// File that holds the process id while the process runs.
     pub pid_file: Option<PathBuf>,
     /// What the process keeps of its rights once its listeners are bound.
@@ -102,7 +106,8 @@ pub struct Forward {
     pub access: Access,
 }
 
-/// A range of ports, both ends included; a single port is a range of one. Contains 0 only as [`Ports::NONE`].
+/// A range of ports, both ends included; a single port is a range of one. Contains 0 only as [`Ports::NONE`] and
+/// [`Ports::BY_RECORD`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ports {
     /// The first port.
@@ -116,7 +121,8 @@ pub struct Ports {
 pub struct Target {
     /// Address or name.
     pub host: Host,
-    /// One port for every listener, or a range as long as the listener's, mapped one to one.
+    /// One port for every listener, or a range as long as the listener's, mapped one to one. Of a service it is
+    /// [`Ports::BY_RECORD`], and means nothing.
     pub ports: Ports,
     /// Share of new sessions relative to the other targets: 1 to 256.
     pub weight: u16,
@@ -129,7 +135,7 @@ pub struct Target {
 }
 
 /// A host as the user wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {
     /// A literal address.
     Ip(IpAddr),
@@ -137,6 +143,8 @@ pub enum Host {
     Name(String),
     /// A unix socket; the ports of its target are [`Ports::NONE`].
     Unix(UnixName),
+    /// The name of a service (SRV, RFC 2782), whose records say hosts, ports, weights and priorities.
+    Service(String),
 }
 
 /// How bytes move between the sockets of a session.
@@ -360,6 +368,8 @@ pub enum Pattern {
 impl Ports {
     /// What stands in for the ports of a unix socket, which has none.
     pub const NONE: Self = Self { first: 0, last: 0 };
+    /// Stands where the records of a service say the port.
+    pub const BY_RECORD: Self = Self { first: 0, last: 0 };
 
     /// A single port.
     #[must_use]
@@ -394,12 +404,6 @@ impl Target {
     #[must_use]
     pub fn new(host: Host, ports: Ports) -> Self {
         Self { host, ports, weight: 1, backup: false, max_connections: None, slow_start: None }
-    }
-
-    /// The port of sessions whose listener's port has that place in its range.
-    #[must_use]
-    pub fn port(&self, offset: u16) -> u16 {
-        if self.ports.len() > 1 { self.ports.first + offset } else { self.ports.first }
     }
 }
 
@@ -556,13 +560,24 @@ impl fmt::Display for Ports {
     }
 }
 
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Name(name) => f.write_str(name),
+            Self::Service(name) => write!(f, "srv:{name}"),
+            Self::Unix(name) => name.fmt(f),
+        }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
             Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.ports),
             Host::Ip(ip) => write!(f, "{ip}:{}", self.ports),
             Host::Name(name) => write!(f, "{name}:{}", self.ports),
-            Host::Unix(name) => name.fmt(f),
+            own @ (Host::Service(_) | Host::Unix(_)) => own.fmt(f),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a good configuration of each format becomes.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use spliced::config::{Format, ForwardOptions, Lookup, Maybe, Overrides, parse, p
 use spliced::plan::{
     AcceptProxy, Access, Arm, Balance, Balancing, Check, Confinement, Egress, Engine, Forward, Health, Host, Keep,
     Limits, Listen, ListenOptions, Local, LogFormat, LogPlan, OnDown, Pattern, Pin, Plan, Ports, Privileges, Rate,
-    RunAs, Scheduling, Target, TcpOptions, Timeouts, Udp, WhenFull,
+    Resolve, Resolving, RunAs, Scheduling, Target, TcpOptions, Timeouts, Udp, WhenFull,
 };
 use spliced::proxy::Version;
 
@@ -71,6 +71,7 @@ fn yaml_defaults() {
         control: None,
         metrics: None,
         log: LogPlan::default(),
+        resolving: Resolving::default(),
         pid_file: None,
         privileges: Default::default(),
         forwards: vec![forward],
@@ -208,7 +209,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             proptest::option::of(1u64..=1_000_000_000),
             proptest::option::of(0u64..1_000_000_000),
         ),
-        (path(), path(), path(), proptest::option::of(1u16..), privileges()),
+        (path(), path(), path(), proptest::option::of(1u16..), privileges(), resolving()),
         prop_oneof![Just(LogFormat::Text), Just(LogFormat::Json), Just(LogFormat::Rinetd), Just(LogFormat::Common)],
         (patterns(), patterns(), proptest::collection::vec(forward(), 1..4)),
     );
@@ -216,7 +217,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         |(
             (workers, pin, gather, scheduling),
             (most, most_per_source, drain),
-            (control, file, pid_file, metrics, privileges),
+            (control, file, pid_file, metrics, privileges, resolving),
             format,
             (allow, deny, mut all),
         )| {
@@ -247,12 +248,25 @@ fn plans() -> impl Strategy<Value = Plan> {
                 control,
                 metrics: metrics.map(|port| ([127, 0, 0, 1], port).into()),
                 log: LogPlan { format, file },
+                resolving,
                 pid_file,
                 privileges,
                 forwards: all,
             }
         },
     )
+}
+
+fn resolving() -> impl Strategy<Value = Resolving> {
+    let how = prop_oneof![Just(Resolve::Dns), Just(Resolve::System)];
+    let server = (any::<IpAddr>(), 1u16..).prop_filter_map("a name server", |(ip, port)| {
+        let ip = ip.to_canonical();
+        (!ip.is_unspecified() && !ip.is_multicast()).then(|| SocketAddr::new(ip, port))
+    });
+    let servers = proptest::collection::hash_set(server, 0..3).prop_map(|all| all.into_iter().collect());
+    let time = || (100u64..=86_400_000).prop_map(Duration::from_millis);
+    (how, servers, proptest::option::of(time()), time(), time())
+        .prop_map(|(how, servers, interval, least, most)| Resolving { how, servers, interval, least, most })
 }
 
 fn privileges() -> impl Strategy<Value = Privileges> {
@@ -388,15 +402,16 @@ fn balancing() -> impl Strategy<Value = Balancing> {
     (
         balance,
         proptest::option::of(0u32..=1000),
-        proptest::option::of(ms(1, 1_000_000)),
+        (proptest::option::of(ms(1, 1_000_000)), proptest::option::of(ms(10, 3_600_000))),
         proptest::option::of(health),
         proptest::option::of(check),
         prop_oneof![Just(OnDown::Keep), Just(OnDown::End)],
     )
-        .prop_map(|(balance, retries, attempt_timeout, health, check, on_down)| Balancing {
+        .prop_map(|(balance, retries, (attempt_timeout, attempt_delay), health, check, on_down)| Balancing {
             balance,
             retries,
             attempt_timeout,
+            attempt_delay,
             health,
             check,
             on_down,
@@ -416,13 +431,15 @@ fn forward() -> impl Strategy<Value = Forward> {
     let ports = (1u16..60000, 0u16..3).prop_map(|(first, more)| Ports { first, last: first + more });
     let host = prop_oneof![
         any::<IpAddr>().prop_map(|ip| Host::Ip(ip.to_canonical())),
-        "[a-z][a-z0-9_]{0,8}(\\.[a-z]{1,8})?\\.?".prop_map(Host::Name)
+        "[a-z][a-z0-9_]{0,8}(\\.[a-z]{1,8})?\\.?".prop_map(Host::Name),
+        "_[a-z]{1,8}\\._tcp\\.[a-z]{1,8}".prop_map(Host::Service)
     ];
     let most = proptest::option::of(1u64..=1_000_000_000);
     let slow = proptest::option::of((1000u64..=86_400_000).prop_map(Duration::from_millis));
     let target = (host, 1u16.., 1u16..=256, any::<bool>(), most, slow).prop_map(
         |(host, port, weight, backup, max_connections, slow_start)| {
-            let (ports, max) = (Ports::one(port), max_connections);
+            let service = matches!(host, Host::Service(_));
+            let (ports, max) = (if service { Ports::BY_RECORD } else { Ports::one(port) }, max_connections);
             Target { weight, backup, max_connections: max, slow_start, ..Target::new(host, ports) }
         },
     );

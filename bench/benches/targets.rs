@@ -30,7 +30,8 @@ fn targets(c: &mut Criterion) {
                 b.iter(|| {
                     client = client.wrapping_add(1);
                     let client = IpAddr::from(black_box(client).to_be_bytes());
-                    let ask = Ask { client: SocketAddr::new(client, 0).into(), port_offset: 0, tried: &[], now_ms: 1 };
+                    let client = SocketAddr::new(client, 0).into();
+                    let ask = Ask { client, port_offset: 0, tried: &[], rival_of: None, now_ms: 1 };
                     assert!(matches!(black_box(upstreams.choose(&ask)), Pick::To { .. }));
                 });
             });

@@ -17,13 +17,14 @@ type Target = (&'static str, fn(&[u8]));
 
 /// The targets; each has its corpus in the directory of its name.
 #[allow(dead_code, reason = "a fuzz target is one of them")]
-pub(crate) const TARGETS: [Target; 7] = [
+pub(crate) const TARGETS: [Target; 8] = [
     ("yaml", yaml),
     ("lines", lines),
     ("toml", toml),
     ("any", any),
     ("value", value),
     ("request", request),
+    ("dns", dns),
     ("header", header),
 ];
 
@@ -107,6 +108,11 @@ pub(crate) fn value(input: &[u8]) {
     ] {
         format(Format::Yaml, &yaml);
     }
+}
+
+/// What a name server sends.
+pub(crate) fn dns(input: &[u8]) {
+    spliced::names::any_answer(input);
 }
 
 /// A stream whose bytes arrive in pieces.

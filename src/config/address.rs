@@ -11,7 +11,8 @@ use crate::address::UnixName;
 use crate::plan::{Host, Listen, Local, Pattern, Ports, Transport};
 
 pub(super) const LISTEN: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000), with udp: before it for datagrams, or unix:/PATH or unix:@NAME";
-pub(super) const TARGET: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), or unix:/PATH or unix:@NAME";
+pub(super) const TARGET: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), or srv:NAME, or unix:/PATH or unix:@NAME";
+pub(super) const SERVICE: &str = "the name of a service without a port, such as _web._tcp.example.com";
 pub(super) const PORT: &str = "a port from 1 to 65535, or a range such as 9000-9010";
 pub(super) const PATTERN: &str =
     "an address (10.0.0.1), a network (10.0.0.0/8, fd00::/8), or a text with * and ? (192.168.*.1?)";
@@ -97,6 +98,14 @@ pub(super) fn host(text: &str) -> Result<Host, String> {
     Ok(Host::Name(text.to_ascii_lowercase()))
 }
 
+/// The name of a service, which says its ports itself.
+pub(super) fn service(text: &str) -> Result<Host, String> {
+    match host(text) {
+        Ok(Host::Name(name)) => Ok(Host::Service(name)),
+        _ => Err(found(text, SERVICE)),
+    }
+}
+
 /// One port of decimal digits, or what is found instead.
 fn port(text: &str) -> Result<u16, String> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -173,6 +182,9 @@ pub(super) fn target(text: &str) -> Result<(Option<Transport>, Host, Ports), Str
         return name.map(|name| (None, Host::Unix(name), Ports::NONE));
     }
     let (transport, address) = transport(text);
+    if let Some(name) = address.strip_prefix("srv:") {
+        return service(name).map(|host| (transport, host, Ports::BY_RECORD));
+    }
     host_and_ports(address, TARGET).map(|(host, ports)| (transport, host, ports))
 }
 
@@ -198,7 +210,7 @@ fn unix(text: &str, allowed: &str) -> Option<Result<UnixName, String>> {
 pub(super) fn addresses(host: Host, lookup: &Lookup) -> Result<Vec<IpAddr>, String> {
     let name = match host {
         Host::Ip(ip) => return Ok(vec![ip]),
-        Host::Name(name) => name,
+        Host::Name(name) | Host::Service(name) => name,
         Host::Unix(name) => return Err(format!("found {name}; allowed: {HOST}")),
     };
     let fault = |why: &str| format!("found host name {}, which has no address ({why}); allowed: {HOST}", quoted(&name));
@@ -342,6 +354,11 @@ mod tests {
         assert_eq!(target("DB.example.:5432"), Ok((None, Host::Name("db.example.".into()), Ports::one(5432))));
         assert_eq!(target("[fd00::2]:1"), Ok((None, Host::Ip(ip("fd00::2")), Ports::one(1))));
         assert_eq!(target("udp:ns:53"), Ok((Some(Transport::Udp), Host::Name("ns".into()), Ports::one(53))));
+        let service = Host::Service("_web._tcp.example".into());
+        assert_eq!(target("srv:_Web._tcp.example"), Ok((None, service, Ports::BY_RECORD)));
+        for bad in ["srv:", "srv:10.0.0.1", "srv:_web._tcp.example:80", "srv:::1"] {
+            assert!(target(bad).unwrap_err().contains("; allowed: the name of a service"), "{bad}");
+        }
     }
 
     #[test]

@@ -349,6 +349,8 @@ impl<'p> Ways<'p> {
             match &target.host {
                 Host::Unix(_) => {}
                 Host::Ip(ip) => ways.extend(reached(ip)),
+                // Where its records lead is known only while running.
+                Host::Service(_) => {}
                 Host::Name(name) => {
                     let late = self.begun.elapsed() > PATIENCE;
                     let ask = || if late { Vec::new() } else { (self.lookup.names)(name).unwrap_or_default() };

@@ -12,7 +12,7 @@ use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
     Access, AccessFiles, Balancing, Egress, Engine, Forward, Health, Limits, Listen, ListenOptions, LogPlan, NetFile,
-    Pattern, Plan, Privileges, Target, TcpOptions, Timeouts, Transport, Udp,
+    Pattern, Plan, Privileges, Resolving, Target, TcpOptions, Timeouts, Transport, Udp,
 };
 
 /// Everything one file says.
@@ -101,6 +101,16 @@ impl Draft {
             control: process.control,
             metrics: process.metrics,
             log: LogPlan { format: process.log_format.unwrap_or_default(), file: process.log_file },
+            resolving: {
+                let default = Resolving::default();
+                Resolving {
+                    how: process.resolve.unwrap_or_default(),
+                    servers: process.resolvers.map_or_else(Vec::new, |servers| servers.0),
+                    interval: process.resolve_interval.and_then(|time| time.0),
+                    least: process.resolve_min.unwrap_or(default.least),
+                    most: process.resolve_max.unwrap_or(default.most),
+                }
+            },
             pid_file: process.pid_file,
             privileges: Privileges {
                 user: process.user,
@@ -168,6 +178,7 @@ impl DraftForward {
                 balance: options.balance.unwrap_or_default(),
                 retries: options.retries.and_then(|n| n.0),
                 attempt_timeout: options.connect_attempt_timeout.and_then(|time| time.0),
+                attempt_delay: options.connect_attempt_delay.map_or(Some(Balancing::ATTEMPT_DELAY), |time| time.0),
                 health: options.health.map_or(Some(Health::default()), |health| health.0),
                 check: options.check.clone().and_then(|check| check.0),
                 on_down: options.on_down.unwrap_or_default(),

@@ -9,12 +9,13 @@ use clap::Args;
 use super::engine::EngineOption;
 use super::error::Fault;
 use super::limit::Sources;
+use super::names::Resolvers;
 use super::node::{Key, Node};
 use super::value::{self, Maybe};
 use super::{address, node};
 use crate::plan::{
-    AcceptProxy, Balance, Check, Confinement, Health, Keep, LogFormat, OnDown, Pattern, Pin, Rate, RunAs, Scheduling,
-    WhenFull,
+    AcceptProxy, Balance, Check, Confinement, Health, Keep, LogFormat, OnDown, Pattern, Pin, Rate, Resolve, RunAs,
+    Scheduling, WhenFull,
 };
 use crate::proxy::Version;
 
@@ -80,6 +81,23 @@ options! {
         /// none until the last one ends [default: none]
         #[arg(value_name = "TIME", help_heading = "Limits and time")]
         upgrade_drain_timeout: Maybe<Duration> = drain, DRAIN;
+        /// Who looks names up: dns asks name servers and keeps to the time an answer holds, and leaves to the system what
+        /// these cannot know; system leaves all of it to the C library, every 30 seconds [default: dns]
+        #[arg(value_name = "HOW", help_heading = "Names")]
+        resolve: Resolve = resolve, RESOLVE;
+        /// From one look-up of a name to the next: ttl as long as its answer holds, or a time such as 10s [default: ttl]
+        #[arg(value_name = "TIME", help_heading = "Names")]
+        resolve_interval: Maybe<Duration> = resolve_interval, RESOLVE_INTERVAL;
+        /// The longest an answer is taken to hold: a time such as 10m [default: 1h]
+        #[arg(value_name = "TIME", help_heading = "Names")]
+        resolve_max: Duration = resolve_bound, RESOLVE_BOUND;
+        /// The shortest an answer is taken to hold: a time such as 5s [default: 1s]
+        #[arg(value_name = "TIME", help_heading = "Names")]
+        resolve_min: Duration = resolve_bound, RESOLVE_BOUND;
+        /// Name servers to ask, and no others: addresses such as 10.0.0.53 or [::1]:5353, several with commas
+        /// [default: none, those of /etc/resolv.conf]
+        #[arg(value_name = "ADDRESS", help_heading = "Names")]
+        resolvers: Resolvers = resolvers, RESOLVERS;
         /// Serve metrics and health over HTTP here, such as 127.0.0.1:9464 [default: off]
         #[arg(value_name = "ADDRESS:PORT", help_heading = "Watching")]
         metrics: SocketAddr = metrics, METRICS;
@@ -133,6 +151,10 @@ options! {
         /// How many other addresses are tried when connecting fails: a number, or all to try each once [default: all]
         #[arg(value_name = "N", help_heading = "Targets")]
         retries: Maybe<u32> = retries, RETRIES;
+        /// With addresses of both families behind a name: how long one is waited for before one of the other is tried beside
+        /// it, and the first to answer is taken; a time such as 250ms, or none [default: 250ms]
+        #[arg(value_name = "TIME", help_heading = "Targets")]
+        connect_attempt_delay: Maybe<Duration> = attempt_delay, ATTEMPT_DELAY;
         /// How long one address may take to answer before the next is tried: a time such as 500ms; auto shares what is left
         /// of --connect-timeout among those that are left [default: auto]
         #[arg(value_name = "TIME", help_heading = "Targets")]

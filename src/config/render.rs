@@ -8,7 +8,7 @@ use super::client::write_accept_proxy;
 use super::limit::{write_bytes, write_connections};
 use super::target::{write_check, write_health, write_target};
 use super::value::{Size, Time};
-use crate::plan::{Forward, LogFormat, NetFile, Pattern, Pin, Plan, Scheduling};
+use crate::plan::{Forward, LogFormat, NetFile, Pattern, Pin, Plan, Resolving, Scheduling};
 
 /// The plan as YAML that reads back to the same plan. What all forwards have in common stands at the top level.
 #[must_use]
@@ -59,6 +59,14 @@ pub(super) fn process(plan: &Plan) -> Vec<(&'static str, String)> {
     line("max_connections_per_source", plan.max_connections_per_source.map_or("none".into(), |n| n.to_string()));
     line("drain_timeout", time(plan.drain));
     line("upgrade_drain_timeout", time(plan.upgrade_drain));
+    let Resolving { how, servers, interval, least, most } = &plan.resolving;
+    line("resolve", how.to_string());
+    line("resolve_interval", interval.map_or("ttl".to_owned(), |interval| Time(interval).to_string()));
+    line("resolve_max", Time(*most).to_string());
+    line("resolve_min", Time(*least).to_string());
+    if !servers.is_empty() {
+        line("resolvers", list(servers.iter().map(|server| quote(&server.to_string()))));
+    }
     if let Some(metrics) = plan.metrics {
         line("metrics", quote(&metrics.to_string()));
     }
@@ -124,7 +132,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 39] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 40] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -132,6 +140,7 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 39] {
         ("pipe_size", size(forward.pipe_size)),
         ("balance", forward.balancing.balance.to_string()),
         ("retries", forward.balancing.retries.map_or("all".to_owned(), |n| n.to_string())),
+        ("connect_attempt_delay", time(forward.balancing.attempt_delay)),
         ("connect_attempt_timeout", forward.balancing.attempt_timeout.map_or("auto".to_owned(), |at| time(Some(at)))),
         ("health", write_health(forward.balancing.health.as_ref())),
         ("check", write_check(forward.balancing.check.as_ref())),

@@ -7,18 +7,19 @@ use super::error::{Fault, Mark, found, quoted};
 use super::node::{Node, Value, set_once};
 use super::render::quote;
 use super::value::{MAX_CONNECTIONS, Maybe, Time, WEIGHT, max_connections, number, time, weight};
-use crate::plan::{Balance, Check, Forward, Health, OnDown, Target, Transport};
+use crate::plan::{Balance, Check, Forward, Health, OnDown, Ports, Target, Transport};
 
 pub(super) const BALANCE: &str = "round_robin, least_connections, source_hash, random_two";
 pub(super) const ON_DOWN: &str = "keep, end";
 pub(super) const RETRIES: &str = "all, or a number from 0 to 1000";
 pub(super) const ATTEMPT_TIMEOUT: &str = "auto, or a time from 1ms to 365d, such as 250ms or 2s";
+pub(super) const ATTEMPT_DELAY: &str = "none, or a time from 10ms to 1h, such as 250ms";
 pub(super) const HEALTH: &str = "none, or fails (1 to 1000), eject and eject_max (100ms to 1d, eject_max not below eject), such \
      as fails=3,eject=10s,eject_max=5m, in a file also {fails: 3, eject: 10s, eject_max: 5m}";
 pub(super) const CHECK: &str = "none, connect, or interval (100ms to 1d), timeout (10ms to 1h), rise and fall (1 to 100) and \
      port, such as interval=2s,timeout=1s,rise=2,fall=3, in a file also {send: \"PING\\r\\n\", expect: \"+PONG\", interval: 2s}";
 pub(super) const TARGET: &str =
-    "HOST:PORT, or a mapping of address (or to), weight, backup, max_connections and slow_start";
+    "HOST:PORT, srv:NAME, or a mapping of address (or to, or srv), weight, backup, max_connections and slow_start";
 const SLOW_START: &str = "none, or a time from 1s to 1d, such as 30s or 2m";
 const BACKUP: &str = "true, false";
 const TEXT: &str = "text of 1 to 1024 bytes";
@@ -56,6 +57,13 @@ pub(super) fn attempt_timeout(text: &str) -> Result<Maybe<Duration>, String> {
         return Ok(Maybe(None));
     }
     time(text, 1, 365 * DAY_MS, ATTEMPT_TIMEOUT).map(|time| Maybe(Some(time)))
+}
+
+pub(super) fn attempt_delay(text: &str) -> Result<Maybe<Duration>, String> {
+    if text == "none" {
+        return Ok(Maybe(None));
+    }
+    time(text, 10, DAY_MS / 24, ATTEMPT_DELAY).map(|time| Maybe(Some(time)))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the limits fit")]
@@ -175,10 +183,16 @@ pub(super) fn target(node: &Node) -> Result<(Mark, Option<Transport>, Target), F
         return Ok((node.mark, transport, Target::new(host, ports)));
     };
     let (mut to, mut share, mut most, mut slow, mut backup) = (None, None, None, None, false);
-    for (key, value) in node.entries(TARGET, &["address", "to", "weight", "backup", "max_connections", "slow_start"])? {
+    for (key, value) in
+        node.entries(TARGET, &["address", "srv", "to", "weight", "backup", "max_connections", "slow_start"])?
+    {
         match key.text.as_str() {
             name @ ("address" | "to") => {
                 set_once(&mut to, name, key, value, |text| Ok((value.mark, address::target(text)?)), address::TARGET)?;
+            }
+            "srv" => {
+                let service = |text: &str| Ok((value.mark, (None, address::service(text)?, Ports::BY_RECORD)));
+                set_once(&mut to, "srv", key, value, service, address::SERVICE)?;
             }
             "backup" => match value.value {
                 Value::Bool(is) => backup = is,

@@ -17,9 +17,12 @@ use super::error::{found, quoted};
 pub(super) use super::limit::{
     BYTE_RATE, CONNECTION_RATE, SOURCES, WHEN_FULL, byte_rate, connection_rate, sources, when_full,
 };
+pub(super) use super::names::{
+    RESOLVE, RESOLVE_BOUND, RESOLVE_INTERVAL, RESOLVERS, resolve, resolve_bound, resolve_interval, resolvers,
+};
 pub(super) use super::target::{
-    ATTEMPT_TIMEOUT, BALANCE, CHECK, HEALTH, ON_DOWN, RETRIES, attempt_timeout, balance, check, health, on_down,
-    retries,
+    ATTEMPT_DELAY, ATTEMPT_TIMEOUT, BALANCE, CHECK, HEALTH, ON_DOWN, RETRIES, attempt_delay, attempt_timeout, balance,
+    check, health, on_down, retries,
 };
 use crate::plan::{Confinement, Keep, LogFormat, Pin, RunAs, Scheduling};
 

@@ -5,7 +5,7 @@ use super::draft::{Draft, DraftForward, nothing_to_forward};
 use super::error::Fault;
 use super::node::{Key, Node};
 use super::options::{ForwardOptions, ProcessOptions};
-use super::{client, limit, nets, target, tree, value};
+use super::{client, limit, names, nets, target, tree, value};
 use crate::plan::Pattern;
 
 const ROOT: &str = "a mapping with forwards, such as `forwards: [{listen: \"0.0.0.0:9000\", to: \"10.0.0.2:9001\"}]`";
@@ -33,6 +33,7 @@ pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
             "deny" => draft.deny = patterns(node)?,
             "deny_file" => draft.deny_files = nets::paths(node)?,
             "forwards" => written = Some(node),
+            "resolvers" => draft.process.resolvers = Some(names::resolver_list(node)?),
             "health" => draft.defaults.health = Some(target::health_of(node)?),
             "check" => draft.defaults.check = Some(target::check_of(node)?),
             "source" => draft.defaults.source = Some(limit::source_list(node)?),

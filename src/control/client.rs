@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{arms_table, targets};
+use super::{arms_table, names, targets};
 
 /// Where `spliced stats` looks when no path is given.
 pub const DEFAULT_CONTROL: &str = "/run/spliced/control.sock";
@@ -140,6 +140,8 @@ struct Stats {
     pipes: Pipes,
     total: Counters,
     forwards: Vec<Forward>,
+    #[serde(default)]
+    names: Vec<names::NameSnapshot>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -263,6 +265,7 @@ fn table(stats: &Stats) -> String {
         targets::describe(&mut out, &forward.targets);
         arms_table::describe(&mut out, &forward.arms, forward.verdict.as_deref());
     }
+    names::describe(&mut out, &stats.names);
     out
 }
 

@@ -9,6 +9,7 @@ mod arms_table;
 mod client;
 mod event_loop;
 mod metrics;
+mod names;
 mod opened;
 mod pid_file;
 pub mod prometheus;

@@ -5,7 +5,7 @@
 use std::fmt::{self, Display, Write};
 
 use super::snapshot::{NamedForward, Snapshot, WorkerSnapshot, WorkerState};
-use super::targets;
+use super::{names, targets};
 use crate::arms::ArmSnapshot;
 use crate::stats::{Bytes, HistogramSnapshot};
 
@@ -18,6 +18,7 @@ pub fn render(snapshot: &Snapshot) -> String {
     workers(&mut page, &snapshot.workers);
     forwards(&mut page, &snapshot.forwards);
     targets::metrics(&mut page, &snapshot.forwards);
+    names::metrics(&mut page, &snapshot.names);
     arms(&mut page, &snapshot.forwards);
     page.text
 }
@@ -29,6 +30,12 @@ pub(super) struct Page {
 }
 
 impl Page {
+    /// What is on it.
+    #[cfg(test)]
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Begins a metric family; the samples that follow belong to it.
     pub(super) fn family(&mut self, name: &'static str, kind: &str, help: &str) {
         self.family = name;

@@ -6,9 +6,11 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde::Serialize;
 
+use super::names::{self, NameSnapshot};
 use super::targets::{self, TargetSnapshot};
 use crate::arms::{self, ArmSnapshot};
 use crate::fleet::{ForwardView, WorkerView};
+use crate::names::Known;
 use crate::stats::ForwardSnapshot;
 pub use crate::stats::WorkerState;
 
@@ -35,6 +37,8 @@ pub struct Sources<'a> {
     pub log_lost: u64,
     /// Sources that limits per source know.
     pub sources: usize,
+    /// How each name stands.
+    pub names: &'a Known,
 }
 
 /// Changes of the configuration while running.
@@ -83,6 +87,8 @@ pub struct Snapshot {
     pub total: ForwardSnapshot,
     /// Each forward, in the order of the plan.
     pub forwards: Vec<NamedForward>,
+    /// Each name of the targets.
+    pub names: Vec<NameSnapshot>,
 }
 
 /// CPU time used by the process, in seconds.
@@ -204,6 +210,7 @@ impl Snapshot {
             workers,
             total,
             forwards,
+            names: names::snapshots(sources.names, Instant::now()),
         }
     }
 }

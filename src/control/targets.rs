@@ -27,6 +27,9 @@ pub struct TargetSnapshot {
     pub weight: u16,
     /// Used only while no other can be.
     pub backup: bool,
+    /// Its name has it no more: it takes no new sessions, and is gone with its last one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     /// Sessions it has, those that are connecting included.
     pub sessions_open: u64,
     /// Sessions it may have.
@@ -104,8 +107,9 @@ fn snapshots_of(view: &TargetView, now_ms: u64) -> Vec<TargetSnapshot> {
             target: target.to_string(),
             address: endpoint.map(Endpoint::address),
             state: endpoint.map(|endpoint| endpoint.state(now_ms)),
-            weight: view.weight.unwrap_or(target.weight),
-            backup: target.backup,
+            weight: view.weight.or(endpoint.and_then(Endpoint::own_weight)).unwrap_or(target.weight),
+            backup: target.backup || endpoint.is_some_and(Endpoint::is_backup),
+            gone: endpoint.is_some_and(|endpoint| !endpoint.is_current()),
             sessions_open: endpoint.map_or(0, Endpoint::open),
             max_connections: target.max_connections,
             connects,
@@ -132,7 +136,7 @@ pub(super) fn metrics(page: &mut Page, forwards: &[NamedForward]) {
         }
     };
     family("spliced_target_up", "gauge", "1 while the address takes new sessions.", |t| {
-        u64::from(t.state == Some(State::Up))
+        u64::from(t.state == Some(State::Up) && !t.gone)
     });
     family("spliced_target_weight", "gauge", "Its share, by command or as configured.", |t| t.weight.into());
     family("spliced_target_sessions_open", "gauge", "Sessions it has, connecting ones too.", |t| t.sessions_open);
@@ -148,7 +152,7 @@ pub(super) fn metrics(page: &mut Page, forwards: &[NamedForward]) {
             ("forward", forward),
             ("target", &target.target),
             ("address", &address),
-            ("state", &target.state.map_or("UNRESOLVED", State::name)),
+            ("state", &if target.gone { "GONE" } else { target.state.map_or("UNRESOLVED", State::name) }),
         ];
         page.sample(&labels, 1);
     }
@@ -188,6 +192,8 @@ pub(super) struct Shown {
     state: Option<String>,
     weight: u64,
     backup: bool,
+    #[serde(default)]
+    gone: bool,
     sessions_open: u64,
     max_connections: Option<u64>,
     connects: u64,
@@ -214,7 +220,7 @@ pub(super) fn table(targets: &[Shown]) -> String {
             if target.checks_failed > 0 { format!(", {} failed", target.checks_failed) } else { String::new() };
         table.row([
             name,
-            own(target.state.as_deref().unwrap_or("UNRESOLVED")),
+            if target.gone { "GONE".to_owned() } else { own(target.state.as_deref().unwrap_or("UNRESOLVED")) },
             target.weight.to_string(),
             format!("{}{most}", target.sessions_open),
             target.connects.to_string(),
@@ -228,7 +234,8 @@ pub(super) fn table(targets: &[Shown]) -> String {
 
 /// Appends the targets of a forward, where there is more to say than that there is one that works.
 pub(super) fn describe(out: &mut String, targets: &[Shown]) {
-    let plain = |target: &Shown| target.state.as_deref() == Some("UP") && target.checks + target.ejections == 0;
+    let plain =
+        |target: &Shown| target.state.as_deref() == Some("UP") && !target.gone && target.checks + target.ejections == 0;
     if targets.len() > 1 || !targets.iter().all(plain) {
         for line in table(targets).lines() {
             let _ = writeln!(out, "  {line}");

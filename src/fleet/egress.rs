@@ -37,7 +37,7 @@ fn probe_forward(forward: &Forward) -> io::Result<()> {
 fn families(forward: &Forward) -> Vec<bool> {
     let of = |host: &Host| match host {
         Host::Ip(ip) => Some(ip.is_ipv6()),
-        Host::Name(_) => Some(false),
+        Host::Name(_) | Host::Service(_) => Some(false),
         Host::Unix(_) => None,
     };
     let mut families: Vec<bool> = forward.targets.iter().filter_map(|target| of(&target.host)).collect();

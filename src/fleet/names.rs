@@ -2,18 +2,20 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::plan::{Forward, Host, Plan};
-use crate::upstream::{self, Resolver, Targets, Upstreams};
+use crate::names::{self, Known, Place, Resolver};
+use crate::plan::{Forward, Host, Plan, Resolving};
+use crate::upstream::{Targets, Upstreams};
 use crate::worker::{Message, Peer};
 
 /// Names and who wants to know.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    names: BTreeSet<String>,
+    names: BTreeSet<Host>,
+    resolving: Resolving,
     resolver: Option<Resolver>,
+    known: Known,
     board: Arc<Mutex<Board>>,
 }
 
@@ -21,41 +23,49 @@ pub(super) struct Names {
 /// addresses known now misses no later ones.
 #[derive(Debug, Default)]
 pub(super) struct Board {
-    known: HashMap<Arc<str>, Arc<[IpAddr]>>,
+    known: HashMap<Arc<Host>, Arc<[Place]>>,
     pub(super) peers: Vec<Arc<Peer>>,
 }
 
 /// The names of another plan, looked up already and not in use yet.
 #[derive(Debug)]
-pub(super) struct Prepared(Option<(BTreeSet<String>, Option<Resolver>)>);
+pub(super) struct Prepared(Option<(BTreeSet<Host>, Resolving, Option<Resolver>)>);
 
 impl Names {
     /// Starts to look up the names of a plan; nothing when they are the same.
     pub(super) fn prepare(&self, plan: &Plan) -> io::Result<Prepared> {
-        let names = upstream::names(plan);
-        if names == self.names {
+        let names = names::names(plan);
+        if names == self.names && plan.resolving == self.resolving {
             return Ok(Prepared(None));
         }
+        // What is found out before the plan is in use counts too.
+        self.known.keep(&names.union(&self.names).cloned().collect());
         let board = Arc::clone(&self.board);
-        let tell = move |name: &str, addresses: &[IpAddr]| {
+        let tell = move |host: &Host, places: &[Place]| {
             let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
-            let (name, addresses): (Arc<str>, Arc<[IpAddr]>) = (name.into(), addresses.into());
-            board.known.insert(Arc::clone(&name), Arc::clone(&addresses));
+            let (host, places): (Arc<Host>, Arc<[Place]>) = (host.clone().into(), places.into());
+            board.known.insert(Arc::clone(&host), Arc::clone(&places));
             for peer in &board.peers {
                 // One that has ended needs no telling.
-                let _ = peer.mailbox.post(Message::Resolved(Arc::clone(&name), Arc::clone(&addresses)));
+                let _ = peer.mailbox.post(Message::Resolved(Arc::clone(&host), Arc::clone(&places)));
             }
         };
-        let start = |names| Resolver::start(names, tell);
+        let start = |names| Resolver::start(names, &plan.resolving, &self.known, tell);
         let resolver = if names.is_empty() { None } else { Some(start(names.clone())?) };
-        Ok(Prepared(Some((names, resolver))))
+        Ok(Prepared(Some((names, plan.resolving.clone(), resolver))))
     }
 
     /// Goes on with those names. The look-ups of the others end.
     pub(super) fn commit(&mut self, prepared: Prepared) {
-        let Some((names, resolver)) = prepared.0 else { return };
-        self.board().known.retain(|name, _| names.contains(&**name));
-        (self.names, self.resolver) = (names, resolver);
+        let Some((names, resolving, resolver)) = prepared.0 else { return };
+        self.board().known.retain(|host, _| names.contains(&**host));
+        self.known.keep(&names);
+        (self.names, self.resolving, self.resolver) = (names, resolving, resolver);
+    }
+
+    /// How each name stands.
+    pub(super) fn known(&self) -> &Known {
+        &self.known
     }
 
     /// The same, for those who tell the workers something else.
@@ -74,10 +84,8 @@ impl Board {
     pub(super) fn upstreams(&self, forward: &Forward, targets: &Arc<Targets>) -> Upstreams {
         let mut upstreams = Upstreams::new(forward, targets);
         for target in &forward.targets {
-            if let Host::Name(name) = &target.host
-                && let Some(addresses) = self.known.get(name.as_str())
-            {
-                upstreams.resolved(name, addresses);
+            if let Some(places) = self.known.get(&target.host) {
+                upstreams.resolved(&target.host, places);
             }
         }
         upstreams

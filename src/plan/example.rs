@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     Access, Balancing, Egress, Engine, Forward, Host, Limits, Listen, ListenOptions, Local, LogPlan, Pin, Plan, Ports,
-    Privileges, Scheduling, Target, TcpOptions, Timeouts, Udp,
+    Privileges, Resolving, Scheduling, Target, TcpOptions, Timeouts, Udp,
 };
 
 /// One forward with defaults.
@@ -46,6 +46,7 @@ pub(crate) fn plan(forward: Forward) -> Plan {
         control: None,
         metrics: None,
         log: LogPlan::default(),
+        resolving: Resolving::default(),
         pid_file: None,
         privileges: Privileges::default(),
         forwards: vec![forward],

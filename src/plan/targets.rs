@@ -12,6 +12,8 @@ pub struct Balancing {
     pub retries: Option<u32>,
     /// How long one address may take to answer; `None` shares what is left of the connect timeout.
     pub attempt_timeout: Option<Duration>,
+    /// How long one family of a name is waited for before the other is tried beside it (RFC 8305); `None` does not.
+    pub attempt_delay: Option<Duration>,
     /// When a target that fails is left out for a while; `None` never.
     pub health: Option<Health>,
     /// How targets are asked whether they work; `None` not at all.
@@ -74,12 +76,18 @@ pub enum OnDown {
     End,
 }
 
+impl Balancing {
+    /// `attempt_delay` where nobody says otherwise (RFC 8305, 5).
+    pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+}
+
 impl Default for Balancing {
     fn default() -> Self {
         Self {
             balance: Balance::default(),
             retries: None,
             attempt_timeout: None,
+            attempt_delay: Some(Self::ATTEMPT_DELAY),
             health: Some(Health::default()),
             check: None,
             on_down: OnDown::default(),

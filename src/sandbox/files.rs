@@ -113,10 +113,11 @@ impl Rules {
         let failed = |error: RulesetError| error.to_string();
         let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
         ruleset = ruleset.handle_access(AccessFs::from_all(TESTED)).map_err(failed)?;
-        if self.ports.is_some() {
+        if let Some(ports) = &self.ports {
             // Only `strict` limits them, and strict means it.
             ruleset = ruleset.set_compatibility(CompatLevel::HardRequirement);
-            ruleset = ruleset.handle_access(AccessNet::from_all(TESTED)).map_err(failed)?;
+            let limited = ports.values().fold(BitFlags::EMPTY, |all, access| all | *access);
+            ruleset = ruleset.handle_access(limited).map_err(failed)?;
             ruleset = ruleset.set_compatibility(CompatLevel::BestEffort);
         }
         let mut created = ruleset.create().map_err(failed)?;
@@ -151,6 +152,7 @@ fn ports(plan: &Plan) -> BTreeMap<u16, BitFlags<AccessNet>> {
     let mut add = |port: u16, access: AccessNet| *ports.entry(port).or_default() |= access;
     add(0, AccessNet::BindTcp);
     add(53, AccessNet::ConnectTcp);
+    plan.resolving.servers.iter().for_each(|server| add(server.port(), AccessNet::ConnectTcp));
     if let Some(address) = plan.metrics {
         add(address.port(), AccessNet::BindTcp);
     }
@@ -164,6 +166,11 @@ fn ports(plan: &Plan) -> BTreeMap<u16, BitFlags<AccessNet>> {
         for target in forward.targets.iter().filter(|target| !matches!(target.host, Host::Unix(_))) {
             (target.ports.first..=target.ports.last).for_each(|port| add(port, AccessNet::ConnectTcp));
         }
+    }
+    // The ports of a service are known only while running: then no port to connect to is forbidden.
+    if plan.forwards.iter().flat_map(|forward| &forward.targets).any(|target| matches!(target.host, Host::Service(_))) {
+        ports.values_mut().for_each(|access| *access &= AccessNet::BindTcp);
+        ports.retain(|_, access| !access.is_empty());
     }
     ports
 }
@@ -264,5 +271,9 @@ mod tests {
         };
         assert_eq!(of(AccessNet::BindTcp), [0, 9000, 9001, 9464]);
         assert_eq!(of(AccessNet::ConnectTcp), [53, 80, 81]);
+        let text = "sandbox: strict\nforwards: [{listen: \"127.0.0.1:9000\", to: \"srv:_a._tcp.example\"}]\n";
+        let of_service = Rules::of(&self::plan(text), None).ports.unwrap();
+        let bind: BitFlags<AccessNet> = AccessNet::BindTcp.into();
+        assert_eq!(of_service, [(0, bind), (9000, bind)].into());
     }
 }

@@ -12,12 +12,13 @@ use mio::unix::SourceFd;
 use socket2::Socket;
 
 use super::early::{EARLY, look_ahead};
+use super::race::Earlier;
 use super::{End, Phase, Ready, Session, Side, Step, millis};
 use crate::address::Address;
 use crate::plan::{Forward, WhenFull};
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys;
-use crate::upstream::{Ask, Ejected, Hop, Pick, SourcePool, Trace, Upstreams};
+use crate::upstream::{Ask, Ejected, Hop, Lease, Pick, Rival, SourcePool, Trace, Upstreams};
 
 /// How often a session that waits for room at a target looks for itself; it is told when there is some.
 const LOOK_MS: u64 = 1000;
@@ -30,23 +31,29 @@ const WITHOUT_END: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Connecting {
     /// Addresses that did not answer, by number.
-    tried: Vec<u32>,
+    pub(super) tried: Vec<u32>,
     /// Attempts so far, the present one included.
-    attempts: u32,
+    pub(super) attempts: u32,
     /// Place of the listener's port in its range.
-    port_offset: u16,
+    pub(super) port_offset: u16,
     /// How the client came to us.
-    hop: Hop,
+    pub(super) hop: Hop,
     /// When to give up altogether, and when to try the next address; 0 is never.
     give_up_ms: u64,
-    next_ms: u64,
+    pub(super) next_ms: u64,
+    /// When an address of the other family is tried beside the present one; 0 is never.
+    pub(super) race_ms: u64,
+    /// The rivals of the present address, or of the one that failed last: they are tried first.
+    pub(super) rival: Option<Rival>,
+    /// The attempt the present one was begun beside.
+    pub(super) earlier: Option<Earlier>,
     /// What the last address said.
-    last: Option<End>,
+    pub(super) last: Option<End>,
     wait: Wait,
     /// When to give up on a unix socket whose queue is full, in milliseconds from the beginning; 0 while there is none.
     queue_until: u32,
     /// Bytes of the client's that went with the present SYN.
-    early: u16,
+    pub(super) early: u16,
     began_us: u64,
 }
 
@@ -97,6 +104,9 @@ impl Connecting {
             hop,
             give_up_ms,
             next_ms: 0,
+            race_ms: 0,
+            rival: None,
+            earlier: None,
             last: None,
             wait: Wait::Backend,
             queue_until: 0,
@@ -106,7 +116,7 @@ impl Connecting {
     }
 
     pub(super) fn deadline_ms(&self) -> Option<u64> {
-        [self.give_up_ms, self.next_ms].into_iter().filter(|ms| *ms > 0).min()
+        [self.give_up_ms, self.next_ms, self.race_ms].into_iter().filter(|ms| *ms > 0).min()
     }
 
     pub(super) fn overdue(&self) -> EndReason {
@@ -119,7 +129,7 @@ impl Connecting {
     }
 
     /// Gives an attempt its time, or a share of what is left with those that are left.
-    fn set_next(&mut self, left: u32, forward: &Forward, now_ms: u64) {
+    pub(super) fn set_next(&mut self, left: u32, forward: &Forward, now_ms: u64) {
         let left = forward.balancing.retries.map_or(left, |most| left.min((most + 1).saturating_sub(self.attempts)));
         self.next_ms = match forward.balancing.attempt_timeout {
             Some(timeout) => now_ms + millis(timeout),
@@ -147,7 +157,7 @@ impl Connecting {
     }
 
     /// Whether no other address may be tried.
-    fn is_spent(&self, forward: &Forward) -> bool {
+    pub(super) fn is_spent(&self, forward: &Forward) -> bool {
         forward.balancing.retries.is_some_and(|most| self.attempts > most)
     }
 }
@@ -192,7 +202,7 @@ impl Session {
     /// Whether the deadline that has passed is only that of one address, or of a look for room.
     #[must_use]
     pub fn may_try_next(&self, now_ms: u64) -> bool {
-        matches!(&self.phase, Phase::Connecting(c) if c.next_ms > 0 && (c.give_up_ms == 0 || c.give_up_ms > now_ms))
+        matches!(&self.phase, Phase::Connecting(c) if c.next_ms.max(c.race_ms) > 0 && (c.give_up_ms == 0 || c.give_up_ms > now_ms))
     }
 
     /// Begins to connect to the next address that accepts the attempt at all. It waits then for the handshake or, as
@@ -205,13 +215,16 @@ impl Session {
             self.lease = None;
             let Phase::Connecting(connecting) = &mut self.phase else { return Step::Wait };
             // What it has waited for until now decides nothing any more.
-            connecting.wait = Wait::Backend;
+            (connecting.wait, connecting.race_ms) = (Wait::Backend, 0);
             let last = connecting.last;
             if let Some(last) = last.filter(|_| connecting.is_spent(by.forward)) {
                 return Step::End(last);
             }
             let (lease, address, left) = match connecting.ask(self.origin.client, by) {
-                Pick::To { lease, address, left } => (lease, address, left),
+                Pick::To { lease, address, left, rival } => {
+                    connecting.rival = rival;
+                    (lease, address, left)
+                }
                 Pick::Full if by.forward.limits.when_full == WhenFull::Refuse => {
                     return Step::End(last.unwrap_or(End::of(EndReason::Limit)));
                 }
@@ -236,6 +249,7 @@ impl Session {
                     self.attempt = connecting.attempts;
                     connecting.attempts += 1;
                     connecting.set_next(left, by.forward, by.now_us / 1000);
+                    connecting.set_race(by);
                     by.trace.forget(self.trace);
                     self.trace = local.zip(address.socket()).map_or(0, |(local, target)| {
                         by.trace.remember(local, target, connecting.hop, self.origin.forward)
@@ -273,12 +287,19 @@ impl Session {
     /// Notes that the present address has failed.
     fn fail(&mut self, why: End, by: &mut Connector<'_>) {
         let (Phase::Connecting(connecting), Some(lease)) = (&mut self.phase, self.lease.take()) else { return };
-        connecting.last = Some(why);
-        connecting.tried.push(lease.endpoint().id());
+        connecting.failed(&lease, why, by);
+    }
+}
+
+impl Connecting {
+    /// Notes that an address has failed.
+    pub(super) fn failed(&mut self, lease: &Lease, why: End, by: &mut Connector<'_>) {
+        self.last = Some(why);
+        self.tried.push(lease.endpoint().id());
         // That this host has no port, device or right for it, or checks have spoken already, is no news of the target.
         let is_no_news = matches!(why.reason, EndReason::NoPorts | EndReason::TargetDown)
             || matches!(why.errno, Some(libc::EAFNOSUPPORT | libc::ENODEV | libc::EPERM));
-        let ejected = if is_no_news { None } else { by.upstreams.failed(&lease, by.now_us / 1000) };
+        let ejected = if is_no_news { None } else { by.upstreams.failed(lease, by.now_us / 1000) };
         if let Some(Ejected(time)) = ejected {
             let (forward, label, reason) = (lease.endpoint().forward(), lease.endpoint().label(), why.reason.name());
             let fails = by.forward.balancing.health.map_or(0, |health| health.fails);
@@ -288,7 +309,9 @@ impl Session {
             );
         }
     }
+}
 
+impl Session {
     /// Looks at what the poller said while connecting.
     pub fn check_connect(&mut self, by: &mut Connector<'_>) -> Step {
         if let Some(e) = self.failed(Side::Client) {
@@ -297,6 +320,7 @@ impl Session {
         if matches!(self.phase, Phase::Announcing(_)) {
             return self.go_on_announcing(by);
         }
+        self.check_earlier(by);
         if !self.backend_ready.writable || self.backend.is_none() {
             return Step::Wait;
         }
@@ -309,6 +333,7 @@ impl Session {
         if let Some(lease) = self.lease.as_ref().filter(|lease| lease.endpoint().answers()) {
             log::info!("forward {:?}: target {} answers again", lease.endpoint().forward(), lease.endpoint().label());
         }
+        self.end_race(by);
         self.phase = Phase::Open;
         self.active_us = by.now_us;
         // Whatever was said before the handshake ended is stale, and the first write needs no event.
@@ -330,6 +355,7 @@ impl Session {
         let Phase::Connecting(connecting) = &self.phase else { return Step::End(End::of(EndReason::ConnectTimeout)) };
         let end = End::of(connecting.overdue());
         if end.reason == EndReason::ConnectTimeout {
+            self.fail_earlier(end, by);
             self.fail(end, by);
         }
         Step::End(end)
@@ -338,15 +364,23 @@ impl Session {
     /// Gives up on the present address; on none where it only waits for room.
     pub fn next_address(&mut self, why: Option<End>, by: &mut Connector<'_>) -> Step {
         self.fail(why.unwrap_or(End::of(EndReason::ConnectTimeout)), by);
-        self.connect(by)
+        if self.fall_back(by) { Step::Wait } else { self.connect(by) }
     }
 }
 
 impl Connecting {
     /// The next target, once more where there is no room, as a slot given back before the mark was set has told nobody.
     fn ask(&self, client: Address, by: &mut Connector<'_>) -> Pick {
+        let rival_of = self.rival.filter(|_| !self.tried.is_empty());
         let now_ms = by.now_us / 1000;
-        let ask = Ask { client, port_offset: self.port_offset, tried: &self.tried, now_ms };
+        let mut ask = Ask { client, port_offset: self.port_offset, tried: &self.tried, rival_of, now_ms };
+        // After a failure the other family of the same name first.
+        if rival_of.is_some() {
+            match by.upstreams.choose(&ask) {
+                Pick::Nothing => ask.rival_of = None,
+                pick => return pick,
+            }
+        }
         match by.upstreams.choose(&ask) {
             Pick::Full if by.forward.limits.when_full == WhenFull::Queue => {
                 by.upstreams.shared().wait(by.worker);
@@ -358,16 +392,22 @@ impl Connecting {
 }
 
 /// An attempt that is on its way.
-struct Begun {
-    socket: Socket,
-    local: Option<SocketAddr>,
+pub(super) struct Begun {
+    pub(super) socket: Socket,
+    pub(super) local: Option<SocketAddr>,
     /// Bytes of the client's that went with the SYN.
     early: usize,
 }
 
 /// Makes the socket and starts the handshake, from the first source address that has a port left; also says which local
 /// address it has got.
-fn begin(address: Address, client: Address, by: &Connector<'_>, attempt: u32, early: &[u8]) -> io::Result<Begun> {
+pub(super) fn begin(
+    address: Address,
+    client: Address,
+    by: &Connector<'_>,
+    attempt: u32,
+    early: &[u8],
+) -> io::Result<Begun> {
     if by.forward.egress.transparent {
         // The client of a unix socket has no address, and a unix socket shows none.
         return match (client.ip(), address.ip()) {
@@ -441,15 +481,15 @@ fn start_handshake(socket: &Socket, address: Address, early: &[u8]) -> io::Resul
 
 /// Makes closing an attempt send a reset: the backend may have taken the connection already, and an empty stream that
 /// ends with a FIN would look like a client that had nothing to say.
-fn give_up(socket: &Socket) {
+pub(super) fn give_up(socket: &Socket) {
     let _ = socket.set_linger(Some(Duration::ZERO));
 }
 
-fn is_exhausted(error: &io::Error) -> bool {
+pub(super) fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-fn connect_end(error: &io::Error) -> End {
+pub(super) fn connect_end(error: &io::Error) -> End {
     let reason = match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => EndReason::Refused,
         // A reset that answers a SYN is reported as a refusal (tcp_reset in net/ipv4/tcp_input.c), so the handshake was

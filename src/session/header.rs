@@ -160,7 +160,7 @@ impl Session {
 
     /// It is known who the client is: from here on it connects.
     pub fn begin_to_connect(&mut self, connecting: Connecting) {
-        self.phase = Phase::Connecting(connecting);
+        self.phase = Phase::Connecting(Box::new(connecting));
         // Its bytes may have come together with the header, whose event has been used up.
         self.client_ready.readable = true;
     }

@@ -189,10 +189,11 @@ fn target_end(forward: &Forward, tried: Option<Address>, offset: u16) -> (Token,
     };
     let Address::Ip(address) = address else { return numeric(address) };
     let literal = forward.targets.iter().any(|target| matches!(target.host, Host::Ip(ip) if same(ip, address.ip())));
-    let mut names = forward
-        .targets
-        .iter()
-        .filter(|target| matches!(target.host, Host::Name(_)) && contains(target.ports, address.port()));
+    let mut names = forward.targets.iter().filter(|target| match target.host {
+        Host::Ip(_) | Host::Unix(_) => false,
+        Host::Name(_) => contains(target.ports, address.port()),
+        Host::Service(_) => true,
+    });
     match (literal, names.next(), names.next()) {
         // With several names it cannot be told which one the address came from.
         (false, Some(target), None) => (host(&target.host), address.port()),
@@ -203,8 +204,7 @@ fn target_end(forward: &Forward, tried: Option<Address>, offset: u16) -> (Token,
 fn host(host: &Host) -> Token {
     match host {
         Host::Ip(ip) => Token(ip.to_string()),
-        Host::Name(name) => Token(name.clone()),
-        Host::Unix(name) => Token(name.to_string()),
+        Host::Name(_) | Host::Service(_) | Host::Unix(_) => Token(host.to_string()),
     }
 }
 

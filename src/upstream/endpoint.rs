@@ -11,7 +11,11 @@ use serde::Serialize;
 
 use super::balance;
 use crate::address::Place;
+use crate::names::Entry;
 use crate::plan::{Health, Ports};
+
+/// How long the faster family of a name goes first.
+const LOST_MS: u64 = 60_000;
 
 /// How an address stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -80,8 +84,13 @@ pub struct Endpoint {
     back_ms: AtomicU64,
     checks: AtomicU64,
     checks_failed: AtomicU64,
+    /// Until then the other family of its name goes first, in milliseconds of the workers' clock.
+    lost_until_ms: AtomicU64,
     /// Whether the target has this address still, or a name has another one now.
     pub(super) current: AtomicBool,
+    /// What the record of a service says: its weight, 0 for none, and whether there are better priorities.
+    own_weight: AtomicU16,
+    backup: AtomicBool,
     id: u32,
     key: u64,
     place: Place,
@@ -98,7 +107,11 @@ pub struct Lease(Arc<Endpoint>);
 impl Endpoint {
     pub(super) fn new(id: u32, forward: &Arc<str>, target: &str, place: Place, ports: Ports) -> Self {
         let address = place.with_port(ports.first).to_string();
-        let label = if target.starts_with(&address) { target.to_owned() } else { format!("{target} ({place})") };
+        let label = match target {
+            literal if literal.starts_with(&address) => literal.to_owned(),
+            service if service.starts_with("srv:") => format!("{service} ({address})"),
+            name => format!("{name} ({place})"),
+        };
         Self {
             open: AtomicU64::new(0),
             connects: AtomicU64::new(0),
@@ -113,7 +126,10 @@ impl Endpoint {
             back_ms: AtomicU64::new(0),
             checks: AtomicU64::new(0),
             checks_failed: AtomicU64::new(0),
+            lost_until_ms: AtomicU64::new(0),
             current: AtomicBool::new(true),
+            own_weight: AtomicU16::new(0),
+            backup: AtomicBool::new(false),
             id,
             key: balance::hash(address.as_bytes()),
             place,
@@ -141,6 +157,15 @@ impl Endpoint {
         self.place
     }
 
+    /// Of which family the address is; `None` for a unix socket.
+    #[must_use]
+    pub fn is_ipv4(&self) -> Option<bool> {
+        match self.place {
+            Place::Ip(ip) => Some(ip.is_ipv4()),
+            Place::Unix(_) => None,
+        }
+    }
+
     /// The address with its port or ports.
     #[must_use]
     pub fn address(&self) -> String {
@@ -155,6 +180,12 @@ impl Endpoint {
     #[must_use]
     pub fn ports(&self) -> Ports {
         self.ports
+    }
+
+    /// The port of sessions whose listener's port has that place in its range.
+    #[must_use]
+    pub fn port(&self, offset: u16) -> u16 {
+        if self.ports.len() > 1 { self.ports.first + offset } else { self.ports.first }
     }
 
     /// The address and, where a name led to it, that name.
@@ -199,6 +230,24 @@ impl Endpoint {
         Some(self.weight.load(Ordering::Relaxed)).filter(|weight| *weight > 0)
     }
 
+    /// The weight the record of a service gives it.
+    #[must_use]
+    pub fn own_weight(&self) -> Option<u16> {
+        Some(self.own_weight.load(Ordering::Relaxed)).filter(|weight| *weight > 0)
+    }
+
+    /// Whether the records of a service have others of a better priority.
+    #[must_use]
+    pub fn is_backup(&self) -> bool {
+        self.backup.load(Ordering::Relaxed)
+    }
+
+    /// What the record of a service says, for those who look.
+    pub(super) fn set_entry(&self, entry: Entry) {
+        self.own_weight.store(entry.weight, Ordering::Relaxed);
+        self.backup.store(entry.level > 0, Ordering::Relaxed);
+    }
+
     /// How it stands.
     #[must_use]
     pub fn state(&self, now_ms: u64) -> State {
@@ -209,6 +258,17 @@ impl Endpoint {
             _ if self.ejected_until_ms.load(Ordering::Relaxed) > now_ms => State::Ejected,
             _ => State::Up,
         }
+    }
+
+    /// The other family of its name has answered first, though it was asked later.
+    pub fn lost(&self, now_ms: u64) {
+        self.lost_until_ms.store(now_ms + LOST_MS, Ordering::Relaxed);
+    }
+
+    /// Whether the other family of its name goes first for now.
+    #[must_use]
+    pub fn is_slow(&self, now_ms: u64) -> bool {
+        self.lost_until_ms.load(Ordering::Relaxed) > now_ms
     }
 
     /// Whether checks have found it down.

@@ -10,12 +10,10 @@
 mod balance;
 mod check;
 mod endpoint;
-mod resolve;
 mod source;
 mod targets;
 mod trace;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,11 +21,11 @@ use std::time::Duration;
 use self::balance::{Candidate, Random};
 pub use self::check::{Checked, Checker, News};
 pub use self::endpoint::{Admin, Endpoint, Lease, State};
-pub use self::resolve::{Resolver, names};
 pub use self::source::SourcePool;
 pub use self::targets::{Command, TargetView, Targets};
 pub use self::trace::{Hop, Trace};
 use crate::address::{Address, Place};
+use crate::names::{self, Entry};
 use crate::plan::{Balance, Forward, Health, Host, Target};
 
 /// A weight of 1 in full, so that a slow start has steps.
@@ -41,6 +39,8 @@ pub struct Upstreams {
     health: Option<Health>,
     targets: Vec<Target>,
     members: Vec<Member>,
+    /// Some name has addresses of both families.
+    is_mixed: bool,
     /// Used anew for each choice.
     candidates: Vec<Candidate>,
     random: Random,
@@ -54,6 +54,8 @@ struct Member {
     /// Its target's place among those of the forward.
     target: usize,
     weight: u64,
+    /// How many better priorities a service has; 0 is the best, and that of any other target.
+    level: u16,
     backup: bool,
     most: Option<u64>,
     slow_start_ms: u64,
@@ -70,8 +72,17 @@ pub struct Ask<'a> {
     pub port_offset: u16,
     /// Addresses that have been tried, by [`Endpoint::id`].
     pub tried: &'a [u32],
+    /// Only addresses of the other family of the same name, which work.
+    pub rival_of: Option<Rival>,
     /// The turn's clock reading, in milliseconds.
     pub now_ms: u64,
+}
+
+/// An address as far as its rivals are told by it: those of the other family of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rival {
+    target: usize,
+    is_ipv4: bool,
 }
 
 /// What a session is told.
@@ -85,6 +96,8 @@ pub enum Pick {
         address: Address,
         /// How many others are left to try.
         left: u32,
+        /// Its rivals, where it may have some.
+        rival: Option<Rival>,
     },
     /// Every target that works has as many sessions as it may have.
     Full,
@@ -98,28 +111,49 @@ pub enum Pick {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     Good,
-    Backup,
+    /// The other family of its name was faster.
+    Slow,
+    /// By the level its service gives it.
+    Backup(u16),
     Full,
     Out,
-    OutBackup,
+    OutBackup(u16),
     Never,
 }
 
 impl Member {
-    fn new(endpoint: Arc<Endpoint>, index: usize, target: &Target) -> Self {
-        Self {
+    fn new(endpoint: Arc<Endpoint>, index: usize, target: &Target, entry: Option<Entry>) -> Self {
+        let mut member = Self {
             endpoint,
             target: index,
-            weight: u64::from(target.weight),
-            backup: target.backup,
+            weight: 1,
+            level: 0,
+            backup: false,
             most: target.max_connections,
             slow_start_ms: target.slow_start.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             credit: 0,
-        }
+        };
+        member.set_entry(target, entry);
+        member
+    }
+
+    /// Takes what the record of a service says, which goes before what the target says.
+    fn set_entry(&mut self, target: &Target, entry: Option<Entry>) {
+        self.weight = entry.map_or(target.weight, |entry| entry.weight).into();
+        self.level = entry.map_or(0, |entry| entry.level);
+        self.backup = target.backup || self.level > 0;
+        entry.into_iter().for_each(|entry| self.endpoint.set_entry(entry));
+    }
+
+    fn is_at(&self, place: &names::Place) -> bool {
+        self.endpoint.place() == Place::Ip(place.ip)
+            && place.entry.is_none_or(|entry| self.endpoint.ports().first == entry.port)
     }
 
     fn rank(&self, ask: &Ask<'_>) -> Rank {
-        if ask.tried.contains(&self.endpoint.id()) {
+        let is_rival =
+            |of: Rival| self.target == of.target && self.endpoint.is_ipv4().is_some_and(|ipv4| ipv4 != of.is_ipv4);
+        if !ask.rival_of.is_none_or(is_rival) || ask.tried.contains(&self.endpoint.id()) {
             return Rank::Never;
         }
         let is_full = self.most.is_some_and(|most| self.endpoint.open() >= most);
@@ -127,10 +161,11 @@ impl Member {
             (State::Drain | State::Disabled, _) => Rank::Never,
             (State::Up, _) if is_full => Rank::Full,
             (State::Down | State::Ejected, _) if is_full => Rank::Never,
+            (State::Up, false) if self.endpoint.is_slow(ask.now_ms) => Rank::Slow,
             (State::Up, false) => Rank::Good,
-            (State::Up, true) => Rank::Backup,
+            (State::Up, true) => Rank::Backup(self.level),
             (_, false) => Rank::Out,
-            (_, true) => Rank::OutBackup,
+            (_, true) => Rank::OutBackup(self.level),
         }
     }
 
@@ -154,9 +189,9 @@ impl Upstreams {
             let place = match target.host {
                 Host::Ip(ip) => Place::Ip(ip),
                 Host::Unix(name) => Place::Unix(name),
-                Host::Name(_) => return None,
+                Host::Name(_) | Host::Service(_) => return None,
             };
-            Some(Member::new(shared.endpoint(target, place, false), index, target))
+            Some(Member::new(shared.endpoint(target, place, None, false), index, target, None))
         };
         Self {
             shared: Arc::clone(shared),
@@ -164,6 +199,7 @@ impl Upstreams {
             health: forward.balancing.health,
             targets: forward.targets.clone(),
             members: forward.targets.iter().enumerate().filter_map(literal).collect(),
+            is_mixed: false,
             candidates: Vec::new(),
             random: Random::default(),
             turn: 0,
@@ -176,30 +212,31 @@ impl Upstreams {
         &self.shared
     }
 
-    /// The addresses of a name, for every target that has it. Sessions that are connected keep theirs.
-    pub fn resolved(&mut self, name: &str, addresses: &[IpAddr]) {
-        let places: Vec<Place> = addresses.iter().copied().map(Place::Ip).collect();
-        for (index, target) in self.targets.iter().enumerate() {
-            if !matches!(&target.host, Host::Name(own) if own == name) {
-                continue;
-            }
+    /// Where a name leads, for every target that has it. Sessions that are connected keep their addresses.
+    pub fn resolved(&mut self, host: &Host, places: &[names::Place]) {
+        for (index, target) in self.targets.iter().enumerate().filter(|(_, target)| target.host == *host) {
             let is_late = self.members.iter().any(|member| member.target == index);
             self.members.retain(|member| {
-                let stays = member.target != index || places.contains(&member.endpoint.place());
+                let stays = member.target != index || places.iter().any(|place| member.is_at(place));
                 if !stays {
                     member.endpoint.current.store(false, Ordering::Relaxed);
                 }
                 stays
             });
-            for place in &places {
-                let known = |member: &Member| member.target == index && member.endpoint.place() == *place;
-                if !self.members.iter().any(known) {
-                    self.members.push(Member::new(self.shared.endpoint(target, *place, is_late), index, target));
+            for place in places {
+                match self.members.iter_mut().find(|member| member.target == index && member.is_at(place)) {
+                    Some(member) => member.set_entry(target, place.entry),
+                    None => {
+                        let endpoint = self.shared.endpoint(target, Place::Ip(place.ip), place.entry, is_late);
+                        self.members.push(Member::new(endpoint, index, target, place.entry));
+                    }
                 }
             }
         }
+        let other = |a: &Member, b: &Member| a.target == b.target && a.endpoint.is_ipv4() != b.endpoint.is_ipv4();
+        self.is_mixed = self.members.iter().any(|a| self.members.iter().any(|b| other(a, b)));
         // In the order of the configuration, and of the answer, which is sorted.
-        self.members.sort_by_key(|member| (member.target, member.endpoint.place()));
+        self.members.sort_by_key(|member| (member.target, member.endpoint.place(), member.endpoint.ports().first));
     }
 
     /// Where a session is to connect, or to connect next.
@@ -218,14 +255,20 @@ impl Upstreams {
             }
             match best {
                 Rank::Never => return Pick::Nothing,
+                _ if ask.rival_of.is_some() && best >= Rank::Full => return Pick::Nothing,
                 Rank::Full => return Pick::Full,
                 _ => {}
             }
             let index = self.pick(best, ask);
             let member = &self.members[index];
             if let Some(lease) = member.endpoint.hold(member.most) {
-                let port = self.targets[member.target].port(ask.port_offset);
-                return Pick::To { lease, address: member.endpoint.place().with_port(port), left: left - 1 };
+                let address = member.endpoint.place().with_port(member.endpoint.port(ask.port_offset));
+                let rival = || {
+                    let is_ipv4 = member.endpoint.is_ipv4()?;
+                    Some(Rival { target: member.target, is_ipv4 })
+                };
+                let rival = if self.is_mixed { rival() } else { None };
+                return Pick::To { lease, address, left: left - 1, rival };
             }
         }
         Pick::Full

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use super::endpoint::{Admin, Endpoint};
 use crate::address::Place;
-use crate::plan::{Forward, Target};
+use crate::names::Entry;
+use crate::plan::{Forward, Ports, Target};
 
 /// Words with a bit for each of as many workers as a configuration may ask for, 1024.
 const WORDS: usize = 16;
@@ -123,17 +124,19 @@ impl Targets {
     }
 
     /// What is shared about one address of a target; `is_late` when the target had others before.
-    pub(super) fn endpoint(&self, target: &Target, place: Place, is_late: bool) -> Arc<Endpoint> {
+    pub(super) fn endpoint(&self, target: &Target, place: Place, entry: Option<Entry>, is_late: bool) -> Arc<Endpoint> {
+        let ports = entry.map_or(target.ports, |entry| Ports::one(entry.port));
         let make = || {
             let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            Arc::new(Endpoint::new(id, &self.forward, &target.to_string(), place, target.ports))
+            Arc::new(Endpoint::new(id, &self.forward, &target.to_string(), place, ports))
         };
         let mut all = self.known();
         let same = |other: &&mut Known| (&other.target.host, other.target.ports) == (&target.host, target.ports);
         // A worker may not have heard yet that the target is gone.
         let Some(known) = all.iter_mut().find(same) else { return make() };
         known.endpoints.retain(|endpoint| endpoint.strong_count() > 0);
-        if let Some(endpoint) = known.endpoints.iter().filter_map(Weak::upgrade).find(|e| e.place() == place) {
+        let mut alive = known.endpoints.iter().filter_map(Weak::upgrade);
+        if let Some(endpoint) = alive.find(|endpoint| (endpoint.place(), endpoint.ports()) == (place, ports)) {
             endpoint.current.store(true, Ordering::Relaxed);
             return endpoint;
         }

@@ -20,7 +20,8 @@ fn upstreams(to: &str, options: &str) -> Upstreams {
 }
 
 fn ask(tried: &[u32]) -> Ask<'_> {
-    Ask { client: SocketAddr::from(([192, 0, 2, 1], 5)).into(), port_offset: 2, tried, now_ms: 0 }
+    let client = SocketAddr::from(([192, 0, 2, 1], 5)).into();
+    Ask { client, port_offset: 2, tried, rival_of: None, now_ms: 0 }
 }
 
 /// The last byte of the address that is chosen, and what holds it.
@@ -58,7 +59,9 @@ fn every_address_is_tried_once_whatever_the_balance() {
         );
         let (mut tried, mut order) = (Vec::new(), Vec::new());
         for left in (0..3).rev() {
-            let Pick::To { lease, address, left: said } = upstreams.choose(&ask(&tried)) else { panic!("{tried:?}") };
+            let Pick::To { lease, address, left: said, .. } = upstreams.choose(&ask(&tried)) else {
+                panic!("{tried:?}")
+            };
             assert_eq!(said, left);
             tried.push(lease.endpoint().id());
             order.push(address.to_string());
@@ -145,15 +148,15 @@ fn a_command_changes_the_weight_and_a_reload_keeps_it() {
 #[test]
 fn every_address_of_a_name_is_a_target() {
     let mut upstreams = upstreams("[db:80, 'db:81']", "");
-    let ips = |list: &[&str]| list.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
-    upstreams.resolved("other", &ips(&["10.0.0.9"]));
+    let ips = |list: &[&str]| list.iter().map(|ip| names::Place::of(ip.parse().unwrap())).collect::<Vec<_>>();
+    upstreams.resolved(&Host::Name("other".into()), &ips(&["10.0.0.9"]));
     assert!(matches!(upstreams.choose(&ask(&[])), Pick::Unresolved));
-    upstreams.resolved("db", &ips(&["10.0.0.1", "10.0.0.2"]));
+    upstreams.resolved(&Host::Name("db".into()), &ips(&["10.0.0.1", "10.0.0.2"]));
     assert_eq!(shares(&mut upstreams, 0, 8), BTreeMap::from([(1, 4), (2, 4)]));
     let views = upstreams.shared().views();
     assert_eq!(views.iter().map(|view| view.endpoints.len()).collect::<Vec<_>>(), [2, 2]);
     let (_, lease) = choose(&mut upstreams, &ask(&[])).unwrap();
-    upstreams.resolved("db", &ips(&["10.0.0.2", "10.0.0.3"]));
+    upstreams.resolved(&Host::Name("db".into()), &ips(&["10.0.0.2", "10.0.0.3"]));
     assert_eq!(shares(&mut upstreams, 0, 8), BTreeMap::from([(2, 4), (3, 4)]));
     let labels = |upstreams: &Upstreams| -> Vec<String> {
         let views = upstreams.shared().views();
@@ -162,6 +165,66 @@ fn every_address_of_a_name_is_a_target() {
     assert_eq!(labels(&upstreams), ["db:80 (10.0.0.1)", "db:80 (10.0.0.2)", "db:80 (10.0.0.3)"]);
     drop(lease);
     assert_eq!(labels(&upstreams), ["db:80 (10.0.0.2)", "db:80 (10.0.0.3)"]);
+}
+
+#[test]
+fn records_of_a_service_say_ports_weights_and_priorities() {
+    let mut upstreams = upstreams("['srv:_web._tcp.example', {to: '10.0.0.9:9', backup: true}]", "");
+    let service = Host::Service("_web._tcp.example".into());
+    let place = |last: u8, port, level, weight| names::Place {
+        ip: [10, 0, 0, last].into(),
+        entry: Some(Entry { level, port, weight }),
+    };
+    let all = [place(1, 8080, 0, 3), place(1, 8081, 0, 1), place(2, 80, 1, 1), place(3, 80, 2, 1)];
+    upstreams.resolved(&service, &all);
+    let mut ports = BTreeMap::new();
+    let (mut tried, mut order) = (Vec::new(), Vec::new());
+    for _ in 0..40 {
+        let Pick::To { address, .. } = upstreams.choose(&ask(&[])) else { panic!() };
+        *ports.entry(address.socket().expect("an address").port()).or_insert(0) += 1;
+    }
+    assert_eq!(ports, BTreeMap::from([(8080, 30), (8081, 10)]));
+    while let Pick::To { lease, address, .. } = upstreams.choose(&ask(&tried)) {
+        tried.push(lease.endpoint().id());
+        order.push(address.to_string());
+    }
+    order[..2].sort_unstable();
+    // A backup of the configuration is as good as a record of the best priority.
+    assert_eq!(order, ["10.0.0.1:8080", "10.0.0.1:8081", "10.0.0.9:9", "10.0.0.2:80", "10.0.0.3:80"]);
+    let shown = |upstreams: &Upstreams| -> Vec<(String, Option<u16>, bool)> {
+        let views = upstreams.shared().views();
+        let of = |e: &Arc<Endpoint>| (e.address(), e.own_weight(), e.is_backup());
+        views[0].endpoints.iter().map(of).collect()
+    };
+    assert_eq!(shown(&upstreams)[0], ("10.0.0.1:8080".to_owned(), Some(3), false));
+    assert_eq!(shown(&upstreams)[2], ("10.0.0.2:80".to_owned(), Some(1), true));
+    // The better ones go, and the others move up; what is known of an address stays.
+    let before: Vec<u32> = upstreams.shared().views()[0].endpoints.iter().map(|e| e.id()).collect();
+    upstreams.resolved(&service, &[place(2, 80, 0, 7), place(3, 80, 1, 1)]);
+    let after: Vec<u32> = upstreams.shared().views()[0].endpoints.iter().map(|e| e.id()).collect();
+    assert_eq!(after, before[2..]);
+    assert_eq!(shares(&mut upstreams, 0, 5), BTreeMap::from([(2, 5)]));
+}
+
+#[test]
+fn rivals_are_of_the_other_family_of_the_same_name() {
+    let mut upstreams = upstreams("['db:80', '10.0.0.9:9']", "");
+    let (four, six) = (names::Place::of([10, 0, 0, 1].into()), names::Place::of("fd00::1".parse().unwrap()));
+    let db = Host::Name("db".into());
+    upstreams.resolved(&db, &[four]);
+    let Pick::To { rival: None, .. } = upstreams.choose(&ask(&[])) else { panic!("one family has no rivals") };
+    upstreams.resolved(&db, &[four, six]);
+    let rival_of = Some(Rival { target: 0, is_ipv4: true });
+    let Pick::To { lease, address, rival, .. } = upstreams.choose(&Ask { rival_of, ..ask(&[]) }) else { panic!() };
+    assert_eq!((address.ip(), rival), (Some(six.ip), Some(Rival { target: 0, is_ipv4: false })));
+    let tried = [lease.endpoint().id()];
+    assert!(matches!(upstreams.choose(&Ask { rival_of, ..ask(&tried) }), Pick::Nothing));
+    // One that lost goes behind the others for a while.
+    lease.endpoint().lost(0);
+    assert_eq!(shares(&mut upstreams, 1, 8), BTreeMap::from([(1, 4), (9, 4)]));
+    assert!(matches!(upstreams.choose(&Ask { rival_of, ..ask(&[]) }), Pick::To { .. }));
+    lease.endpoint().command(Admin::Disabled, None, 0);
+    assert!(matches!(upstreams.choose(&Ask { rival_of, ..ask(&[]) }), Pick::Nothing));
 }
 
 #[test]

@@ -151,7 +151,7 @@ impl Worker {
                     if session.awaits_header() {
                         self.header_overdue(key);
                     } else if session.may_try_next(now_ms) {
-                        let step = self.connect_with(key, |session, by| session.next_address(None, by));
+                        let step = self.connect_with(key, Session::wake);
                         self.settle(key, step);
                     } else if !session.is_open() {
                         let step = self.connect_with(key, Session::run_out);

@@ -107,7 +107,8 @@ impl Worker {
 
     fn give_back(&mut self, key: usize, session: &mut Session) {
         let forward = session.origin().forward;
-        if session.release() {
+        let raced = session.leave_race(&self.parts.shared.trace).is_some();
+        if session.release() || raced {
             self.tell_of_room(forward);
         }
         let limits = &self.parts.routes[forward].edition.limits;

@@ -1,6 +1,5 @@
 //! How the control thread and other workers tell a worker things.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
@@ -13,6 +12,8 @@ use crate::address::Address;
 use crate::gather::Board;
 use crate::limits::Ticket;
 use crate::listener::Listener;
+use crate::names::Place;
+use crate::plan::Host;
 use crate::session::Session;
 use crate::stats::SessionRecord;
 use crate::sys::pipes::PipeBudget;
@@ -42,8 +43,8 @@ pub enum Message {
     Accepted(Accepted),
     /// A session another worker has let go, and what limits per source count it as.
     Moved(Box<Session>, Option<Box<Ticket>>),
-    /// The addresses of a name.
-    Resolved(Arc<str>, Arc<[IpAddr]>),
+    /// Where a name leads.
+    Resolved(Arc<Host>, Arc<[Place]>),
     /// A slot this worker waits for has come free.
     SlotFree,
     /// There may be room at a target its sessions wait for.

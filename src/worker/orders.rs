@@ -11,8 +11,8 @@ impl Worker {
             match message {
                 Message::Accepted(accepted) => self.begin(accepted),
                 Message::Moved(session, ticket) => self.take_over(*session, ticket),
-                Message::Resolved(name, addresses) => {
-                    self.parts.routes.iter_mut().for_each(|route| route.upstreams.resolved(&name, &addresses));
+                Message::Resolved(host, places) => {
+                    self.parts.routes.iter_mut().for_each(|route| route.upstreams.resolved(&host, &places));
                     self.freed = true;
                 }
                 Message::SlotFree => self.slot_free(),

@@ -8,6 +8,7 @@
 )]
 
 pub(crate) mod deadline;
+pub(crate) mod dns;
 pub(crate) mod netns;
 pub(crate) mod path;
 pub(crate) mod pattern;

@@ -59,6 +59,7 @@ impl Process {
             splices: self.fleet.splices(),
             log_lost: self.log.lost(),
             sources: self.fleet.sources_known(),
+            names: self.fleet.names(),
         };
         self.fleet.while_nothing_moves(|| Snapshot::take(&sources))
     }

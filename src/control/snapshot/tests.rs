@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::arms::Sampled;
+use crate::names::Known;
 use crate::plan::{Arm, Engine, Host, Plan, Ports, example};
 use crate::stats::{EndReason, ForwardStats, WorkerStats};
 use crate::upstream::{Targets, Upstreams};
@@ -66,6 +67,7 @@ pub(in crate::control) fn snapshot(plan: &Plan, stats: &[Counters]) -> Snapshot 
         splices: true,
         log_lost: 2,
         sources: 3,
+        names: &Known::default(),
     })
 }
 

@@ -96,7 +96,7 @@ impl Worker {
         let (mut tried, mut last) = (Vec::new(), DropCause::Unreachable);
         loop {
             let client = SocketAddr::new(client.to_canonical(), 0).into();
-            let ask = Ask { client, port_offset, tried: &tried, now_ms };
+            let ask = Ask { client, port_offset, tried: &tried, rival_of: None, now_ms };
             let (lease, target) = match self.parts.routes[forward].upstreams.choose(&ask) {
                 Pick::To { lease, address: Address::Ip(address), .. } => (lease, address),
                 // The configuration lets no unix socket be a target of datagrams.
