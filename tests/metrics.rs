@@ -16,7 +16,7 @@ use common::spliced::{Launcher, Spliced};
 use serde_json::Value;
 
 /// Everything that must be counted, and how.
-const PROMISED: [(&str, &str); 28] = [
+const PROMISED: [(&str, &str); 29] = [
     ("spliced_build_info", "gauge"),
     ("spliced_uptime_seconds", "gauge"),
     ("spliced_draining", "gauge"),
@@ -29,6 +29,7 @@ const PROMISED: [(&str, &str); 28] = [
     ("spliced_worker_up", "gauge"),
     ("spliced_worker_busy_seconds_total", "counter"),
     ("spliced_worker_turns_total", "counter"),
+    ("spliced_worker_batch", "gauge"),
     ("spliced_worker_sessions_open", "gauge"),
     ("spliced_handed_over_total", "counter"),
     ("spliced_accept_paused", "gauge"),

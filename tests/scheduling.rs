@@ -115,4 +115,9 @@ fn a_policy_of_the_user_stays() {
     assert_eq!(workers(spliced), before);
     assert!(!has(spliced, BATCH) && !has(spliced, ORDINARY), "{before:?}");
     path.finish();
+    let path = self::path(&["chrt", "--batch", "0"], |launcher| launcher.option("--scheduling", "normal"));
+    let spliced = path.spliced.as_ref().expect("in between");
+    messages_until(&path, "the counters say so", || spliced.stats().0["workers"][0]["batch"] == true);
+    assert!(has(spliced, BATCH), "{:?}", workers(spliced));
+    path.finish();
 }

@@ -230,7 +230,7 @@ options! {
         /// Multipath TCP on both sides, where the kernel has it and the peer speaks it: on, off [default: off]
         #[arg(value_name = "WHEN", help_heading = "Sockets")]
         mptcp: bool = switch, SWITCH;
-        /// Whether listeners on IPv6 addresses take IPv6 clients only: on, off; with off [::]:9000 takes IPv4 clients too
+        /// Whether listeners on IPv6 addresses take IPv6 clients only: on, off; with off one on :: takes IPv4 clients too
         /// [default: on]
         #[arg(value_name = "WHEN", help_heading = "Sockets")]
         v6only: bool = switch, SWITCH;

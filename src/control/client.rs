@@ -173,6 +173,8 @@ struct Worker {
     handed_over: u64,
     moved: u64,
     accept_paused: bool,
+    #[serde(default)]
+    batch: bool,
     log_dropped: u64,
 }
 
@@ -288,6 +290,9 @@ fn describe_worker(out: &mut String, worker: &Worker) {
     if worker.state != "running" {
         let _ = write!(text, ", {:?}", worker.state);
     }
+    if worker.batch {
+        text.push_str(", batch job");
+    }
     for (n, what) in
         [(worker.handed_over, "handed over"), (worker.moved, "moved away"), (worker.log_dropped, "log lines dropped")]
     {
@@ -362,7 +367,7 @@ mod tests {
             "1.07 KiB: 1.07 KiB spliced, 0 B copied",
             "77 B: 0 B spliced, 77 B copied",
             "done 44",
-            "CPU 3",
+            "CPU 3, batch job\n",
             "\"panicked\"",
             "4, 3 reloads, 1 failed\n",
             "2 workers panicked",

@@ -172,6 +172,10 @@ fn workers(page: &mut Page, workers: &[WorkerSnapshot]) {
     for w in workers {
         page.sample(&[("worker", &w.id)], w.turns);
     }
+    page.family("spliced_worker_batch", "gauge", "1 while the scheduler takes the worker as a batch job.");
+    for w in workers {
+        page.sample(&[("worker", &w.id)], u8::from(w.batch));
+    }
     page.family("spliced_worker_sessions_open", "gauge", "Sessions the worker holds.");
     for w in workers {
         page.sample(&[("worker", &w.id)], w.sessions_open);
@@ -389,6 +393,8 @@ mod tests {
             r#"spliced_worker_panics_total 2"#,
             r#"spliced_worker_busy_seconds_total{worker="1"} 5"#,
             r#"spliced_worker_up{worker="1"} 0"#,
+            r#"spliced_worker_batch{worker="0"} 1"#,
+            r#"spliced_worker_batch{worker="1"} 0"#,
             r#"spliced_log_dropped_total{reason="write_failed"} 2"#,
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing in\n{page}");

@@ -47,6 +47,18 @@ pub fn is_ordinary() -> bool {
     false
 }
 
+/// Whether the scheduler takes the calling thread as a batch job (`SCHED_BATCH`, sched(7)).
+#[must_use]
+pub fn is_batch() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use thread_priority::{NormalThreadSchedulePolicy, ThreadSchedulePolicy, thread_schedule_policy};
+        thread_schedule_policy() == Ok(ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Batch))
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
 /// Makes the calling thread a batch job of the scheduler (`SCHED_BATCH`, sched(7)), or an ordinary one again. Its nice
 /// value stays. Needs no privilege.
 ///

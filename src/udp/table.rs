@@ -70,7 +70,7 @@ impl Ready {
         })
     }
 
-    /// What a token with the mark [`DATAGRAMS`] stands for.
+    /// What a token with the mark of datagrams stands for.
     #[must_use]
     pub fn of(token: Token) -> Self {
         let number = token.0 & !(DATAGRAMS | FLOW);

@@ -28,6 +28,8 @@ impl Worker {
             Ok(()) => self.parts.stats.batch.set(u64::from(batch)),
             Err(e) => {
                 self.ordinary = false;
+                // It may have got halfway.
+                self.parts.stats.batch.set(u64::from(sys::is_batch()));
                 log::info!(
                     "worker {}: cannot change how the scheduler takes it: {e}; it goes on as it is",
                     self.parts.id

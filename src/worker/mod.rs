@@ -230,6 +230,8 @@ impl Worker {
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         self.ordinary = sys::is_ordinary();
+        // A worker before it in its place may have been something else.
+        self.parts.stats.batch.set(u64::from(sys::is_batch()));
         while !self.is_over() {
             if let Err(e) = self.parts.poll.poll(&mut events, self.timeout()) {
                 if e.kind() == io::ErrorKind::Interrupted {

@@ -32,6 +32,7 @@ pub(in crate::control) fn stats() -> Vec<Counters> {
         worker.pipe_size.set(1 << 20);
         worker.busy_ns.add(500_000_000 * n);
     }
+    workers[0].0.batch.set(1);
     workers
 }
 
