@@ -139,8 +139,8 @@ impl Shared {
             }
             return;
         }
-        let (read, _) =
-            run_half(stream, Pattern::new(2 * order.number), order.up, Pattern::new(2 * order.number + 1), order.down);
+        let (incoming, outgoing) = (Pattern::new(2 * order.number), Pattern::new(2 * order.number + 1));
+        let (read, _) = run_half(stream, incoming, order.up, outgoing, order.down, || ());
         match read {
             Ok(end) => _ = self.seen.lock().expect("no panic while held").insert(order.number, end),
             Err(why) => self.fault(format!("{order:?} at the backend: {why}")),
@@ -177,21 +177,26 @@ impl Order {
     /// What no session may show: a stream that is cut and looks complete, wrong bytes, a stall.
     pub(crate) fn run(self, front: SocketAddr, backend: &Backend) -> Result<Fate, String> {
         match connect_or_reset(front) {
-            Some(stream) => self.run_on(&stream, backend),
+            Some(stream) => self.run_on(&stream, backend, || ()),
             None => Ok(Fate::Broken("reset while the client connected")),
         }
     }
 
-    /// Runs it over an open connection.
+    /// Runs it over an open connection; the client begins to read when `gate` returns.
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub(crate) fn run_on(self, mut stream: &TcpStream, backend: &Backend) -> Result<Fate, String> {
+    pub(crate) fn run_on(
+        self,
+        mut stream: &TcpStream,
+        backend: &Backend,
+        gate: impl FnOnce() + Send,
+    ) -> Result<Fate, String> {
         if stream.write_all(&self.header()).is_err() {
             return Ok(Fate::Broken("reset before the client had sent its first bytes"));
         }
-        let (read, sent) =
-            run_half(stream, Pattern::new(2 * self.number + 1), self.down, Pattern::new(2 * self.number), self.up);
+        let (incoming, outgoing) = (Pattern::new(2 * self.number + 1), Pattern::new(2 * self.number));
+        let (read, sent) = run_half(stream, incoming, self.down, outgoing, self.up, gate);
         let client = read.map_err(|why| format!("{self:?} at the client: {why}"))?;
         Ok(match (client, sent, backend.seen(self.number)) {
             (StreamEnd::Reset, ..) => Fate::Broken("the client read a reset"),
@@ -219,19 +224,24 @@ pub(crate) fn echo(front: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Sends `out_len` bytes and a FIN while it reads and compares what comes; says how the other's stream ended, and
-/// whether all was sent. A FIN before `in_len` bytes, a wrong byte or a stall is an error.
+/// Sends `out_len` bytes and a FIN while it reads and compares what comes, from when `gate` returns; says how the
+/// other's stream ended, and whether all was sent. A FIN before `in_len` bytes, a wrong byte or a stall is an error.
 fn run_half(
     stream: &TcpStream,
     incoming: Pattern,
     in_len: u64,
     outgoing: Pattern,
     out_len: u64,
+    gate: impl FnOnce() + Send,
 ) -> (Result<StreamEnd, String>, bool) {
     let received = OnceLock::new();
     thread::scope(|scope| {
         let sender = scope.spawn(|| send_gently(stream, outgoing, out_len, &received));
-        let read = scope.spawn(|| incoming.expect_prefix(stream, 0)).join();
+        let reader = scope.spawn(|| {
+            gate();
+            incoming.expect_prefix(stream, 0)
+        });
+        let read = reader.join();
         let _ = received.set(matches!(read, Ok((_, StreamEnd::Clean))));
         let sent = sender.join().expect("sending does not panic");
         let read = match read {

@@ -55,13 +55,19 @@ impl Tally {
 
 /// Sessions while the calls fail: one that was open before, and rounds of new ones until the fault has been met.
 fn under_faults(plan: &Plan, injection: &Injection, front: SocketAddr, backend: &Backend, open: TcpStream) -> Tally {
-    let (tally, number) = (Tally::default(), AtomicU64::new(1));
+    let (tally, number, start) = (Tally::default(), AtomicU64::new(1), Instant::now());
     thread::scope(|scope| {
         let transfer = scope.spawn(|| {
-            tally.count(Order::new(0, 3 * MIB + 5, 3 * MIB + 7).run_on(&open, backend));
+            // A reader that waits keeps a pipe full, so that other sessions need pipes of their own.
+            let gate = || {
+                while plan.call == "pipe2" && injection.met() == 0 && start.elapsed() < PATIENCE {
+                    thread::park_timeout(Duration::from_millis(5));
+                }
+            };
+            let down = if plan.call == "pipe2" { 16 * MIB } else { 3 * MIB + 7 };
+            tally.count(Order::new(0, 3 * MIB + 5, down).run_on(&open, backend, gate));
             drop(open);
         });
-        let start = Instant::now();
         for round in 0..if plan.load == Load::Transfer { 0 } else { u64::MAX } {
             thread::scope(|scope| {
                 for (up, down) in [(1, 100_000), (300_000, 1), (70_001, 70_000)] {
