@@ -272,14 +272,24 @@ fn targets_that_are_gone_are_shown_with_their_sessions() {
     let shown = line(&first.address().to_string()).unwrap_or_else(|| panic!("{text}"));
     assert!(shown.split_whitespace().rev().take(2).eq(["1", "GONE"]), "{text}");
 
-    drop(client);
+    // Back again while it has that session, it is there once and takes new ones; the other one is gone.
+    write(&first.address().to_string());
+    let (code, said) = spliced.ask("reload", &[]);
+    assert_eq!(code, Some(0), "{said}");
+    let third = connect(port.address());
+    assert!(echoes(&third, 4, LONG));
+    let text = once();
+    let gone = format!("target {name} ({}) of web is GONE, 1 open", second.address());
+    let back = format!("target {} of web is UP, 2 open", first.address());
+    assert!(text.contains(&gone) && text.contains(&back), "{gone}; {back} in\n{text}");
+    assert_eq!(text.matches(&format!("target {} of", first.address())).count(), 1, "{text}");
+    drop((client, third, new));
     eventually("it leaves with its last session", LONG, || {
         let text = once();
         if text.contains("GONE") { Err(text) } else { Ok(()) }
     });
     terminal.press("q");
     assert_eq!(terminal.end().code(), Some(0));
-    drop(new);
     spliced.finish();
 }
 

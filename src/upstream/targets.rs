@@ -107,6 +107,15 @@ impl Targets {
         for target in &forward.targets {
             let same = |other: &Known| (&other.target.host, other.target.ports) == (&target.host, target.ports);
             let kept = before.iter().position(same).map(|at| before.swap_remove(at));
+            // One that comes again while it has sessions keeps its addresses, so that each is there once; what commands said
+            // of it is over.
+            let kept = kept.or_else(|| {
+                let back = gone.iter().position(same).map(|at| gone.swap_remove(at))?;
+                let now_ms = self.now_ms();
+                let alive = back.endpoints.iter().filter_map(Weak::upgrade);
+                alive.for_each(|endpoint| endpoint.command(Admin::default(), None, now_ms));
+                Some(Known { admin: Admin::default(), weight: None, is_late: true, ..back })
+            });
             known.push(match kept {
                 Some(kept) => Known { target: target.clone(), ..kept },
                 None => Known {
@@ -118,7 +127,6 @@ impl Targets {
                 },
             });
         }
-        // One that comes again begins anew: nobody has asked it meanwhile.
         let alive = |known: &Known| known.endpoints.iter().any(|endpoint| endpoint.strong_count() > 0);
         for endpoint in before.iter().flat_map(|known| &known.endpoints).filter_map(Weak::upgrade) {
             endpoint.current.store(false, Ordering::Relaxed);
