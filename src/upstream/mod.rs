@@ -14,6 +14,7 @@ mod source;
 mod targets;
 mod trace;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -272,6 +273,13 @@ impl Upstreams {
             }
         }
         Pick::Full
+    }
+
+    /// Whether that is one of the addresses sessions connect to.
+    #[must_use]
+    pub fn leads_to(&self, at: SocketAddr, port_offset: u16) -> bool {
+        let ip = Place::Ip(at.ip().to_canonical());
+        self.members.iter().any(|m| m.endpoint.port(port_offset) == at.port() && m.endpoint.place() == ip)
     }
 
     /// One of those with that rank.

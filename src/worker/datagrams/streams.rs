@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::begin::Sender;
 use super::books::Upward;
 use super::{course_down, note_answer};
 use crate::address::Address;
@@ -231,6 +232,7 @@ impl Worker {
             _ if self.life == Life::Stopping => Some(EndReason::Drain),
             Some(Refusal::Denied) => Some(EndReason::Denied),
             Some(Refusal::NotAllowed) => Some(EndReason::NotAllowed),
+            None if accepted.hop.is_loop(forward) => Some(EndReason::Loop),
             None => None,
         };
         if let Some(reason) = refused {
@@ -239,7 +241,8 @@ impl Worker {
         if !self.parts.shared.flows.take() {
             return self.refuse_tunnel(&accepted, ticket, EndReason::Limit);
         }
-        let target = match self.connect_flow(forward, client.ip(), accepted.port_offset, Transport::Udp) {
+        let sender = Sender { client: client.ip(), port_offset: accepted.port_offset, hop: accepted.hop };
+        let target = match self.connect_flow(forward, sender, Transport::Udp) {
             Ok(target) => target,
             Err(cause) => {
                 let _ = self.parts.shared.flows.give();
