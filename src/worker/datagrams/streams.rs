@@ -14,7 +14,7 @@ use crate::pump::Direction;
 use crate::stats::{DropCause, EndReason, ForwardStats};
 use crate::udp::batch::{Batch, Course, Datagram};
 use crate::udp::flow::{Client, Flow, FlowEnd, FlowKey};
-use crate::udp::framing::{Framing, Left};
+use crate::udp::framing::{Framing, Left, MANY};
 use crate::udp::table::Ready;
 use crate::worker::{Accepted, Life, Worker};
 
@@ -117,6 +117,9 @@ impl Worker {
                         route.stats.datagrams.drops[DropCause::Error as usize].add(u64::from(is_cut));
                         return ended.push((number, DONE));
                     }
+                    if count >= MANY {
+                        break;
+                    }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -168,6 +171,9 @@ impl Worker {
                     books.close(flow);
                     if books.end.is_some() {
                         return books.end;
+                    }
+                    if count >= MANY {
+                        break;
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
