@@ -89,18 +89,19 @@ fn a_flow_ends_after_its_timeout_and_not_before() {
     let (echo, listen) = (Echo::start(), udp::address());
     let log = tempfile::tempdir().expect("a directory");
     let file = log.path().join("sessions");
-    let text = config(listen, echo.address(), ", udp_timeout: 800ms");
+    let text = config(listen, echo.address(), ", udp_timeout: 1500ms");
     let spliced = Launcher::config(&format!("log_file: {}\nlog_format: json\n{text}", file.display())).start();
     let client = client(listen);
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_millis(1600) {
+    let mut last = begun;
+    while begun.elapsed() < Duration::from_secs(3) {
+        last = Instant::now();
         assert_eq!(ask(&client, b"still here"), b"still here");
         std::thread::park_timeout(Duration::from_millis(100));
     }
     assert_eq!(spliced.stats().number("/total/sessions_accepted"), 1, "it lasted as long as it had datagrams");
-    let last = Instant::now();
     let stats = spliced.stats_until("the flow ends", |stats| stats.open() == 0);
-    assert!(last.elapsed() >= Duration::from_millis(700), "{:?}", last.elapsed());
+    assert!(last.elapsed() >= Duration::from_millis(1490), "{:?}", last.elapsed());
     assert_eq!(stats.ends("idle"), 1);
     let mut line = String::new();
     until("the session log has it", LONG, || {
@@ -138,7 +139,7 @@ fn a_flow_ends_with_the_responses_that_are_expected() {
 #[test]
 fn no_more_flows_than_the_forward_may_have() {
     let (echo, listen) = (Echo::start(), udp::address());
-    let spliced = run(listen, echo.address(), ", max_connections: 3, udp_timeout: 700ms");
+    let spliced = run(listen, echo.address(), ", max_connections: 3, udp_timeout: 3s");
     let clients: Vec<UdpSocket> = (0..5).map(|_| client(listen)).collect();
     clients.iter().for_each(|client| _ = client.send(b"x").expect("sent"));
     let stats = spliced.stats_until("two are dropped", |stats| stats.number("/total/datagrams/drops/limit") == 2);
@@ -257,11 +258,11 @@ fn a_flow_survives_a_reload_that_does_not_concern_it() {
     ));
     assert_eq!(ask(&client, b"still"), b"still");
     let late = common::udp::client(listen);
-    // A worker without a flow there has closed its socket, perhaps with one of these in it.
-    spliced.stats_until("it is dropped", |stats| {
-        late.send(b"too late").expect("sent");
-        stats.number("/total/datagrams/drops/drain") > 0
-    });
+    // One client for each worker at least, whichever of them the kernel gives a client to: also a worker that has no flow
+    // there counts what it drops.
+    let others: Vec<UdpSocket> = (0..9).map(|_| common::udp::client(listen)).collect();
+    others.iter().chain([&late]).for_each(|client| _ = client.send(b"too late").expect("sent"));
+    spliced.stats_until("all are dropped", |stats| stats.number("/total/datagrams/drops/drain") == 10);
     assert_eq!(spliced.stats().open(), 2);
     // It is there no more once it has no flow.
     assert!(UdpSocket::bind(listen).is_err());

@@ -11,16 +11,18 @@ use mio::Interest;
 use mio::unix::SourceFd;
 use socket2::Socket;
 
+use super::failover;
 use crate::address::Address;
 use crate::limits::Ticket;
 use crate::plan::{Refusal, Transport};
 use crate::stats::{Bytes, DropCause, EndReason, SessionRecord};
 use crate::sys;
-use crate::udp::doors::{datagrams, set_buffers};
+use crate::udp::buffers;
+use crate::udp::doors::datagrams;
 use crate::udp::flow::{Client, Flow, FlowEnd, FlowKey};
 use crate::udp::table::Ready;
 use crate::udp::{cause_of, socket};
-use crate::upstream::{Ask, Ejected, Lease, Pick};
+use crate::upstream::{Ask, Lease, Pick};
 use crate::worker::{Life, Worker};
 
 /// A flow's socket, what it is connected to, and its hold of that.
@@ -42,7 +44,7 @@ impl Worker {
         }
         let ticket = self.admit_flow(forward, client)?;
         let transport = self.parts.routes[forward].forward().udp.targets.unwrap_or(Transport::Udp);
-        match self.connect_flow(forward, client, port_offset, transport) {
+        match self.connect_flow(forward, client, port_offset, transport, &mut Vec::new()) {
             Ok(target) => self.enter_flow(key, forward, target, ticket, None),
             Err(cause) => {
                 self.leave_flow(forward, ticket);
@@ -84,19 +86,21 @@ impl Worker {
         self.tell(told);
     }
 
-    /// A socket that is connected to the next target whose address the system takes.
+    /// A socket that is connected to the next target whose address the system takes, of those that are not in `tried`;
+    /// others are added to it.
     pub(super) fn connect_flow(
         &mut self,
         forward: usize,
         client: IpAddr,
         port_offset: u16,
         transport: Transport,
+        tried: &mut Vec<u32>,
     ) -> Result<Target, DropCause> {
         let now_ms = self.now_us / 1000;
-        let (mut tried, mut last) = (Vec::new(), DropCause::Unreachable);
+        let mut last = DropCause::Unreachable;
         loop {
             let client = SocketAddr::new(client.to_canonical(), 0).into();
-            let ask = Ask { client, port_offset, tried: &tried, rival_of: None, now_ms };
+            let ask = Ask { client, port_offset, tried, rival_of: None, now_ms };
             let (lease, target) = match self.parts.routes[forward].upstreams.choose(&ask) {
                 Pick::To { lease, address: Address::Ip(address), .. } => (lease, address),
                 // The configuration lets no unix socket be a target of datagrams.
@@ -107,7 +111,12 @@ impl Worker {
             };
             match self.connect_to(forward, target, transport) {
                 Ok(socket) => return Ok((socket, target, lease)),
-                Err(e) => last = connect_cause(&e),
+                Err(e) => {
+                    last = connect_cause(&e);
+                    if last == DropCause::Unreachable {
+                        self.blame(forward, &lease, FlowEnd { reason: EndReason::ConnectFailed, errno: e.raw_os_error() });
+                    }
+                }
             }
             tried.push(lease.endpoint().id());
             if last == DropCause::NoDescriptors {
@@ -134,9 +143,12 @@ impl Worker {
             match transport {
                 Transport::Tcp => sys::set_options(&socket, target.into(), &route.forward().tcp)?,
                 Transport::Udp => {
-                    set_buffers(&socket, route.forward())?;
+                    buffers::set_of_flow(&socket, route.forward())?;
                     socket::prepare(&socket, None)?;
                 }
+            }
+            if route.forward().egress.is_marked() {
+                sys::set_egress(&socket, &route.forward().egress, target.is_ipv6())?;
             }
             if let Some(source) = source {
                 sys::bind_source(&socket, source).inspect_err(|e| route.sources.lacks(source, e))?;
@@ -167,7 +179,9 @@ impl Worker {
         ticket: Option<Box<Ticket>>,
         client: Option<Box<Client>>,
     ) -> Result<usize, DropCause> {
-        let into_stream = client.is_none() && self.parts.routes[forward].forward().udp.into_stream();
+        let has_listener = client.is_none();
+        let into_stream = has_listener && self.parts.routes[forward].forward().udp.into_stream();
+        let can_move = has_listener && failover::can_move(self.parts.routes[forward].forward());
         let fds = [Some(socket.as_raw_fd()), client.as_ref().map(|client| client.stream.as_raw_fd())];
         let flow = Flow {
             socket,
@@ -185,6 +199,9 @@ impl Worker {
             bytes: Bytes::default(),
             joins: [socket::SEGMENTS; 2],
             was_answered: false,
+            spare: can_move.then(Box::default),
+            refused: (0, 0),
+            lost: Some(0),
             queued: false,
         };
         let (at_ms, _) = flow.deadline(self.parts.routes[forward].forward());
@@ -212,17 +229,12 @@ impl Worker {
         let Some(mut flow) = self.datagrams.remove(number) else { return };
         self.freed = true;
         let route = &self.parts.routes[flow.forward];
-        // A flow that was refused says of its target what a refused connection says.
-        if let Some(lease) = flow.lease.take().filter(|_| end.reason == EndReason::Refused && !flow.was_answered) {
-            let ejected = route.upstreams.failed(&lease, self.now_us / 1000);
-            if let Some(Ejected(time)) = ejected {
-                let (forward, label) = (lease.endpoint().forward(), lease.endpoint().label());
-                log::warn!("forward {forward:?}: target {label} is ejected for {time:?}: it refuses datagrams");
-            }
+        if let Some(lease) = flow.lease.take().filter(|_| failover::is_to_blame(&flow, end, route.forward())) {
+            self.blame(flow.forward, &lease, end);
         }
         route.stats.open.sub(1);
         route.stats.ends[end.reason as usize].add(1);
-        route.stats.datagrams.drops[DropCause::Unreachable as usize].add(flow.waiting() as u64);
+        route.stats.datagrams.drops[DropCause::Unreachable as usize].add(flow.waiting() as u64 + flow.refused.0);
         let duration = Duration::from_micros(self.now_us.saturating_sub(flow.opened_us));
         route.stats.session_time.record(duration);
         self.parts.me.load.fetch_sub(1, Ordering::Relaxed);

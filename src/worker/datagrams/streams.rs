@@ -187,6 +187,8 @@ impl Worker {
             Ok((messages, more)) => {
                 again = more;
                 route.stats.datagrams.receives.add(1);
+                let lost = batch.lost(messages.clone(), &mut flow.lost);
+                route.stats.datagrams.drops[DropCause::Socket as usize].add(lost);
                 note_answer(flow, self.now_us, &route.stats);
                 let course = course_down(number, flow);
                 messages.for_each(|message| batch.add(message, course));
@@ -239,7 +241,8 @@ impl Worker {
         if !self.parts.shared.flows.take() {
             return self.refuse_tunnel(&accepted, ticket, EndReason::Limit);
         }
-        let target = match self.connect_flow(forward, client.ip(), accepted.port_offset, Transport::Udp) {
+        let tried = &mut Vec::new();
+        let target = match self.connect_flow(forward, client.ip(), accepted.port_offset, Transport::Udp, tried) {
             Ok(target) => target,
             Err(cause) => {
                 let _ = self.parts.shared.flows.give();
