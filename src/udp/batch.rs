@@ -347,7 +347,8 @@ mod tests {
     fn what_the_kernel_had_no_room_for_is_counted_from_one_message_to_the_next() {
         let mut batch = Batch::default();
         let mut count = |before: &mut Option<u32>, lost: &[u32]| {
-            let message = |lost: &u32| Message { from: None, local: None, start: 0, len: 0, segment: None, lost: *lost };
+            let message =
+                |lost: &u32| Message { from: None, local: None, start: 0, len: 0, segment: None, lost: *lost };
             batch.messages = lost.iter().map(message).collect();
             batch.lost(0..lost.len(), before)
         };

@@ -114,7 +114,11 @@ impl Worker {
                 Err(e) => {
                     last = connect_cause(&e);
                     if last == DropCause::Unreachable {
-                        self.blame(forward, &lease, FlowEnd { reason: EndReason::ConnectFailed, errno: e.raw_os_error() });
+                        self.blame(
+                            forward,
+                            &lease,
+                            FlowEnd { reason: EndReason::ConnectFailed, errno: e.raw_os_error() },
+                        );
                     }
                 }
             }

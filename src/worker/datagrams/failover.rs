@@ -125,7 +125,7 @@ impl Worker {
         let (refused, bytes) = std::mem::take(&mut flow.refused);
         // The first ones are those that are kept.
         let passed = refused.min((datagrams.len() as u64).saturating_sub(flow.requests));
-        let bytes = if refused > 0 { bytes * passed / refused } else { 0 };
+        let bytes = (bytes * passed).checked_div(refused).unwrap_or(0);
         flow.requests += passed;
         flow.bytes.client_to_backend.copy += bytes;
         stats.datagrams.up.add(passed);
