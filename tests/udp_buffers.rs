@@ -99,7 +99,8 @@ fn what_finds_the_queue_full_is_counted() {
             client.send(b"one more").expect("sent");
             sent.set(sent.get() + 1);
         }
-        lost > 200 && passed + lost == sent.get()
+        // One of somebody else that comes by may be lost too.
+        lost > 200 && (sent.get()..=sent.get() + 2).contains(&(passed + lost))
     });
     let (_, table) = spliced.ask("stats", &[]);
     assert!(table.contains("  drops            socket "), "{table}");

@@ -89,7 +89,7 @@ fn ask_again(client: &UdpSocket, question: &[u8]) -> Vec<u8> {
 }
 
 const HEALTH: &str = ", health: {fails: 3, eject: 500ms, eject_max: 1s}";
-const CHECK: &str = ", check: {send: PING, expect: PONG, interval: 200ms, timeout: 400ms, rise: 1, fall: 2}";
+const CHECK: &str = ", check: {send: PING, expect: PONG, interval: 200ms, timeout: 1s, rise: 1, fall: 2}";
 
 #[test]
 fn what_a_target_refuses_is_asked_at_the_next_one() {
@@ -176,7 +176,8 @@ fn a_check_finds_a_silent_target_and_ends_its_flows() {
     first.be_silent(false);
     state_is(&spliced, 0, "UP");
     until("it has flows again", LONG, || ask(&client(listen), b"who") == b"first");
-    assert!(counter(&spliced, 0, "checks_failed") >= 2 && counter(&spliced, 1, "checks_failed") == 0);
+    assert!(counter(&spliced, 0, "checks_failed") >= 2);
+    assert!(spliced.logged(&format!("target {} is down", second.address)).is_empty(), "{}", spliced.text());
     // A command does what a check does.
     let (code, said) = spliced.ask("target", &["dns", &first.address.to_string(), "disable"]);
     assert_eq!(code, Some(0), "{said}");
@@ -251,7 +252,7 @@ fn name_servers_are_killed_under_questions_and_come_back() {
     let (Some(mut first), Some(second)) = (start(), start()) else { return };
     let listen = udp::address();
     // What is asked and expected has bytes no text has: a whole question, and the address as the answer has it.
-    let check = r#", udp_responses: 1, on_down: end, check: {send: "\0\x07\x01\0\0\x01\0\0\0\0\0\0\x04host\x07example\0\0\x01\0\x01", expect: "\0\x04\n\x01\x02\x03", interval: 200ms, timeout: 1s, rise: 1, fall: 1}"#;
+    let check = r#", udp_responses: 1, on_down: end, check: {send: "\0\x07\x01\0\0\x01\0\0\0\0\0\0\x04host\x07example\0\0\x01\0\x01", expect: "\0\x04\n\x01\x02\x03", interval: 200ms, timeout: 1s, rise: 1, fall: 2}"#;
     let spliced = run(listen, &[first.address(), second.address()], check);
     let asking = |numbers: std::ops::Range<u16>| {
         let mut asked = 0;

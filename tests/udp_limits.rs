@@ -89,6 +89,28 @@ fn new_flows_a_second_are_limited_for_all_and_for_each_source() {
     }
 }
 
+/// What the backend sees of a datagram: the class it came with.
+#[test]
+fn datagrams_carry_the_class_that_is_configured() {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+    use std::os::fd::AsRawFd;
+
+    let (backend, listen) = (UdpSocket::bind("127.0.0.1:0").expect("a port"), udp::address());
+    backend.set_read_timeout(Some(LONG)).expect("a deadline");
+    setsockopt(&backend, sockopt::IpRecvTos, &true).expect("Linux has it");
+    let _spliced = run("", listen, backend.local_addr().expect("bound"), ", dscp: 46");
+    client_from([127, 0, 0, 1], listen).send(b"x").expect("sent");
+    let (mut bytes, mut space) = ([0; 8], nix::cmsg_space!(libc::c_int));
+    let mut slices = [std::io::IoSliceMut::new(&mut bytes)];
+    let message =
+        recvmsg::<()>(backend.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::empty()).expect("a datagram");
+    let class = message.cmsgs().expect("whole").find_map(|control| match control {
+        ControlMessageOwned::Ipv4Tos(class) => Some(class),
+        _ => None,
+    });
+    assert_eq!(class, Some(46 << 2));
+}
+
 #[test]
 fn flows_count_in_the_limit_of_the_process_and_metrics_tell_why_datagrams_were_dropped() {
     let (echo, listen, page) = (Echo::start(), udp::address(), Reserved::loopback());
