@@ -131,7 +131,8 @@ impl Probe {
     }
 }
 
-fn contains(heard: &[u8], expected: &[u8]) -> bool {
+/// Whether an answer has what is expected.
+pub(super) fn contains(heard: &[u8], expected: &[u8]) -> bool {
     heard.windows(expected.len()).any(|window| window == expected)
 }
 
