@@ -361,6 +361,7 @@ fn identity() -> impl Strategy<Value = (Options, Egress, Option<AcceptProxy>)> {
         send_proxy,
         mark,
         device,
+        netns: None,
         transparent: false,
     });
     let from = proptest::collection::hash_set((any::<std::net::Ipv4Addr>(), 0u8..=32), 1..4);
@@ -478,6 +479,9 @@ fn forward() -> impl Strategy<Value = Forward> {
                 // What belongs to streams has no place beside datagrams.
                 let (send_proxy, accept_proxy) =
                     if has_udp { (None, None) } else { (identity.1.send_proxy, identity.2) };
+                let streams = udp.listen.is_empty() && udp.targets.is_none();
+                let has_unix = targets.iter().any(|target| matches!(target.host, Host::Unix(_)));
+                let to_netns = (tcp.4.is_multiple_of(3) && streams && !has_unix).then(|| "blue 7".to_owned());
                 let transparent = identity.0.transparent && limits.1.is_empty() && !has_udp;
                 let check = if has_udp { None } else { balancing.check };
                 Forward {
@@ -514,7 +518,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                             .then(|| RunAs { user: "redis".to_owned(), group: Some("7".to_owned()) }),
                     },
                     stall_warning: times.1,
-                    egress: Egress { transparent, send_proxy, ..identity.1 },
+                    egress: Egress { transparent, send_proxy, netns: to_netns, ..identity.1 },
                     sources: limits.1,
                     udp,
                     accept_proxy,
