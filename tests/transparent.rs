@@ -11,7 +11,7 @@ use std::process::Command;
 use common::deadline::until;
 use common::netns::{Chain, Netns, with_namespaces};
 use common::pattern::exchange;
-use common::peer::{Reserved, accept, backend, end_of};
+use common::peer::{Reserved, accept, backend};
 use common::spliced::{Launcher, Spliced, ordinary_user};
 
 const MIB: u64 = 1 << 20;
@@ -150,7 +150,7 @@ fn a_mark_takes_the_route_made_for_it() {
         chain.forwarder.line("ip route add 10.9.0.2 via 10.0.0.2 dev to_server table 82");
         let server = chain.server.listen(far);
         let unmarked = run(&chain, Chain::FRONT, far, "engine: auto");
-        assert!(end_of(&chain.client.connect(Chain::FRONT)).is_err());
+        chain.client.is_turned_away(Chain::FRONT);
         unmarked.ended("connect_failed", 1);
         unmarked.finish();
         let spliced = run(&chain, Chain::FRONT, far, "mark: 0x7");
@@ -172,13 +172,13 @@ fn a_device_is_the_only_way_out() {
         drop(client);
         spliced.finish();
         let wrong = config(&chain, "bind_device: to_client, connect_timeout: 300ms");
-        assert!(end_of(&chain.client.connect(Chain::FRONT)).is_err());
+        chain.client.is_turned_away(Chain::FRONT);
         wrong.stats_until("it has ended", |stats| stats.ends("connect_timeout") + stats.ends("connect_failed") == 1);
         wrong.finish();
         // One that is not there yet is worth a line, and counts once it is.
         let early = config(&chain, "bind_device: late0, connect_timeout: 1s");
         assert_eq!(early.logged("there is no device \"late0\" yet").len(), 1, "{}", early.text());
-        assert!(end_of(&chain.client.connect(Chain::FRONT)).is_err());
+        chain.client.is_turned_away(Chain::FRONT);
         early.ended("connect_failed", 1);
         early.finish();
     });

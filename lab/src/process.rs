@@ -294,6 +294,20 @@ pub(crate) fn failed(error: &io::Error, what: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
+/// Runs a command to its end, on behalf of `name`.
+///
+/// # Errors
+/// When it cannot be run or fails: what it was and what it said.
+pub fn run(name: &str, command: &mut Command) -> io::Result<()> {
+    let what = line(command);
+    let output = command.output().map_err(|error| failed(&error, &format!("{name}: cannot run {what}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " | ");
+    Err(io::Error::other(format!("{name}: {what} failed ({}): {said}", output.status)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

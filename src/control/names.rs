@@ -49,8 +49,11 @@ fn snapshot(host: &Host, view: NameView, now: Instant) -> NameSnapshot {
 /// The metrics of all names.
 pub(super) fn metrics(page: &mut Page, names: &[NameSnapshot]) {
     let mut family = |name: &'static str, kind: &str, help: &str, value: fn(&NameSnapshot) -> Option<f64>| {
-        page.family(name, kind, help);
-        for (name, value) in names.iter().filter_map(|of| Some((&of.name, value(of)?))) {
+        let mut samples = names.iter().filter_map(|of| Some((&of.name, value(of)?))).peekable();
+        if samples.peek().is_some() {
+            page.family(name, kind, help);
+        }
+        for (name, value) in samples {
             page.sample(&[("name", name as &dyn Display)], value);
         }
     };

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::panic::resume_unwind;
@@ -11,7 +12,7 @@ use std::thread;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::cannot_run;
-use super::peer::connect;
+use super::peer::{connect, connect_or_reset, end_of};
 
 /// Set in a test that was started again inside a user namespace.
 const INSIDE: &str = "SPLICED_TEST_INSIDE";
@@ -101,6 +102,13 @@ impl Netns {
     /// A connection from inside.
     pub(crate) fn connect(&self, to: SocketAddr) -> TcpStream {
         self.enter(|| connect(to))
+    }
+
+    /// A connection from inside that is reset, be it before connect(2) has told of its success.
+    pub(crate) fn is_turned_away(&self, from: SocketAddr) {
+        if let Some(stream) = self.enter(|| connect_or_reset(from)) {
+            assert_eq!(end_of(&stream), Err(ErrorKind::ConnectionReset));
+        }
     }
 
     /// A path other programs can open.

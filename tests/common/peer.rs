@@ -136,10 +136,14 @@ pub(crate) fn pending_error(stream: &TcpStream) -> ErrorKind {
 /// Waits for the FIN or the reset that ends a stream without a byte before.
 pub(crate) fn end_of(mut stream: &TcpStream) -> Result<(), ErrorKind> {
     let mut byte = [0];
-    match stream.read(&mut byte) {
-        Ok(0) => Ok(()),
-        Ok(_) => panic!("byte {:#04x} where the stream should have ended", byte[0]),
-        Err(e) => Err(e.kind()),
+    loop {
+        match stream.read(&mut byte) {
+            Ok(0) => return Ok(()),
+            Ok(_) => panic!("byte {:#04x} where the stream should have ended", byte[0]),
+            // Of a process that was stopped for a while: with SO_RCVTIMEO no read is resumed (signal(7)).
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.kind()),
+        }
     }
 }
 

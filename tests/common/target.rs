@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 
@@ -88,7 +89,13 @@ impl Target {
     /// Stops it, or lets it go on.
     pub(crate) fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("it runs");
-        kill(Pid::from_raw(i32::try_from(child.id()).expect("a process number")), signal).expect("our own child");
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process number"));
+        kill(pid, signal).expect("our own child");
+        if signal == Signal::SIGSTOP {
+            // It may still answer until the signal has reached all of its threads.
+            let stopped = WaitStatus::Stopped(pid, signal);
+            assert_eq!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(stopped));
+        }
     }
 }
 

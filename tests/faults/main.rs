@@ -32,7 +32,7 @@ const MIB: u64 = 1 << 20;
 /// How long sessions go on in the hope that the fault is met.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// Plans that run at once: most of their time they wait.
-const AT_ONCE: usize = 3;
+const AT_ONCE: usize = 4;
 
 /// What came of the sessions that ran while the calls failed.
 #[derive(Debug, Default)]
@@ -201,9 +201,10 @@ fn run(plan: &Plan) -> usize {
     met
 }
 
-/// Pipes of the pool may do for a whole run, so that no call is made that could fail: then it is run again.
+/// On a busy machine a run may pass without the call that could fail: then it is run again, unless the call is a rare one.
 fn run_until_met(plan: &Plan) -> usize {
-    let met = (0..4).map(|_| run(plan)).find(|met| *met > 0).unwrap_or(0);
+    let tries = if plan.is_certain() { 4 } else { 1 };
+    let met = (0..tries).map(|_| run(plan)).find(|met| *met > 0).unwrap_or(0);
     assert!(met > 0 || !plan.is_certain(), "the fault was never met");
     met
 }

@@ -11,11 +11,12 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::routes::Routes;
 use crate::place::Wiring;
 use crate::plan::about;
 use crate::process::Process;
 use crate::sample::Tree;
-use crate::topology::sandbox;
+use crate::topology::{self, sandbox};
 
 /// How long it may take to be ready, to answer and to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,6 +36,8 @@ pub struct EngineOptions {
     pub workers: Option<u64>,
     /// Environment of the process, such as `LD_PRELOAD`.
     pub environment: Vec<(String, String)>,
+    /// Further keys of its configuration.
+    pub options: Map<String, Value>,
 }
 
 impl EngineOptions {
@@ -50,6 +53,22 @@ impl EngineOptions {
                 sound.then(|| Self { copy_buffer: Some(kib << 10), ..engine("copy") })
             }
         }
+    }
+
+    /// Whether spliced takes it, for the wiring of the lab.
+    ///
+    /// # Errors
+    /// What spliced says of it, without a place.
+    pub fn check(&self) -> Result<(), String> {
+        let file = self.configuration(&topology::wiring(), Path::new("/run/lab/control.sock"));
+        let text = serde_yaml::to_string(&file).map_err(|error| error.to_string())?;
+        let lookup = spliced::config::Lookup::host();
+        let plan = spliced::config::parse("", &text, &spliced::config::Overrides::default(), &lookup);
+        plan.map(drop).map_err(|error| error.message)
+    }
+
+    fn is_transparent(&self) -> bool {
+        self.options.get("transparent").is_some_and(|value| *value == json!(true) || *value == json!("on"))
     }
 
     /// The configuration file, which is YAML as every JSON is.
@@ -71,6 +90,7 @@ impl EngineOptions {
             json!({ "name": format!("lab-{number}"), "listen": forward.listen.to_string(), "to": forward.to.to_string() })
         });
         top.insert("forwards".to_owned(), forwards.collect());
+        top.extend(self.options.clone());
         Value::Object(top)
     }
 }
@@ -85,6 +105,9 @@ impl fmt::Display for EngineOptions {
                 write!(f, ", {name} {value}")?;
             }
         }
+        for (name, value) in &self.options {
+            write!(f, ", {name} {value}")?;
+        }
         Ok(())
     }
 }
@@ -94,6 +117,7 @@ impl fmt::Display for EngineOptions {
 pub struct Engine {
     process: Process,
     control: PathBuf,
+    _routes: Option<Routes>,
 }
 
 /// Its counters, as far as they are needed here.
@@ -169,9 +193,10 @@ impl Engine {
         command.envs(options.environment.iter().map(|(name, value)| (name, value)));
         // A line for each of thousands of sessions is work that its peers do not do either.
         command.args(["--log-file", "/dev/null"]);
+        let routes = options.is_transparent().then(|| Routes::open(name, &wiring.forwarder, &directory)).transpose()?;
         let mut process = Process::start(name, command, &directory.join("output.txt"))?;
         process.wait_until("ready", PATIENCE, || counters(&control).is_ok())?;
-        Ok(Self { process, control })
+        Ok(Self { process, control, _routes: routes })
     }
 
     /// Its counters now.

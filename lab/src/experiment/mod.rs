@@ -10,6 +10,7 @@ pub mod file;
 pub mod host;
 pub mod load;
 pub mod progress;
+mod routes;
 pub mod table;
 
 use std::collections::BTreeSet;

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::Setup;
 use crate::place::Place;
-use crate::process::{Process, line};
+use crate::process::{self, Process, line};
 use crate::sample::{Tree, listens};
 
 /// How long one may take until it listens.
@@ -60,7 +60,7 @@ impl Running {
     /// Runs a command in the forwarder's place to its end.
     pub(super) fn step(&self, mut command: Command) -> io::Result<()> {
         self.keep_line(&command)?;
-        run(&self.name, &mut command)
+        process::run(&self.name, &mut command)
     }
 
     pub(super) fn place(&self) -> &Place {
@@ -117,7 +117,7 @@ impl Running {
             result = result.and(process.stop(Signal::SIGTERM, STOP).map(|_| ()));
         }
         while let Some(mut command) = self.undo.pop() {
-            result = result.and(run(&self.name, &mut command));
+            result = result.and(process::run(&self.name, &mut command));
         }
         result
     }
@@ -127,7 +127,7 @@ impl Running {
         let path = self.directory.join("command.txt");
         let kept = fs::File::options().create(true).append(true).open(&path);
         kept.and_then(|mut file| writeln!(file, "{}", line(command)))
-            .map_err(|error| crate::process::failed(&error, &format!("cannot write {}", path.display())))
+            .map_err(|error| process::failed(&error, &format!("cannot write {}", path.display())))
     }
 }
 
@@ -136,15 +136,4 @@ impl Drop for Running {
         // Told by `stop`; here there is nobody to tell.
         let _ = self.end();
     }
-}
-
-fn run(name: &str, command: &mut Command) -> io::Result<()> {
-    let what = line(command);
-    let output =
-        command.output().map_err(|error| crate::process::failed(&error, &format!("{name}: cannot run {what}")))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " | ");
-    Err(io::Error::other(format!("{name}: {what} failed ({}): {said}", output.status)))
 }

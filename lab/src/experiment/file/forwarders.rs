@@ -1,5 +1,6 @@
 //! The forwarders of a file.
 
+use serde_json::{Map, Value as Json};
 use spliced::config::marked::{Fault, Key, Node, Value};
 
 use super::{ARM_NAME, Written, arm_name, bytes, found, number, word};
@@ -14,6 +15,7 @@ const ENGINE: &str = "auto, splice, copy";
 const COPY_BUFFER: &str = "a size from 1KiB to 16MiB, such as 64KiB";
 const PIPE_SIZE: &str = "a size from 64KiB to 1GiB, such as 256KiB";
 const WORKERS: &str = "a number from 1 to 1024";
+const OPTIONS: &str = "a mapping of keys of spliced's configuration, such as {transparent: on}";
 const USER: &str = "a user of this host, such as nobody";
 const COMMAND: &str = "a command with {listen} and {target} in it, or the program of a forwarder the lab knows";
 
@@ -64,7 +66,8 @@ fn named(node: &Node, name: &str, given: &[Given]) -> Result<Result<Arm, Missing
 }
 
 fn forwarder(node: &Node, given: &[Given]) -> Result<Result<Arm, Missing>, Fault> {
-    let known = ["name", "engine", "copy_buffer", "pipe_size", "workers", "environment", "command", "peer", "user"];
+    let known =
+        ["name", "engine", "copy_buffer", "pipe_size", "workers", "environment", "options", "command", "peer", "user"];
     let (mut name, mut command, mut peer, mut user, mut engine) = (None, None, None, None, None::<&Key>);
     let mut options = EngineOptions { engine: "auto".to_owned(), ..EngineOptions::default() };
     for (key, node) in node.entries(FORWARDERS, &known)? {
@@ -81,7 +84,12 @@ fn forwarder(node: &Node, given: &[Given]) -> Result<Result<Arm, Missing>, Fault
                 options.pipe_size = Some(node.parse(|text| bytes(text, 64 << 10, 1 << 30, PIPE_SIZE), PIPE_SIZE)?)
             }
             "workers" => options.workers = Some(node.parse(|text| number(text, 1, 1024, WORKERS), WORKERS)?.into()),
-            _ => options.environment = environment(node)?,
+            "environment" => options.environment = environment(node)?,
+            _ => {
+                options.options = further(node)?;
+                let checked = options.check();
+                checked.map_err(|why| Fault::new(node.mark, format!("spliced does not take these options: {why}")))?;
+            }
         }
         if !matches!(key.text.as_str(), "name" | "command" | "peer" | "user") {
             engine = Some(key);
@@ -143,4 +151,38 @@ fn environment(node: &Node) -> Result<Vec<(String, String)>, Fault> {
             Ok((key.text.clone(), value.parse(text, "text")?))
         })
         .collect()
+}
+
+/// Keys of spliced's own configuration; what they may say is its to judge.
+fn further(node: &Node) -> Result<Map<String, Json>, Fault> {
+    let Value::Map(entries) = &node.value else { return Err(node.wrong(OPTIONS)) };
+    let own = ["control", "forwards", "log_file", "timeouts"];
+    entries
+        .iter()
+        .map(|(key, node)| {
+            if own.contains(&key.text.as_str()) {
+                return Err(Fault::new(
+                    key.mark,
+                    found(&key.text, &format!("other keys than the lab's own, {}", own.join(", "))),
+                ));
+            }
+            Ok((key.text.clone(), json(node)?))
+        })
+        .collect()
+}
+
+fn json(node: &Node) -> Result<Json, Fault> {
+    Ok(match &node.value {
+        Value::Nothing => Json::Null,
+        Value::Bool(value) => Json::Bool(*value),
+        // As it was written: 0x7 is a number to some and a text to others, and spliced reads both.
+        Value::Number(text) => text.parse().map_or_else(|_| Json::String(text.clone()), Json::Number),
+        Value::Text(text) => Json::String(text.clone()),
+        Value::Other(_) => return Err(node.wrong(OPTIONS)),
+        Value::List(items) => Json::Array(items.iter().map(json).collect::<Result<_, _>>()?),
+        Value::Map(entries) => {
+            let entries = entries.iter().map(|(key, node)| Ok((key.text.clone(), json(node)?)));
+            Json::Object(entries.collect::<Result<_, Fault>>()?)
+        }
+    })
 }
