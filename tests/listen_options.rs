@@ -307,7 +307,7 @@ fn a_listener_in_another_network_namespace() {
         let config = |netns: &str, more: &str| {
             format!("forwards:\n- {{listen: \"127.0.0.1:9000\", to: \"127.0.0.1:9001\", netns: \"{netns}\"}}\n{more}")
         };
-        let spliced = Launcher::config(&config(&inside.path(), "")).inside(&outside).start();
+        let mut spliced = Launcher::config(&config(&inside.path(), "")).inside(&outside).start();
         let client = inside.connect(address("127.0.0.1:9000"));
         assert!(echoes(&client, 1, LONG));
         let elsewhere = outside.enter(|| TcpStream::connect("127.0.0.1:9000")).expect_err("nobody listens here");
@@ -328,6 +328,7 @@ fn a_listener_in_another_network_namespace() {
         assert!(echoes(&inside.connect(address("127.0.0.1:9005")), 4, LONG), "nothing has changed");
         assert!(echoes(&client, 2, LONG));
         drop(client);
+        spliced.note_rest();
         spliced.finish();
 
         let outcome = Launcher::config(&config("no-such-namespace", "")).inside(&outside).outcome();

@@ -39,7 +39,8 @@ impl Three {
 
     fn forward(&self, more: &str) -> String {
         let (front, back) = (self.front.path(), self.back.path());
-        let name = format!("{{name: a, listen: \"127.0.0.1:9000\", netns: \"{front}\", to_netns: \"{back}\", engine: splice");
+        let name =
+            format!("{{name: a, listen: \"127.0.0.1:9000\", netns: \"{front}\", to_netns: \"{back}\", engine: splice");
         format!("forwards:\n- {name}, to: \"127.0.0.1:9001\"{more}}}\n")
     }
 
@@ -111,7 +112,7 @@ fn all_of_it_is_spliced_also_as_another_user() {
 fn a_reload_uses_the_namespaces_of_the_start_and_no_others() {
     with_namespaces("a_reload_uses_the_namespaces_of_the_start_and_no_others", || {
         let three = Three::new();
-        let spliced = Launcher::config(&three.forward("")).inside(&three.own).start();
+        let mut spliced = Launcher::config(&three.forward("")).inside(&three.own).start();
         let more = three.forward("").replace("forwards:\n", "").replace("name: a", "name: b").replace(":9000", ":9005");
         spliced.replace_config(&(three.forward("") + &more));
         let (code, said) = spliced.reload();
@@ -119,6 +120,7 @@ fn a_reload_uses_the_namespaces_of_the_start_and_no_others() {
         three.works(9000);
         three.works(9005);
         all_spliced(&spliced, 2);
+        spliced.note_rest();
         let other = Netns::new();
         let elsewhere =
             more.replace("name: b", "name: c").replace(":9005", ":9006").replace(&three.back.path(), &other.path());
