@@ -227,7 +227,7 @@ fn plans() -> impl Strategy<Value = Plan> {
                     listen.local = Local::Ip(IpAddr::from([10, 9, 0, number]));
                 }
                 // A unix socket is for streams alone.
-                if forward.udp.listen.is_empty() && forward.udp.targets.is_none() {
+                if forward.udp.listen.is_empty() && forward.udp.targets.is_none() && forward.egress.netns.is_none() {
                     let name = UnixName::new(&format!("/run/a b/{number}")).expect("a name");
                     forward.listen.push(Listen { local: Local::Unix(name), ports: Ports::NONE });
                     let name = UnixName::new(&format!("@{}\"{number}", forward.name)).expect("a name");
@@ -480,8 +480,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                 let (send_proxy, accept_proxy) =
                     if has_udp { (None, None) } else { (identity.1.send_proxy, identity.2) };
                 let streams = udp.listen.is_empty() && udp.targets.is_none();
-                let has_unix = targets.iter().any(|target| matches!(target.host, Host::Unix(_)));
-                let to_netns = (tcp.4.is_multiple_of(3) && streams && !has_unix).then(|| "blue 7".to_owned());
+                let to_netns = (tcp.4.is_multiple_of(3) && streams).then(|| "blue 7".to_owned());
                 let transparent = identity.0.transparent && limits.1.is_empty() && !has_udp;
                 let check = if has_udp { None } else { balancing.check };
                 Forward {

@@ -319,8 +319,8 @@ fn a_listener_in_another_network_namespace() {
         assert_eq!(code, Some(0), "{said}");
         assert!(echoes(&inside.connect(address("127.0.0.1:9005")), 3, LONG), "the one a reload has added");
         let third = Netns::new();
-        let other = more.clone()
-            + &format!("- {{listen: \"127.0.0.1:9006\", to: \"127.0.0.1:9001\", netns: \"{}\"}}\n", third.path());
+        let other =
+            more + &format!("- {{listen: \"127.0.0.1:9006\", to: \"127.0.0.1:9001\", netns: \"{}\"}}\n", third.path());
         spliced.replace_config(&config(&inside.path(), &other));
         let (code, said) = spliced.reload();
         assert_eq!(code, Some(2), "{said}");

@@ -121,7 +121,7 @@ fn namespace(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     let has_unix = |target: &Target| matches!(target.host, Host::Unix(_));
     if let Some(at) = forward.targets.iter().position(has_unix) {
         let message = format!(
-            "found target {} with to_netns; allowed: targets with an address and a port, as the file of a unix socket is \
+            "found target {} with to_netns; allowed: targets with an address and a port, as a unix socket with a file is \
              the same in all network namespaces",
             forward.targets[at]
         );

@@ -77,7 +77,13 @@ pub(super) fn stock(name: &str) -> io::Result<()> {
     let maker = open(name)?;
     if !maker.stocked.swap(true, Ordering::AcqRel) {
         let filled = Arc::clone(&maker);
-        maker.run(move || Ok(filled.fill()), LONG_PATIENCE)?;
+        maker.run(
+            move || {
+                filled.fill();
+                Ok(())
+            },
+            LONG_PATIENCE,
+        )?;
     }
     Ok(())
 }
