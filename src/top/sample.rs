@@ -85,6 +85,8 @@ pub(super) struct Target {
     target: String,
     address: Option<String>,
     state: Option<String>,
+    #[serde(default)]
+    gone: bool,
     sessions_open: u64,
 }
 
@@ -173,7 +175,7 @@ impl Target {
     fn shown(&self) -> (String, String, u64) {
         let address = self.address.as_ref().filter(|address| **address != self.target);
         let name = address.map_or_else(|| self.target.clone(), |address| format!("{} ({address})", self.target));
-        let state = self.state.as_deref().unwrap_or("UNRESOLVED");
+        let state = if self.gone { "GONE" } else { self.state.as_deref().unwrap_or("UNRESOLVED") };
         (name.escape_debug().to_string(), state.escape_debug().to_string(), self.sessions_open)
     }
 }
@@ -381,6 +383,7 @@ pub(super) mod tests {
                 "first_byte_time": { "buckets": [], "sum_us": 0 },
             })
         };
+        let clock = second;
         let forward = |name: &str, share| {
             let mut forward = counters(share);
             forward["name"] = name.into();
@@ -390,6 +393,14 @@ pub(super) mod tests {
             let target = |address: &str, state: &str| json!({ "target": address, "address": address, "state": state, "sessions_open": 3, "new_field": 1 });
             let second = if share > 1 { "DOWN" } else { "UP" };
             forward["targets"] = json!([target("10.0.0.2:9001", "UP"), target("10.0.0.3:9001", second)]);
+            if share > 1 {
+                forward["datagrams"] = json!({
+                    "client_to_backend": 1200 * clock, "backend_to_client": 30 * clock, "drops": { "limit": 4, "rate": 0 },
+                });
+                let mut gone = target("db.example:9001", "UP");
+                (gone["address"], gone["gone"]) = ("10.0.0.9:9001".into(), true.into());
+                forward["targets"].as_array_mut().unwrap().push(gone);
+            }
             forward
         };
         let worker = |id: u64| {

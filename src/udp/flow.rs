@@ -11,7 +11,7 @@ use super::framing::Framing;
 use crate::limits::Ticket;
 use crate::plan::Forward;
 use crate::stats::{Bytes, EndReason};
-use crate::upstream::Lease;
+use crate::upstream::{Hop, Lease};
 
 /// A socket clients send to, as one worker sees it. It belongs to the fleet.
 #[derive(Debug, Clone)]
@@ -66,6 +66,8 @@ pub struct FlowEnd {
 pub struct Spare {
     /// Targets that have failed it, by the number of their address.
     pub tried: Vec<u32>,
+    /// What has led to it.
+    pub hop: Hop,
     /// What the client has sent so far, as much as is kept.
     pub datagrams: Vec<Box<[u8]>>,
 }
@@ -102,6 +104,8 @@ pub struct Flow {
     pub lease: Option<Lease>,
     /// What limits per source count it as.
     pub ticket: Option<Box<Ticket>>,
+    /// Its entry among our own connections; 0 for none.
+    pub trace: u64,
     /// When it began, in microseconds of the worker's clock.
     pub opened_us: u64,
     /// When it last had a datagram.
@@ -181,6 +185,7 @@ mod tests {
             target: address,
             lease: None,
             ticket: None,
+            trace: 0,
             opened_us: 0,
             active_us: 5_000_000,
             requests,

@@ -22,11 +22,19 @@ use crate::udp::doors::datagrams;
 use crate::udp::flow::{Client, Flow, FlowEnd, FlowKey};
 use crate::udp::table::Ready;
 use crate::udp::{cause_of, socket};
-use crate::upstream::{Ask, Lease, Pick};
+use crate::upstream::{Ask, Hop, Lease, Pick};
 use crate::worker::{Life, Worker};
 
-/// A flow's socket, what it is connected to, and its hold of that.
-type Target = (Socket, SocketAddr, Lease);
+/// A flow's socket, what it is connected to, its hold of that, and its entry among our own connections.
+type Target = (Socket, SocketAddr, Lease, u64);
+
+/// Who sends datagrams, as far as a target is chosen by it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sender {
+    pub(super) client: IpAddr,
+    pub(super) port_offset: u16,
+    pub(super) hop: Hop,
+}
 
 impl Worker {
     /// Begins the flow of a client. What stands against it is the cause by which its datagram is dropped.
@@ -37,6 +45,15 @@ impl Worker {
         }
         let (forward, port_offset) = (listening.listener.forward, listening.listener.port_offset);
         let client = key.client.ip();
+        let came_to =
+            SocketAddr::new(key.local.unwrap_or(listening.listener.address.ip()), listening.listener.address.port());
+        let hop = self.parts.shared.trace.look_up(key.client, || [Some(came_to), None]);
+        // With our own address as its sender the answers would come back to us, and with that of a target they would be
+        // taken for questions.
+        let is_ours = key.client == came_to || self.parts.routes[forward].upstreams.leads_to(key.client, port_offset);
+        if hop.is_loop(forward) || is_ours {
+            return Err(DropCause::Loop);
+        }
         match self.parts.routes[forward].forward().access.refuses(client) {
             Some(Refusal::Denied) => return Err(DropCause::Denied),
             Some(Refusal::NotAllowed) => return Err(DropCause::NotAllowed),
@@ -44,8 +61,14 @@ impl Worker {
         }
         let ticket = self.admit_flow(forward, client)?;
         let transport = self.parts.routes[forward].forward().udp.targets.unwrap_or(Transport::Udp);
-        match self.connect_flow(forward, client, port_offset, transport, &mut Vec::new()) {
-            Ok(target) => self.enter_flow(key, forward, target, ticket, None),
+        match self.connect_flow(forward, Sender { client, port_offset, hop }, transport, &mut Vec::new()) {
+            Ok(target) => {
+                let number = self.enter_flow(key, forward, target, ticket, None)?;
+                if let Some(spare) = &mut self.datagrams.flows[number].spare {
+                    spare.hop = hop;
+                }
+                Ok(number)
+            }
             Err(cause) => {
                 self.leave_flow(forward, ticket);
                 Err(cause)
@@ -91,8 +114,7 @@ impl Worker {
     pub(super) fn connect_flow(
         &mut self,
         forward: usize,
-        client: IpAddr,
-        port_offset: u16,
+        Sender { client, port_offset, hop }: Sender,
         transport: Transport,
         tried: &mut Vec<u32>,
     ) -> Result<Target, DropCause> {
@@ -110,15 +132,16 @@ impl Worker {
                 Pick::Nothing => return Err(last),
             };
             match self.connect_to(forward, target, transport) {
-                Ok(socket) => return Ok((socket, target, lease)),
+                Ok(socket) => {
+                    let local = socket.local_addr().ok().and_then(|local| local.as_socket());
+                    let remember = |local| self.parts.shared.trace.remember(local, target, hop, forward);
+                    return Ok((socket, target, lease, local.map_or(0, remember)));
+                }
                 Err(e) => {
                     last = connect_cause(&e);
                     if last == DropCause::Unreachable {
-                        self.blame(
-                            forward,
-                            &lease,
-                            FlowEnd { reason: EndReason::ConnectFailed, errno: e.raw_os_error() },
-                        );
+                        let end = FlowEnd { reason: EndReason::ConnectFailed, errno: e.raw_os_error() };
+                        self.blame(forward, &lease, end);
                     }
                 }
             }
@@ -179,7 +202,7 @@ impl Worker {
         &mut self,
         key: FlowKey,
         forward: usize,
-        (socket, target, lease): Target,
+        (socket, target, lease, trace): Target,
         ticket: Option<Box<Ticket>>,
         client: Option<Box<Client>>,
     ) -> Result<usize, DropCause> {
@@ -196,6 +219,7 @@ impl Worker {
             target,
             lease: Some(lease),
             ticket,
+            trace,
             opened_us: self.now_us,
             active_us: self.now_us,
             requests: 0,
@@ -232,6 +256,7 @@ impl Worker {
     pub(in crate::worker) fn end_flow(&mut self, number: usize, end: FlowEnd) {
         let Some(mut flow) = self.datagrams.remove(number) else { return };
         self.freed = true;
+        self.parts.shared.trace.forget(flow.trace);
         let route = &self.parts.routes[flow.forward];
         if let Some(lease) = flow.lease.take().filter(|_| failover::is_to_blame(&flow, end, route.forward())) {
             self.blame(flow.forward, &lease, end);

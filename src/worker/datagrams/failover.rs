@@ -12,6 +12,7 @@ use std::sync::Arc;
 use mio::Interest;
 use mio::unix::SourceFd;
 
+use super::begin::Sender;
 use crate::plan::{Forward, Host, Transport};
 use crate::stats::{DropCause, EndReason};
 use crate::udp::flow::{Flow, FlowEnd};
@@ -86,16 +87,19 @@ impl Worker {
         drop(lease);
         let port_offset = self.datagrams.listeners[key.listener].listener.port_offset;
         let transport = if is_stream { Transport::Tcp } else { Transport::Udp };
-        let found = self.connect_flow(forward, key.client.ip(), port_offset, transport, &mut spare.tried);
-        let Ok((socket, target, lease)) = found else { return false };
+        let sender = Sender { client: key.client.ip(), port_offset, hop: spare.hop };
+        let found = self.connect_flow(forward, sender, transport, &mut spare.tried);
+        let Ok((socket, target, lease, trace)) = found else { return false };
         let interest = if is_stream { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         let token = Ready::Flow(number).token();
         let watched = self.parts.poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest);
         if let Err(e) = watched {
             log::warn!("cannot watch a flow: {e}; fs.epoll.max_user_watches limits how many there may be");
+            self.parts.shared.trace.forget(trace);
             return false;
         }
         let flow = &mut self.datagrams.flows[number];
+        self.parts.shared.trace.forget(std::mem::replace(&mut flow.trace, trace));
         let left: SocketAddr = std::mem::replace(&mut flow.target, target);
         log::debug!("a flow of {} goes from target {left} to {target}: {}", key.client, end.reason.name());
         // Closing it also ends the watch of the one before.
