@@ -11,7 +11,7 @@ use super::framing::Framing;
 use crate::limits::Ticket;
 use crate::plan::Forward;
 use crate::stats::{Bytes, EndReason};
-use crate::upstream::{Hop, Lease};
+use crate::upstream::Lease;
 
 /// A socket clients send to, as one worker sees it. It belongs to the fleet.
 #[derive(Debug, Clone)]
@@ -66,8 +66,6 @@ pub struct FlowEnd {
 pub struct Spare {
     /// Targets that have failed it, by the number of their address.
     pub tried: Vec<u32>,
-    /// What has led to it.
-    pub hop: Hop,
     /// What the client has sent so far, as much as is kept.
     pub datagrams: Vec<Box<[u8]>>,
 }

@@ -45,9 +45,7 @@ impl Worker {
         }
         let (forward, port_offset) = (listening.listener.forward, listening.listener.port_offset);
         let client = key.client.ip();
-        let came_to =
-            SocketAddr::new(key.local.unwrap_or(listening.listener.address.ip()), listening.listener.address.port());
-        let hop = self.parts.shared.trace.look_up(key.client, || [Some(came_to), None]);
+        let (hop, came_to) = self.hop_of(key);
         // With our own address as its sender the answers would come back to us, and with that of a target they would be
         // taken for questions.
         let is_ours = key.client == came_to || self.parts.routes[forward].upstreams.leads_to(key.client, port_offset);
@@ -62,18 +60,19 @@ impl Worker {
         let ticket = self.admit_flow(forward, client)?;
         let transport = self.parts.routes[forward].forward().udp.targets.unwrap_or(Transport::Udp);
         match self.connect_flow(forward, Sender { client, port_offset, hop }, transport, &mut Vec::new()) {
-            Ok(target) => {
-                let number = self.enter_flow(key, forward, target, ticket, None)?;
-                if let Some(spare) = &mut self.datagrams.flows[number].spare {
-                    spare.hop = hop;
-                }
-                Ok(number)
-            }
+            Ok(target) => self.enter_flow(key, forward, target, ticket, None),
             Err(cause) => {
                 self.leave_flow(forward, ticket);
                 Err(cause)
             }
         }
+    }
+
+    /// What led to a flow, and where its client sends to.
+    pub(super) fn hop_of(&self, key: FlowKey) -> (Hop, SocketAddr) {
+        let listener = &self.datagrams.listeners[key.listener].listener;
+        let came_to = SocketAddr::new(key.local.unwrap_or(listener.address.ip()), listener.address.port());
+        (self.parts.shared.trace.look_up(key.client, || [Some(came_to), None]), came_to)
     }
 
     fn admit_flow(&mut self, forward: usize, client: IpAddr) -> Result<Option<Box<Ticket>>, DropCause> {
@@ -140,8 +139,11 @@ impl Worker {
                 Err(e) => {
                     last = connect_cause(&e);
                     if last == DropCause::Unreachable {
-                        let end = FlowEnd { reason: EndReason::ConnectFailed, errno: e.raw_os_error() };
-                        self.blame(forward, &lease, end);
+                        self.blame(
+                            forward,
+                            &lease,
+                            FlowEnd { reason: EndReason::ConnectFailed, errno: e.raw_os_error() },
+                        );
                     }
                 }
             }

@@ -87,7 +87,7 @@ impl Worker {
         drop(lease);
         let port_offset = self.datagrams.listeners[key.listener].listener.port_offset;
         let transport = if is_stream { Transport::Tcp } else { Transport::Udp };
-        let sender = Sender { client: key.client.ip(), port_offset, hop: spare.hop };
+        let sender = Sender { client: key.client.ip(), port_offset, hop: self.hop_of(key).0 };
         let found = self.connect_flow(forward, sender, transport, &mut spare.tried);
         let Ok((socket, target, lease, trace)) = found else { return false };
         let interest = if is_stream { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
@@ -99,9 +99,9 @@ impl Worker {
             return false;
         }
         let flow = &mut self.datagrams.flows[number];
-        self.parts.shared.trace.forget(std::mem::replace(&mut flow.trace, trace));
         let left: SocketAddr = std::mem::replace(&mut flow.target, target);
         log::debug!("a flow of {} goes from target {left} to {target}: {}", key.client, end.reason.name());
+        self.parts.shared.trace.forget(std::mem::replace(&mut flow.trace, trace));
         // Closing it also ends the watch of the one before.
         (flow.socket, flow.lease, flow.lost) = (socket, Some(lease), Some(0));
         self.parts.routes[forward].stats.retries.add(1);
