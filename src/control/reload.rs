@@ -83,6 +83,7 @@ impl Reloader {
         let (say, result) = mpsc::channel();
         let waker = Arc::clone(waker);
         let read = move || {
+            crate::sys::leave_signals_to_main();
             // Nobody waits any more when it took too long.
             let _ = say.send(config::load_again(&source.path, &source.overrides));
             if let Err(error) = waker.wake() {

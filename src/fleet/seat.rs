@@ -101,6 +101,7 @@ impl Fleet {
 }
 
 fn run(id: usize, mut worker: Worker, cpu: Option<usize>) -> WorkerEnd {
+    sys::leave_signals_to_main();
     sandbox::enter(Role::Worker);
     if let Some(Err(e)) = cpu.map(sys::pin_to) {
         log::warn!("cannot pin worker {id}: {e}; it runs where the scheduler puts it");

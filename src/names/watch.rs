@@ -108,6 +108,7 @@ impl Resolver {
             let thread = std::thread::Builder::new().name("resolver".into()).stack_size(STACK);
             thread
                 .spawn(move || {
+                    crate::sys::leave_signals_to_main();
                     sandbox::enter(Role::Resolver);
                     Watch { lookup: Lookup::new(&resolving), resolving, known, tell, stopped }.run(share);
                 })

@@ -143,6 +143,7 @@ fn open(name: &str) -> io::Result<Arc<Maker>> {
     let (say, entered) = mpsc::sync_channel(1);
     let place = name.to_owned();
     let thread = thread::Builder::new().name("netns".into()).spawn(move || {
+        sys::leave_signals_to_main();
         let result = enter(&place);
         let failed = result.is_err();
         let _ = say.send((result, gettid()));

@@ -115,6 +115,7 @@ impl SessionLog {
     pub fn spawn(&mut self) -> io::Result<()> {
         let Some(Unstarted { mut writer, records, done }) = self.unstarted.take() else { return Ok(()) };
         let thread = thread::Builder::new().name("session-log".to_owned()).spawn(move || {
+            crate::sys::leave_signals_to_main();
             sandbox::enter(Role::Log);
             writer.run(&records);
             // Nobody waits any more when the process did not care to.

@@ -35,6 +35,20 @@ pub fn pin_to(cpu: usize) -> std::io::Result<()> {
     }
 }
 
+/// Keeps the signals this program handles from the calling thread, so that they go to the main thread. The kernel gives
+/// a signal of the process to any thread that does not block it when the main thread is held by a debugger
+/// (`complete_signal`, kernel/signal.c), and a thread whose system calls are filtered cannot pass it on.
+pub fn leave_signals_to_main() {
+    #[cfg(unix)]
+    {
+        use nix::sys::signal::{SigSet, Signal};
+        let ours = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];
+        if let Err(e) = ours.into_iter().collect::<SigSet>().thread_block() {
+            log::debug!("cannot leave signals to the main thread: {e}");
+        }
+    }
+}
+
 /// Whether the scheduler takes the calling thread as it takes any other (`SCHED_OTHER`, sched(7)).
 #[must_use]
 pub fn is_ordinary() -> bool {

@@ -87,6 +87,7 @@ impl Checker {
             tell: Box::new(tell),
         };
         thread::Builder::new().name("checks".into()).spawn(move || {
+            crate::sys::leave_signals_to_main();
             sandbox::enter(Role::Check);
             asker.run();
         })?;
