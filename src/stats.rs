@@ -111,7 +111,7 @@ named! {
         ClientVanished = "client_vanished",
         /// The backend stopped answering keepalive probes or acknowledging bytes.
         BackendVanished = "backend_vanished",
-        /// No byte for `timeouts.idle`; a flow: no datagram for `udp.timeout`.
+        /// No byte for `timeouts.idle`; a flow: no datagram for `udp_timeout`.
         Idle = "idle",
         /// No byte for `timeouts.half_closed` after one side had closed its half.
         HalfClosed = "half_closed",

@@ -462,7 +462,8 @@ fn begin_from(
     Ok(Begun { socket, local, early })
 }
 
-/// Begins to connect; how many of the early bytes went with the SYN. Asks again when it was interrupted: nothing else tells whether the handshake has begun (EALREADY, EISCONN) or not.
+/// Begins to connect; how many of the early bytes went with the SYN. Asks again when it was interrupted: nothing else
+/// tells whether the handshake has begun (EALREADY, EISCONN) or not.
 fn start_handshake(socket: &Socket, address: Address, early: &[u8]) -> io::Result<usize> {
     let to = address.to_sock_addr()?;
     if !early.is_empty()
