@@ -128,7 +128,7 @@ impl Fleet {
                 shortage: Shortage::default(),
                 transit: Transit::default(),
             }),
-            board: Arc::new(Board::new(0, false, Scheduling::Auto)),
+            board: Arc::new(Board::new(0, false, Scheduling::Auto, None)),
             limits: Limits::read(),
             pools: Pools::default(),
             names: Names::default(),

@@ -10,6 +10,7 @@
 //! A session moves only when it is driven: idle ones stay where they are, and cost nothing there.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::plan::Scheduling;
 
@@ -40,16 +41,18 @@ pub struct Board {
     gather: bool,
     /// How they want the scheduler to take them.
     scheduling: Scheduling,
+    /// How long they look for events before they sleep.
+    spin: Option<Duration>,
 }
 
 impl Board {
     /// A board for so many workers. Without `gather` nothing ever moves.
     #[must_use]
-    pub fn new(workers: usize, gather: bool, scheduling: Scheduling) -> Self {
+    pub fn new(workers: usize, gather: bool, scheduling: Scheduling, spin: Option<Duration>) -> Self {
         let shares = (0..workers).map(|_| AtomicU64::new(0)).collect();
         let gather = gather && workers > 1;
         let active = AtomicUsize::new(if gather { 1 } else { workers });
-        Self { shares, active, gather, scheduling }
+        Self { shares, active, gather, scheduling, spin }
     }
 
     /// Whether sessions move at all.
@@ -62,6 +65,12 @@ impl Board {
     #[must_use]
     pub fn scheduling(&self) -> Scheduling {
         self.scheduling
+    }
+
+    /// How long workers look for events again and again before they sleep.
+    #[must_use]
+    pub fn spin(&self) -> Option<Duration> {
+        self.spin
     }
 
     /// Workers in use for sessions that last.
@@ -267,7 +276,7 @@ mod tests {
                 (Gatherer::new(id), held, 0)
             };
             Self {
-                board: Board::new(workers, true, Scheduling::Auto),
+                board: Board::new(workers, true, Scheduling::Auto, None),
                 workers: (0..workers).map(one).collect(),
                 now_us: 1,
                 moved: 0,
@@ -364,7 +373,7 @@ mod tests {
 
     #[test]
     fn without_gathering_all_workers_are_in_use() {
-        let board = Board::new(3, false, Scheduling::Auto);
+        let board = Board::new(3, false, Scheduling::Auto, None);
         let mut gatherer = Gatherer::new(2);
         gatherer.look(&board, WINDOW_US, 0);
         assert!(!board.gathers() && !gatherer.gives());
@@ -386,7 +395,7 @@ mod tests {
 
     #[test]
     fn what_a_sleeping_worker_posted_grows_stale() {
-        let board = Board::new(2, true, Scheduling::Auto);
+        let board = Board::new(2, true, Scheduling::Auto, None);
         board.post(1, 1000, 900);
         assert_eq!((board.share(1, 1000 + STALE_MS), board.share(1, 1001 + STALE_MS)), (900, 0));
     }

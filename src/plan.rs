@@ -39,6 +39,8 @@ pub struct Plan {
     pub gather: bool,
     /// How the scheduler is to take the workers.
     pub scheduling: Scheduling,
+    /// How long a worker that has nothing to do looks for events before it sleeps; `None` sleeps at once.
+    pub spin: Option<Duration>,
     /// Open sessions over all forwards; `None` is bounded only by descriptors.
     pub max_connections: Option<u64>,
     /// Open sessions of one source over all forwards; `None` is no limit.

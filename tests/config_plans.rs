@@ -64,6 +64,7 @@ fn yaml_defaults() {
         pin: Pin::Auto,
         gather: true,
         scheduling: Scheduling::Auto,
+        spin: None,
         max_connections: None,
         max_connections_per_source: None,
         drain: Some(Duration::from_secs(30)),
@@ -203,6 +204,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             prop_oneof![Just(Pin::Auto), Just(Pin::On), Just(Pin::Off)],
             any::<bool>(),
             prop_oneof![Just(Scheduling::Auto), Just(Scheduling::Batch), Just(Scheduling::Normal)],
+            proptest::option::of((1u64..=10_000).prop_map(Duration::from_micros)),
         ),
         (
             proptest::option::of(1u64..=1_000_000_000),
@@ -215,7 +217,7 @@ fn plans() -> impl Strategy<Value = Plan> {
     );
     process.prop_map(
         |(
-            (workers, pin, gather, scheduling),
+            (workers, pin, gather, scheduling, spin),
             (most, most_per_source, drain),
             (control, file, pid_file, metrics, privileges, resolving),
             format,
@@ -241,6 +243,7 @@ fn plans() -> impl Strategy<Value = Plan> {
                 pin,
                 gather,
                 scheduling,
+                spin,
                 max_connections: most,
                 max_connections_per_source: most_per_source,
                 drain: drain.map(Duration::from_millis),

@@ -27,6 +27,7 @@ const AT_ONCE: &[&str] = &[
     "resolve_min",
     "resolvers",
     "scheduling",
+    "spin",
     "upgrade_drain_timeout",
     "workers",
 ];

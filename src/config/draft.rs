@@ -94,6 +94,7 @@ impl Draft {
             pin: process.pin.unwrap_or_default(),
             gather: process.gather.unwrap_or(true),
             scheduling: process.scheduling.unwrap_or_default(),
+            spin: process.spin.and_then(|time| time.0),
             max_connections: process.max_connections.and_then(|n| n.0),
             max_connections_per_source: process.max_connections_per_source.and_then(|n| n.0),
             drain: process.drain_timeout.map_or(Some(Duration::from_secs(30)), |time| time.0),

@@ -67,6 +67,11 @@ options! {
         /// CPU at once; auto is batch while a worker mostly moves streams [default: auto]
         #[arg(value_name = "HOW", help_heading = "Workers and engine")]
         scheduling: Scheduling = scheduling, SCHEDULING;
+        /// A worker that has nothing to do looks for events for so long before it sleeps: a time up to 10ms, such as 50us,
+        /// or none. Answers come sooner, and CPU time is spent waiting: for hosts with a CPU to spare for each worker
+        /// [default: none]
+        #[arg(value_name = "TIME", help_heading = "Workers and engine")]
+        spin: Maybe<Duration> = spin, SPIN;
         /// Sessions open at once, of all forwards together: a number or none [default: none]
         #[arg(value_name = "N", help_heading = "Limits and time")]
         max_connections: Maybe<u64> = max_connections, MAX_CONNECTIONS;

@@ -40,6 +40,7 @@ pub(super) const GATHER: &str = "on, off";
 pub(super) const SWITCH: &str = "on, off";
 pub(super) const FAST_OPEN: &str = "on, off, or a number from 1 to 65535";
 pub(super) const NETNS: &str = "none, a name of `ip netns`, or an absolute path";
+pub(super) const SPIN: &str = "a time from 1us to 10ms, such as 50us, or none";
 pub(super) const SCHEDULING: &str = "auto, batch, normal";
 pub(super) const LOG_FORMAT: &str = "text, json, rinetd, common";
 pub(super) const WORKERS: &str = "auto, or a number from 1 to 1024";
@@ -208,6 +209,17 @@ pub(super) fn timeout(text: &str) -> Parsed<Maybe<Duration>> {
 
 pub(super) fn drain(text: &str) -> Parsed<Maybe<Duration>> {
     unless("none", text, |text| time(text, 0, YEAR_MS, DRAIN))
+}
+
+/// The only time that is shorter than a millisecond.
+pub(super) fn spin(text: &str) -> Parsed<Maybe<Duration>> {
+    unless("none", text, |text| {
+        let time = match text.strip_suffix("us") {
+            Some(digits) => number(digits, 1, 10_000, SPIN).map(Duration::from_micros),
+            None => time(text, 1, 10, SPIN),
+        };
+        time.map_err(|_| found(text, SPIN))
+    })
 }
 
 /// `TCP_KEEPIDLE` takes whole seconds up to 32767 (`MAX_TCP_KEEPIDLE`, include/net/tcp.h).

@@ -123,9 +123,9 @@ impl Fleet {
     /// keep their socket and its queue. Returns when every worker serves the plan, or has had two seconds for it.
     pub fn commit(&mut self, ready: Ready, log: Option<SyncSender<Vec<SessionRecord>>>) {
         let Ready { plan, workers, doors, datagram_doors, names, checks, mut newcomers, pinning } = ready;
-        let board = |plan: &Plan| (plan.gather, plan.scheduling);
+        let board = |plan: &Plan| (plan.gather, plan.scheduling, plan.spin);
         if (workers, board(&plan)) != (self.serving, board(&self.plan)) {
-            self.board = Arc::new(Board::new(workers, plan.gather, plan.scheduling));
+            self.board = Arc::new(Board::new(workers, plan.gather, plan.scheduling, plan.spin));
         }
         let seated = self.seat(std::mem::take(&mut newcomers.0));
         (self.plan, self.serving, self.log, self.pinning) = (plan, workers, log, pinning);

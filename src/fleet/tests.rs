@@ -218,7 +218,7 @@ impl Lone {
             id: 0,
             me: Arc::clone(&me),
             serving: 1,
-            board: Arc::new(Board::new(1, false, crate::plan::Scheduling::Auto)),
+            board: Arc::new(Board::new(1, false, crate::plan::Scheduling::Auto, None)),
             peers: Arc::new([Arc::clone(&me)]),
             poll,
             shared: Arc::clone(&shared),

@@ -39,6 +39,7 @@ pub(crate) fn plan(forward: Forward) -> Plan {
         pin: Pin::Off,
         gather: false,
         scheduling: Scheduling::Auto,
+        spin: None,
         max_connections: None,
         max_connections_per_source: None,
         drain: None,

@@ -14,7 +14,7 @@ impl Worker {
     pub(super) fn look_round(&mut self) {
         let board = &self.parts.board;
         if board.gathers() && self.gatherer.is_due(self.now_us) {
-            self.gatherer.look(board, self.now_us, sys::thread_cpu_ns());
+            self.gatherer.look(board, self.now_us, sys::thread_cpu_ns().saturating_sub(self.spun_ns));
         }
     }
 

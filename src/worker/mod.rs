@@ -130,6 +130,8 @@ pub struct Worker {
     gatherer: Gatherer,
     /// What it moves, and whether the scheduler may be told so: not where somebody has chosen a policy for the process.
     bursts: Bursts,
+    /// Time spent looking for events that were not there.
+    spun_ns: u64,
     ordinary: bool,
     /// What sessions hold of limits.
     passes: Passes,
@@ -196,6 +198,7 @@ impl Worker {
             trial,
             gatherer,
             bursts: Bursts::default(),
+            spun_ns: 0,
             ordinary: false,
             stalls: Stalls::default(),
             reserve: Reserve::new(),
@@ -235,7 +238,7 @@ impl Worker {
         // A worker before it in its place may have been something else.
         self.parts.stats.batch.set(u64::from(sys::is_batch()));
         while !self.is_over() {
-            if let Err(e) = self.parts.poll.poll(&mut events, self.timeout()) {
+            if let Err(e) = self.wait(&mut events) {
                 if e.kind() == io::ErrorKind::Interrupted {
                     // No event was looked at: a deadline that passed while the process was stopped is no reason yet. But
                     // the time has gone on, and the poller must not sleep as long as before once more.
@@ -300,6 +303,28 @@ impl Worker {
 
     fn now_ms(&self) -> u64 {
         self.now_us / 1000
+    }
+
+    /// Waits for events, with open eyes first where that is wished for.
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let mut timeout = self.timeout();
+        if let Some(spin) = self.parts.board.spin().filter(|_| timeout != Some(Duration::ZERO)) {
+            let begun = Instant::now();
+            let spin = timeout.map_or(spin, |timeout| spin.min(timeout));
+            let spun = loop {
+                self.parts.poll.poll(events, Some(Duration::ZERO))?;
+                let spun = begun.elapsed();
+                if !events.is_empty() || spun >= spin {
+                    break spun;
+                }
+            };
+            self.spun_ns += u64::try_from(spun.as_nanos()).unwrap_or(0);
+            if !events.is_empty() {
+                return Ok(());
+            }
+            timeout = timeout.map(|timeout| timeout.saturating_sub(spun));
+        }
+        self.parts.poll.poll(events, timeout)
     }
 
     /// How long the poller may sleep.
