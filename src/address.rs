@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
@@ -85,6 +85,14 @@ impl UnixName {
     #[must_use]
     pub fn path(self) -> Option<&'static Path> {
         self.0.starts_with('/').then(|| Path::new(self.0))
+    }
+
+    /// Where its file is or would be, without the links on the way there; `None` for a name in the abstract namespace.
+    #[must_use]
+    pub fn real_path(self) -> Option<PathBuf> {
+        let path = self.path()?;
+        let in_directory = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+        Some(path.canonicalize().ok().or_else(in_directory).unwrap_or_else(|| path.to_owned()))
     }
 
     fn to_sock_addr(self) -> io::Result<SockAddr> {

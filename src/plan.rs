@@ -45,7 +45,9 @@ pub struct Plan {
     pub max_connections: Option<u64>,
     /// Open sessions of one source over all forwards; `None` is no limit.
     pub max_connections_per_source: Option<u64>,
-    /// How long sessions may finish after SIGTERM or SIGINT; `None` waits for ever.
+    /// How long it still accepts after SIGTERM or SIGINT, not ready any more.
+    pub drain_delay: Duration,
+    /// How long sessions may finish after that; `None` waits for ever.
     pub drain: Option<Duration>,
     /// How long sessions of a process that another has taken over from may go on; `None` until the last one ends.
     pub upgrade_drain: Option<Duration>,

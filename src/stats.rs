@@ -193,6 +193,8 @@ named! {
         Rate = "rate",
         /// It would have begun a flow while the process ends.
         Drain = "drain",
+        /// It came from one of our own forwards in a circle.
+        Loop = "loop",
         /// No descriptor for a flow's socket.
         NoDescriptors = "no_descriptors",
         /// No local port was left for a flow's socket.

@@ -67,6 +67,7 @@ fn yaml_defaults() {
         spin: None,
         max_connections: None,
         max_connections_per_source: None,
+        drain_delay: Duration::ZERO,
         drain: Some(Duration::from_secs(30)),
         upgrade_drain: None,
         control: None,
@@ -83,13 +84,13 @@ fn yaml_defaults() {
 #[test]
 fn a_forward_goes_before_the_top_level() {
     let plan = plan(
-        "engine: copy\nmax_connections: 10\ntimeouts: {connect: 1s, idle: 2s, drain: none, upgrade_drain: 1h}\nallow: 10.*\n\
+        "engine: copy\nmax_connections: 10\ndrain_delay: 15s\ntimeouts: {connect: 1s, idle: 2s, drain: none, upgrade_drain: 1h}\nallow: 10.*\n\
          forwards:\n- listen: [127.0.0.1:1, \"[::1]:1\"]\n  to: [a:1, {address: b:2, weight: 7}]\n  engine: splice\n\
          \x20 max_connections: 5\n  idle_timeout: none\n  deny: [10.0.0.1, fd00::/8]\n- {listen: \"127.0.0.1:2\", to: \"c:1\"}\n",
     );
     let [first, second] = plan.forwards.as_slice() else { panic!("two forwards") };
     assert_eq!((plan.max_connections, plan.drain), (Some(10), None));
-    assert_eq!(plan.upgrade_drain, Some(Duration::from_secs(3600)));
+    assert_eq!((plan.drain_delay, plan.upgrade_drain), (Duration::from_secs(15), Some(Duration::from_secs(3600))));
     assert_eq!((first.engine, second.engine), (Engine::Splice, Engine::Copy));
     assert_eq!((first.max_connections, second.max_connections), (Some(5), None));
     assert_eq!((first.timeouts.connect, first.timeouts.idle), (Some(Duration::from_secs(1)), None));
@@ -246,6 +247,7 @@ fn plans() -> impl Strategy<Value = Plan> {
                 spin,
                 max_connections: most,
                 max_connections_per_source: most_per_source,
+                drain_delay: Duration::from_millis(drain.unwrap_or(0) / 3),
                 drain: drain.map(Duration::from_millis),
                 upgrade_drain: drain.map(|ms| Duration::from_millis(ms / 2)),
                 control,

@@ -237,7 +237,7 @@ fn endless_requests_and_too_many_clients_are_refused() {
     assert!(head.starts_with("HTTP/1.1 431"), "{head}");
 
     let held: Vec<TcpStream> = (0..100).map(|_| connect(metrics)).collect();
-    // The first 64 wait for their time to run out, the rest is closed at once.
+    // Each beyond 64 takes the place of the oldest.
     let refused = eventually("some of 100 clients are closed", LONG, || {
         let closed = |stream: &&TcpStream| {
             stream.set_nonblocking(true).unwrap();
@@ -257,6 +257,36 @@ fn endless_requests_and_too_many_clients_are_refused() {
             result => Err(format!("{result:?}, {answer:?}")),
         }
     });
+    spliced.finish();
+}
+
+/// Who sends one byte and then nothing keeps nobody out, however many they are.
+#[test]
+fn two_hundred_slow_clients_keep_nobody_out() {
+    let (port, backend, metrics) = (Reserved::loopback(), backend(), metrics_address());
+    let launcher = Launcher::forward(port.address(), backend.local_addr().unwrap());
+    let spliced = launcher.option("--metrics", metrics.to_string()).start();
+    let control = control_of(&spliced);
+    let start = Instant::now();
+    let slow = |_| {
+        let mut stream = connect(metrics);
+        stream.write_all(b"G").unwrap();
+        stream
+    };
+    let mut held: Vec<TcpStream> = (0..200).map(slow).collect();
+    let askers: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&control).unwrap()).collect();
+    askers.iter().for_each(|mut stream| stream.write_all(b"s").unwrap());
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let asked = Instant::now();
+        let (head, _) = get(metrics, path);
+        assert!(head.starts_with("HTTP/1.1 200"), "{path}: {head}");
+        assert!(asked.elapsed() < Duration::from_secs(2), "{path}: {:?}", asked.elapsed());
+        held.push(slow(0));
+    }
+    assert_eq!(ask(&control, b"stats\n")["draining"], false);
+    // Otherwise their time was over, and this has shown nothing.
+    assert!(start.elapsed() < Duration::from_secs(5), "it took {:?} in all", start.elapsed());
+    drop((held, askers));
     spliced.finish();
 }
 

@@ -69,11 +69,18 @@ fn probes_ask_what_the_configuration_serves() {
 
 #[test]
 fn a_pod_may_drain_before_it_is_killed() {
-    let pre_stop = container()["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
+    let delay = planned("drain_delay");
+    let delay = delay.strip_suffix('s').and_then(|seconds| seconds.parse::<u64>().ok()).unwrap();
+    // The delay is what a preStop hook would be for; both would add up.
+    assert!(delay > 0 && container().get("lifecycle").is_none());
     let grace = pod()["terminationGracePeriodSeconds"].as_u64().unwrap();
     let drain = planned("drain_timeout");
     let drain = drain.strip_suffix('m').and_then(|minutes| minutes.parse::<u64>().ok()).unwrap() * 60;
-    assert!(pre_stop + drain < grace, "{pre_stop} s and {drain} s in {grace} s");
+    assert!(delay + drain < grace, "{delay} s and {drain} s in {grace} s");
+    // The kubelet must have seen it before nobody is accepted any more.
+    let probe = &container()["readinessProbe"];
+    let seen = probe["periodSeconds"].as_u64().unwrap() * probe["failureThreshold"].as_u64().unwrap();
+    assert!(seen < delay, "{seen} s until it is seen");
 }
 
 #[test]

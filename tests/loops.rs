@@ -48,6 +48,27 @@ fn a_circle_of_two_and_of_three_is_refused_at_load() {
     }
 }
 
+#[test]
+fn a_circle_by_another_path_to_a_unix_socket_is_refused_at_load() {
+    let directory = tempfile::TempDir::with_prefix("spliced-loop-").expect("a temporary directory");
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    std::fs::create_dir(at("run")).expect("our own directory");
+    std::os::unix::fs::symlink(at("run"), at("var-run")).expect("our own directory");
+    std::os::unix::fs::symlink(at("run/it.sock"), at("link.sock")).expect("our own directory");
+    let text = |to: &str| format!("forwards: [{{ listen: \"unix:{}\", to: \"unix:{to}\" }}]\n", at("run/it.sock"));
+    for to in ["var-run/it.sock", "run/../run/it.sock"] {
+        let outcome = Launcher::config(&text(&at(to))).outcome();
+        assert_eq!(outcome.code, Some(2), "{to}: {}", outcome.text);
+        assert!(outcome.text.contains("found a loop"), "{to}: {}", outcome.text);
+    }
+    // A link to the file leads there once that is there.
+    let spliced = Launcher::config(&text(&at("other.sock"))).start();
+    spliced.replace_config(&text(&at("link.sock")));
+    let (code, said) = spliced.reload();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("found a loop"), "{said}");
+}
+
 /// A chain that ends is no circle: neither at load nor while it runs, also many times over.
 #[test]
 fn a_chain_that_ends_is_served() {

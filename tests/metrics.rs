@@ -11,8 +11,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use common::deadline::{LONG, eventually};
 use common::peer::{Reserved, accept, backend, connect, connect_or_reset};
 use common::spliced::{Launcher, Spliced};
+use common::udp;
 use serde_json::Value;
 
 /// Everything that must be counted, and how.
@@ -188,6 +190,30 @@ fn scraped(engine: &str) -> (Spliced, String) {
     (spliced, get(address))
 }
 
+/// The page of an instance with a name among its targets and with datagrams, which have families of their own.
+fn scraped_of_all_kinds() -> (Spliced, String) {
+    let (port, target, echo, listen) = (Reserved::loopback(), backend(), udp::Echo::start(), udp::address());
+    let metrics = metrics_address();
+    let spliced = Launcher::config(&format!(
+        "metrics: {metrics}\nforwards:\n  - {{name: web, listen: \"{}\", to: \"localhost:{}\", check: connect}}\n\
+         \x20 - {{name: dns, listen: \"udp:{listen}\", to: \"{}\"}}\n",
+        port.address(),
+        target.local_addr().unwrap().port(),
+        echo.address(),
+    ))
+    .start();
+    assert_eq!(udp::ask(&udp::client(listen), b"question"), b"question");
+    let page = eventually("the name has been looked up", LONG, || {
+        let page = get(metrics);
+        if page.contains("spliced_name_answer_age_seconds{") && page.contains("spliced_datagrams_total{") {
+            Ok(page)
+        } else {
+            Err(page)
+        }
+    });
+    (spliced, page)
+}
+
 /// An address for the metrics endpoint that no other test has: loopback is a whole network.
 fn metrics_address() -> SocketAddr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
@@ -266,7 +292,10 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 fn the_dashboard_asks_for_what_is_there() {
     let dashboard: Value = serde_json::from_str(include_str!("../packaging/grafana-dashboard.json")).unwrap();
     let (spliced, page) = scraped("auto");
-    let families = parse(&page);
+    spliced.finish();
+    let (spliced, more) = scraped_of_all_kinds();
+    let mut families = parse(&page);
+    families.extend(parse(&more));
     let samples: BTreeMap<String, BTreeSet<String>> = families
         .iter()
         .flat_map(|(name, family)| {
@@ -304,8 +333,23 @@ fn the_dashboard_asks_for_what_is_there() {
         "spliced_connect_seconds_bucket",
         "spliced_worker_busy_seconds_total",
         "spliced_stalls_total",
+        "spliced_target_state",
+        "spliced_target_up",
+        "spliced_target_sessions_open",
+        "spliced_target_ejections_total",
+        "spliced_target_check_failures_total",
+        "spliced_target_connects_total",
+        "spliced_connect_retries_total",
+        "spliced_name_lookups_total",
+        "spliced_name_lookup_failures_total",
+        "spliced_name_answer_age_seconds",
+        "proxy_.*",
+        "denied|not_allowed",
+        "spliced_datagrams_total",
+        "spliced_datagram_drops_total",
     ] {
         assert!(all.contains(name), "{name} is on no panel");
     }
-    spliced.finish();
+    // A flow of datagrams would be waited for.
+    drop(spliced);
 }

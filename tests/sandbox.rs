@@ -402,7 +402,11 @@ fn strict_forwards() {
 fn users_that_cannot_be_are_named() {
     let way = Way::new();
     let outcome = way.launcher().option("--user", "no-such-user").outcome();
-    fails(&outcome, 1, &["no-such-user", "useradd"]);
+    fails(&outcome, 2, &["--user: found \"no-such-user\"", "this host knows no user", "useradd"]);
+    let outcome = way.config("sandbox: auto\nuser: no-such-user").outcome();
+    fails(&outcome, 2, &["spliced.yaml:2:7: found \"no-such-user\"", "this host knows no user", "useradd"]);
+    let outcome = way.config("user: root:no-such-group").outcome();
+    fails(&outcome, 2, &["spliced.yaml:1:7: found \"root:no-such-group\"", "no group \"no-such-group\"", "groupadd"]);
     let outcome = way.config("user: \"a b\"").outcome();
     fails(&outcome, 2, &["spliced.yaml:1:7:", "found \"a b\"", "allowed: a user"]);
     if is_root() {

@@ -225,6 +225,74 @@ fn without_a_terminal_it_is_text() {
     spliced.finish();
 }
 
+/// A target that a reload takes out has sessions left: it is in sight until the last one ends, and told from those that
+/// take new ones.
+#[test]
+fn targets_that_are_gone_are_shown_with_their_sessions() {
+    let (port, first, second) = (Reserved::loopback(), Echo::start(backend()), Echo::start(backend()));
+    let directory = tempfile::tempdir().unwrap();
+    let (file, control) = (directory.path().join("spliced.yaml"), directory.path().join("control.sock"));
+    let write = |to: &str| {
+        let (listen, control) = (port.address(), control.display());
+        let forward = format!("{{ name: web, listen: \"{listen}\", to: \"{to}\" }}");
+        std::fs::write(&file, format!("control: {control}\nworkers: 2\nforwards: [{forward}]\n")).unwrap();
+    };
+    write(&first.address().to_string());
+    let spliced = Launcher::file(&file).start_at(&control);
+    let client = connect(port.address());
+    assert!(echoes(&client, 1, LONG));
+    let name = format!("localhost:{}", second.address().port());
+    write(&name);
+    let (code, said) = spliced.ask("reload", &[]);
+    assert_eq!(code, Some(0), "{said}");
+    let new = connect(port.address());
+    assert!(echoes(&new, 2, LONG) && echoes(&client, 3, LONG));
+
+    let once = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_spliced"))
+            .args(["top", "--once", "--control"])
+            .arg(&control)
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = once();
+    let gone = format!("target {} of web is GONE, 1 open", first.address());
+    let named = format!("target {name} ({}) of web is UP, 1 open", second.address());
+    assert!(text.contains(&gone) && text.contains(&named), "{gone}; {named} in\n{text}");
+    let (_, stats) = spliced.ask("stats", &[]);
+    assert!(stats.lines().any(|line| line.contains(&first.address().to_string()) && line.contains("GONE")), "{stats}");
+    let mut terminal = Terminal::start(&control, (80, 24), &[]);
+    terminal.shows(" peak ");
+    terminal.press("t");
+    let text = terminal.shows(" targets of web ");
+    let line = |address: &str| text.lines().find(|line| line.starts_with(&format!(" {address}"))).map(str::to_owned);
+    let shown = line(&format!("{name} ({})", second.address())).unwrap_or_else(|| panic!("{text}"));
+    assert!(shown.split_whitespace().rev().take(2).eq(["1", "UP"]), "{text}");
+    let shown = line(&first.address().to_string()).unwrap_or_else(|| panic!("{text}"));
+    assert!(shown.split_whitespace().rev().take(2).eq(["1", "GONE"]), "{text}");
+
+    // Back again while it has that session, it is there once and takes new ones; the other one is gone.
+    write(&first.address().to_string());
+    let (code, said) = spliced.ask("reload", &[]);
+    assert_eq!(code, Some(0), "{said}");
+    let third = connect(port.address());
+    assert!(echoes(&third, 4, LONG));
+    let text = once();
+    let gone = format!("target {name} ({}) of web is GONE, 1 open", second.address());
+    let back = format!("target {} of web is UP, 2 open", first.address());
+    assert!(text.contains(&gone) && text.contains(&back), "{gone}; {back} in\n{text}");
+    assert_eq!(text.matches(&format!("target {} of", first.address())).count(), 1, "{text}");
+    drop((client, third, new));
+    eventually("it leaves with its last session", LONG, || {
+        let text = once();
+        if text.contains("GONE") { Err(text) } else { Ok(()) }
+    });
+    terminal.press("q");
+    assert_eq!(terminal.end().code(), Some(0));
+    spliced.finish();
+}
+
 /// Closing a window, or a connection that breaks, takes the terminal away and sends a signal.
 #[test]
 fn it_ends_with_its_terminal() {

@@ -8,7 +8,8 @@ use std::path::Path;
 use super::error::{found, quoted};
 use super::nets;
 use crate::address::UnixName;
-use crate::plan::{Host, Listen, Local, Pattern, Ports, Transport};
+use crate::plan::{Host, Listen, Local, Pattern, Ports, RunAs, Transport};
+use crate::sandbox;
 
 pub(super) const LISTEN: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (0.0.0.0:9000, [::]:9000, localhost:9000), with udp: before it for datagrams, or unix:/PATH or unix:@NAME";
 pub(super) const TARGET: &str = "ADDRESS:PORT or HOST:PORT, a port or a range such as 9000-9010 (10.0.0.2:9001, [fd00::2]:9001, db.example:5432), or srv:NAME, or unix:/PATH or unix:@NAME";
@@ -29,6 +30,8 @@ pub struct Lookup {
     pub local: fn() -> Vec<IpAddr>,
     /// The text of a file with networks.
     pub lists: fn(&Path) -> io::Result<String>,
+    /// Whether there is that user; otherwise why not.
+    pub user: fn(&RunAs) -> Result<(), String>,
 }
 
 impl Lookup {
@@ -40,10 +43,17 @@ impl Lookup {
             services: || std::fs::read_to_string("/etc/services"),
             local: interfaces,
             lists: nets::text_of,
+            user,
         }
     }
 
-    /// Knows `localhost`, two services, the loopback addresses and empty lists of networks, always the same and without asking anybody.
+    /// The same for a process that runs: who it is does not change any more, so no user is looked up.
+    #[must_use]
+    pub fn running() -> Self {
+        Self { user: |_| Ok(()), ..Self::host() }
+    }
+
+    /// Knows `localhost`, two services, the loopback addresses, empty lists of networks and every user, always the same and without asking anybody.
     #[must_use]
     pub fn fixed() -> Self {
         fn names(name: &str) -> io::Result<Vec<IpAddr>> {
@@ -57,8 +67,17 @@ impl Lookup {
             services: || Ok("ssh 22/tcp\nhttp 80/tcp www # web\ntftp 69/udp\n".to_owned()),
             local: || vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::from([10, 0, 1, 1])],
             lists: |_| Ok(String::new()),
+            user: |_| Ok(()),
         }
     }
+}
+
+fn user(run_as: &RunAs) -> Result<(), String> {
+    let why = |error: io::Error| {
+        let text = error.to_string();
+        text.strip_prefix(&format!("user {run_as}: ")).map_or_else(|| text.clone(), str::to_owned)
+    };
+    sandbox::find_user(run_as).map(|_| ()).map_err(why)
 }
 
 fn resolve(name: &str) -> io::Result<Vec<IpAddr>> {

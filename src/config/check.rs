@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::address::Lookup;
 use super::draft::Marks;
 use super::error::{Fault, Mark, quoted};
 use super::target;
-use crate::address::Address;
+use crate::address::{Address, UnixName};
 use crate::plan::{Forward, Host, Listen, ListenOptions, Plan, Transport};
 
 /// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
@@ -316,6 +317,8 @@ struct Ways<'p> {
     local: HashSet<IpAddr>,
     lookup: &'p Lookup,
     names: HashMap<&'p str, Vec<IpAddr>>,
+    /// Listening unix sockets by where their files are.
+    files: HashMap<PathBuf, usize>,
     begun: Instant,
 }
 
@@ -323,7 +326,18 @@ impl<'p> Ways<'p> {
     fn new(plan: &'p Plan, sockets: &'p Sockets, lookup: &'p Lookup) -> Self {
         let ports = sockets.all.iter().filter_map(|socket| Some(socket.at.socket()?.port())).collect();
         let (local, names) = ((lookup.local)().into_iter().collect(), HashMap::new());
-        Self { plan, sockets, ports, local, lookup, names, begun: Instant::now() }
+        let file = |(index, socket): (usize, &Socket)| match socket.at {
+            Address::Unix(name) => Some((name.real_path()?, index)),
+            _ => None,
+        };
+        let files = sockets.all.iter().enumerate().filter_map(file).collect();
+        Self { plan, sockets, ports, local, lookup, names, files, begun: Instant::now() }
+    }
+
+    /// The listener with that name, or with another one for the same file.
+    fn unix(&self, name: UnixName) -> Option<usize> {
+        let listed = self.sockets.at.get(&(Transport::Tcp, Address::Unix(name)));
+        listed.or_else(|| self.files.get(&name.real_path()?)).copied()
     }
 
     /// The sockets reached from this one, each with the index of the target that leads there.
@@ -335,9 +349,7 @@ impl<'p> Ways<'p> {
         for (index, target) in forward.targets.iter().enumerate() {
             let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + socket.offset };
             if let Host::Unix(name) = target.host {
-                ways.extend(
-                    self.sockets.at.get(&(Transport::Tcp, Address::Unix(name))).map(|reached| (index, *reached)),
-                );
+                ways.extend(self.unix(name).map(|reached| (index, reached)));
                 continue;
             }
             // A name costs a question to the resolver, so it is asked only where the port makes a loop possible.

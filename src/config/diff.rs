@@ -14,6 +14,7 @@ const AT_ONCE: &[&str] = &[
     "allow_file",
     "deny",
     "deny_file",
+    "drain_delay",
     "drain_timeout",
     "gather",
     "log_file",

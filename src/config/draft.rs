@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::address::Lookup;
 use super::check;
-use super::error::{Fault, Mark};
+use super::error::{Fault, Mark, quoted};
 use super::nets::{Lists, Written};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
@@ -19,6 +19,8 @@ use crate::plan::{
 #[derive(Debug, Default)]
 pub(super) struct Draft {
     pub(super) process: ProcessOptions,
+    /// Where the user stands that the process becomes.
+    pub(super) user: Option<Mark>,
     /// Options of forwards that do not set them themselves.
     pub(super) defaults: ForwardOptions,
     pub(super) allow: Vec<Pattern>,
@@ -58,7 +60,15 @@ pub(super) struct Marks {
 impl Draft {
     /// The plan, with every check across values made.
     pub(super) fn build(self, overrides: &Overrides, lookup: &Lookup) -> Result<Plan, Fault> {
+        let user_mark = match overrides.process.user {
+            Some(_) => Some(Mark::Argument("--user")),
+            None => self.user,
+        };
         let process = overrides.process.clone().or(&self.process);
+        if let (Some(user), Some(mark)) = (&process.user, user_mark) {
+            let fault = |why| Fault::new(mark, format!("found {}, but {why}", quoted(&user.to_string())));
+            (lookup.user)(user).map_err(fault)?;
+        }
         let global_allow: Arc<[Pattern]> = [self.allow, overrides.allow.clone()].concat().into();
         let global_deny: Arc<[Pattern]> = [self.deny, overrides.deny.clone()].concat().into();
         let mut lists = Lists::new(lookup);
@@ -97,6 +107,7 @@ impl Draft {
             spin: process.spin.and_then(|time| time.0),
             max_connections: process.max_connections.and_then(|n| n.0),
             max_connections_per_source: process.max_connections_per_source.and_then(|n| n.0),
+            drain_delay: process.drain_delay.unwrap_or_default(),
             drain: process.drain_timeout.map_or(Some(Duration::from_secs(30)), |time| time.0),
             upgrade_drain: process.upgrade_drain_timeout.and_then(|time| time.0),
             control: process.control,

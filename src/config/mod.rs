@@ -78,6 +78,15 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Plan, ConfigError> {
     parse(&name, &text, overrides, &Lookup::host())
 }
 
+/// The same for a process that runs, which reads its file again.
+///
+/// # Errors
+/// As [`load`], but for a user that is not there: who the process is does not change any more.
+pub fn load_again(path: &Path, overrides: &Overrides) -> Result<Plan, ConfigError> {
+    let (name, text) = source::read(path)?;
+    parse(&name, &text, overrides, &Lookup::running())
+}
+
 /// A plan of one forward from the command line alone.
 ///
 /// # Errors

@@ -79,6 +79,10 @@ options! {
         /// address or an IPv6 /64 network; one too many is refused [default: none]
         #[arg(value_name = "N", help_heading = "Limits and time")]
         max_connections_per_source: Maybe<u64> = max_connections, MAX_CONNECTIONS;
+        /// After SIGTERM or SIGINT, answer /readyz with 503 at once and accept for so long before draining begins, so that a
+        /// balancer takes this host out first: a time such as 10s [default: 0s]
+        #[arg(value_name = "TIME", help_heading = "Limits and time")]
+        drain_delay: Duration = drain_delay, DRAIN_DELAY;
         /// After SIGTERM or SIGINT, let sessions finish for so long: a time such as 30s, or none to wait for ever [default: 30s]
         #[arg(value_name = "TIME", help_heading = "Limits and time")]
         drain_timeout: Maybe<Duration> = drain, DRAIN;

@@ -58,6 +58,7 @@ pub(super) fn process(plan: &Plan) -> Vec<(&'static str, String)> {
     line("spin", plan.spin.map_or("none".into(), |time| format!("{}us", time.as_micros())));
     line("max_connections", plan.max_connections.map_or("none".into(), |n| n.to_string()));
     line("max_connections_per_source", plan.max_connections_per_source.map_or("none".into(), |n| n.to_string()));
+    line("drain_delay", Time(plan.drain_delay).to_string());
     line("drain_timeout", time(plan.drain));
     line("upgrade_drain_timeout", time(plan.upgrade_drain));
     let Resolving { how, servers, interval, least, most } = &plan.resolving;

@@ -32,7 +32,7 @@ pub fn render_running(plan: &Plan) -> String {
 /// # Errors
 /// It is no valid configuration, as one of a newer version may be.
 pub fn parse_running(name: &str, text: &str) -> Result<Plan, ConfigError> {
-    let lookup = Lookup { lists: |_| Ok(String::new()), ..Lookup::host() };
+    let lookup = Lookup { lists: |_| Ok(String::new()), ..Lookup::running() };
     let mut plan = parse_as(Format::Yaml, name, text, &Overrides::default(), &lookup)?;
     let lists: BTreeMap<PathBuf, Arc<NetSet>> =
         text.lines().filter_map(list).map(|(path, summary)| (path, Arc::new(NetSet::of(summary)))).collect();

@@ -40,7 +40,7 @@ pub(super) const GATHER: &str = "on, off";
 pub(super) const SWITCH: &str = "on, off";
 pub(super) const FAST_OPEN: &str = "on, off, or a number from 1 to 65535";
 pub(super) const NETNS: &str = "none, a name of `ip netns`, or an absolute path";
-pub(super) const SPIN: &str = "a time from 1us to 10ms, such as 50us, or none";
+pub(super) const SPIN: &str = "none, or a time from 1us to 10ms, such as 50us";
 pub(super) const SCHEDULING: &str = "auto, batch, normal";
 pub(super) const LOG_FORMAT: &str = "text, json, rinetd, common";
 pub(super) const WORKERS: &str = "auto, or a number from 1 to 1024";
@@ -52,6 +52,7 @@ pub(super) const PIPE_SIZE: &str = "auto, or a size from 64KiB to 1GiB, such as 
 pub(super) const SOCKET_BUFFER: &str = "auto, or a size from 1KiB to 1GiB, such as 256KiB or 4MiB";
 pub(super) const TIMEOUT: &str = "none, or a time from 1ms to 365d, such as 250ms, 5s, 10m or 1h";
 pub(super) const DRAIN: &str = "none, or a time from 0s to 365d, such as 30s or 10m";
+pub(super) const DRAIN_DELAY: &str = "a time from 0s to 365d, such as 10s";
 pub(super) const KEEPALIVE: &str = "none, or whole seconds from 1s to 32767s, such as 30s or 2m";
 pub(super) const USER_TIMEOUT: &str = "none, or a time from 1ms to 24d, such as 30s or 2m";
 pub(super) const UDP_TIMEOUT: &str = "a time from 1ms to 365d, such as 250ms, 30s or 10m";
@@ -222,6 +223,10 @@ pub(super) fn spin(text: &str) -> Parsed<Maybe<Duration>> {
     })
 }
 
+pub(super) fn drain_delay(text: &str) -> Parsed<Duration> {
+    time(text, 0, YEAR_MS, DRAIN_DELAY)
+}
+
 /// `TCP_KEEPIDLE` takes whole seconds up to 32767 (`MAX_TCP_KEEPIDLE`, include/net/tcp.h).
 pub(super) fn keepalive(text: &str) -> Parsed<Maybe<Duration>> {
     unless("none", text, |text| {
@@ -283,7 +288,7 @@ pub(super) fn unix_owner(text: &str) -> Parsed<Maybe<RunAs>> {
     unless("none", text, |text| user(text).map_err(|_| found(text, UNIX_OWNER)))
 }
 
-/// NAME or NAME:GROUP. Whether the host knows them is seen where the process starts.
+/// NAME or NAME:GROUP. Whether the host knows them is seen once the whole file is read.
 pub(super) fn user(text: &str) -> Parsed<RunAs> {
     let fits = |name: &str| {
         let visible = name.chars().all(|c| !c.is_control() && !c.is_whitespace() && c != ':');

@@ -39,6 +39,9 @@ pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
             "source" => draft.defaults.source = Some(limit::source_list(node)?),
             "accept_proxy" => draft.defaults.accept_proxy = Some(client::accept_proxy_of(node)?),
             name => {
+                if name == "user" {
+                    draft.user = Some(node.mark);
+                }
                 if !draft.process.set(name, key, node)? {
                     draft.defaults.set(name, key, node)?;
                 }

@@ -1,5 +1,6 @@
 //! The loop of the control thread: signals, ended workers, small clients and the drain's clock.
 
+mod delay;
 mod handover;
 mod process;
 
@@ -39,7 +40,7 @@ const PROGRESS: Duration = Duration::from_secs(1);
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Command {
-    /// SIGTERM, SIGINT: drain; asked again: stop now.
+    /// SIGTERM, SIGINT: drain, after a delay where there is one; asked again: sooner.
     Quit,
     /// SIGHUP.
     Reload,
@@ -54,6 +55,8 @@ enum Command {
 pub(super) enum Phase {
     /// Takes new sessions.
     Serving,
+    /// Not ready any more, but takes new sessions until balancers have noticed.
+    Delaying { until: Instant },
     /// Lets open sessions finish.
     Draining {
         until: Option<Instant>,
@@ -232,15 +235,18 @@ impl EventLoop {
     }
 
     fn quit(&mut self, now: Instant) {
+        if self.phase == Phase::Serving && self.delays(now) {
+            return;
+        }
         match self.phase {
-            Phase::Serving => {
+            Phase::Serving | Phase::Delaying { .. } => {
                 let until = self.process.fleet.plan().drain.and_then(|time| now.checked_add(time));
                 let open = self.process.fleet.open_sessions();
                 let limit = limit(until, now);
                 info!("draining: {} open, {limit}; a second signal cuts it short", sessions(open));
                 self.notifier.stopping();
                 self.abandon_upgrade();
-                self.process.draining = true;
+                (self.process.draining, self.process.delaying) = (true, false);
                 self.process.fleet.drain();
                 self.phase = Phase::Draining { until, next_line: now + PROGRESS, every: PROGRESS, replaced: false };
             }
@@ -298,10 +304,16 @@ impl EventLoop {
         }
         let nobody_left = self.process.fleet.running() == 0;
         match self.phase {
-            Phase::Serving if nobody_left => Some(Err(RunError::new(
+            Phase::Serving | Phase::Delaying { .. } if nobody_left => Some(Err(RunError::new(
                 "no worker is left, so nothing is served any more; the errors above say why. Please report them".into(),
             ))),
             Phase::Serving => None,
+            Phase::Delaying { until } => {
+                if until <= now {
+                    self.quit(now);
+                }
+                None
+            }
             _ if nobody_left => Some(Ok(())),
             Phase::Draining { .. } => {
                 self.drain_on(now);
@@ -334,7 +346,7 @@ impl EventLoop {
         let phase = match self.phase {
             Phase::Serving => None,
             Phase::Draining { until, next_line, .. } => Some(until.map_or(next_line, |at| at.min(next_line))),
-            Phase::Stopping { until } => Some(until),
+            Phase::Delaying { until } | Phase::Stopping { until } => Some(until),
             Phase::Leaving => Some(now),
         };
         let upgrade = self.handover.next_look(now);

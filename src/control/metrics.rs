@@ -12,7 +12,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 pub(super) trait Facts {
     /// The counters as Prometheus text.
     fn metrics(&self) -> String;
-    /// True while new sessions are taken.
+    /// True while clients should come here.
     fn is_ready(&self) -> bool;
 }
 

@@ -117,7 +117,11 @@ fn process(page: &mut Page, snapshot: &Snapshot) {
     page.sample(&[("version", &snapshot.version)], 1);
     page.family("spliced_uptime_seconds", "gauge", "Time since the process began to serve.");
     page.sample(&[], snapshot.uptime_seconds);
-    page.family("spliced_draining", "gauge", "1 while open sessions finish and no new ones are taken.");
+    page.family(
+        "spliced_draining",
+        "gauge",
+        "1 from the first SIGTERM on: not ready, about to take no new sessions or past that.",
+    );
     page.sample(&[], u8::from(snapshot.draining));
     page.family("spliced_splice_available", "gauge", "0 in a portable build or once the kernel refused splice.");
     page.sample(&[], u8::from(snapshot.engine_available.splice));

@@ -84,7 +84,7 @@ impl Reloader {
         let waker = Arc::clone(waker);
         let read = move || {
             // Nobody waits any more when it took too long.
-            let _ = say.send(config::load(&source.path, &source.overrides));
+            let _ = say.send(config::load_again(&source.path, &source.overrides));
             if let Err(error) = waker.wake() {
                 warn!("cannot wake the control thread: {error}");
             }

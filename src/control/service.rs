@@ -13,7 +13,7 @@ use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use slab::Slab;
 
-/// Connections one service holds at a time; the next ones are closed at once.
+/// Connections one service holds at a time; a next one takes the place of the oldest whose request is not complete.
 pub(super) const MAX_CONNECTIONS: usize = 64;
 /// Descriptors a service keeps, so that it answers when sessions have all others.
 const SPARES: usize = 2;
@@ -246,8 +246,12 @@ impl<A: Acceptor> Service<A> {
         answer: &mut dyn FnMut(&[u8]) -> Answer,
     ) {
         if self.connections.len() >= MAX_CONNECTIONS {
-            debug!("{}: {MAX_CONNECTIONS} connections are open, one more was closed", self.name);
-            return;
+            let Some(oldest) = self.dispensable() else {
+                debug!("{}: {MAX_CONNECTIONS} requests are being answered, one more was refused", self.name);
+                return;
+            };
+            debug!("{}: {MAX_CONNECTIONS} connections are open, the oldest without a request was closed", self.name);
+            self.close(oldest, registry);
         }
         let entry = self.connections.vacant_entry();
         let key = entry.key();
@@ -258,6 +262,16 @@ impl<A: Acceptor> Service<A> {
         }
         entry.insert(Connection { stream, until: now + TIME_LIMIT, step: Step::Reading(Vec::new()) });
         self.advance(key, registry, answer);
+    }
+
+    /// The connection that is given up for a new one: the oldest whose request is not complete, so that clients who
+    /// send nothing keep nobody out; else the oldest that has its answer. One that is being answered is never given up.
+    fn dispensable(&self) -> Option<usize> {
+        let oldest = |is: fn(&Step) -> bool| {
+            let some = self.connections.iter().filter(|(_, connection)| is(&connection.step));
+            some.min_by_key(|(_, connection)| connection.until).map(|(key, _)| key)
+        };
+        oldest(|step| matches!(step, Step::Reading(_))).or_else(|| oldest(|step| matches!(step, Step::Closing(_))))
     }
 
     fn advance(&mut self, key: usize, registry: &Registry, answer: &mut dyn FnMut(&[u8]) -> Answer) {

@@ -98,6 +98,9 @@ impl Fleet {
             sandbox::confine()?;
             (self.confined, self.limits) = (true, Limits::read());
         }
+        if self.seats.is_empty() {
+            limits::check_room(plan, self.descriptors.0, workers).map_err(io::Error::other)?;
+        }
         egress::probe(plan)?;
         let fail = |what: &str, e: &io::Error| explain(what, workers, e);
         let names = self.names.prepare(plan).map_err(|e| fail("start the threads that look up names", &e))?;

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use self::bucket::{BEGIN_NS, Bucket, Meter};
-pub use self::descriptors::shortfall;
+pub use self::descriptors::{check_room, for_sessions, shortfall};
 pub use self::pace::{Pace, Passes, Ticket};
 pub use self::slots::Slots;
 pub use self::sources::{Source, SourceKey, Sources};

@@ -98,9 +98,7 @@ fn round(server: SocketAddr, timeout: Duration, open: &mut [Open<'_>]) {
     while !sent.is_empty() {
         let left = until.saturating_duration_since(Instant::now());
         let ready = match readable(&sent, left) {
-            Ok(ready) if !ready.is_empty() => ready,
-            Ok(_) if left.is_zero() => break,
-            Ok(_) => continue,
+            Ok(ready) => ready,
             Err(e) => return sent.iter().for_each(|sent| open[sent.question].note(server, &e)),
         };
         // From the last on, so that the places of the others stay.
@@ -117,6 +115,10 @@ fn round(server: SocketAddr, timeout: Duration, open: &mut [Open<'_>]) {
         }
         if open.iter().any(Open::has_addresses) {
             until = until.min(Instant::now() + GRACE);
+        }
+        // Also while rubbish keeps coming.
+        if left.is_zero() {
+            break;
         }
     }
     for sent in sent {

@@ -42,6 +42,7 @@ pub(crate) fn plan(forward: Forward) -> Plan {
         spin: None,
         max_connections: None,
         max_connections_per_source: None,
+        drain_delay: std::time::Duration::ZERO,
         drain: None,
         upgrade_drain: None,
         control: None,

@@ -298,7 +298,9 @@ impl Connecting {
         self.tried.push(lease.endpoint().id());
         // That this host has no port, device or right for it, or checks have spoken already, is no news of the target.
         let is_no_news = matches!(why.reason, EndReason::NoPorts | EndReason::TargetDown)
-            || matches!(why.errno, Some(libc::EAFNOSUPPORT | libc::ENODEV | libc::EPERM));
+            || matches!(why.errno, Some(libc::EAFNOSUPPORT | libc::ENODEV | libc::EPERM))
+            // One of `source` that this host has not: see `begin_from`.
+            || matches!(why, End { reason: EndReason::ConnectFailed, errno: None });
         let ejected = if is_no_news { None } else { by.upstreams.failed(lease, by.now_us / 1000) };
         if let Some(Ejected(time)) = ejected {
             let (forward, label, reason) = (lease.endpoint().forward(), lease.endpoint().label(), why.reason.name());

@@ -58,6 +58,8 @@ pub(super) struct App {
     pub(super) selected: usize,
     pub(super) paused: bool,
     pub(super) help: bool,
+    /// The targets of the chosen forward take the place of the chart.
+    pub(super) targets: bool,
 }
 
 impl App {
@@ -72,6 +74,7 @@ impl App {
             selected: 0,
             paused: false,
             help: false,
+            targets: false,
         }
     }
 
@@ -119,6 +122,7 @@ impl App {
             KeyCode::Char('q') | KeyCode::Esc => return false,
             KeyCode::Char('h' | '?') | KeyCode::F(1) => self.help = !self.help,
             KeyCode::Char('p' | ' ') => self.paused = !self.paused,
+            KeyCode::Char('t') => self.targets = !self.targets,
             KeyCode::Char('r') => self.reversed = !self.reversed,
             KeyCode::Up | KeyCode::Char('k') => self.selected = self.selected.min(last).saturating_sub(1),
             KeyCode::Down | KeyCode::Char('j') => self.selected = (self.selected + 1).min(last),
@@ -162,6 +166,8 @@ pub(super) mod tests {
         let mut app = watched(3);
         assert!(press(&mut app, KeyCode::Char('h')) && app.help);
         assert!(press(&mut app, KeyCode::Esc) && !app.help);
+        assert!(press(&mut app, KeyCode::Char('t')) && app.targets);
+        assert!(press(&mut app, KeyCode::Char('t')) && !app.targets);
         assert!(press(&mut app, KeyCode::Down) && app.selected == 1);
         assert!(press(&mut app, KeyCode::Down) && app.selected == 1, "there are two");
         assert!(press(&mut app, KeyCode::Up) && app.selected == 0);

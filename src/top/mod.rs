@@ -7,6 +7,7 @@
 mod app;
 mod plain;
 mod sample;
+mod targets;
 mod view;
 
 use std::io::{self, IsTerminal};

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::ask;
 use super::sample::History;
-use super::view::{bits, count, out_of_service, pair, share, time_up};
+use super::targets;
+use super::view::{bits, count, pair, share, time_up};
 use crate::ab::Table;
 
 /// Asks twice, `interval` apart, and prints what happened in between.
@@ -52,8 +53,13 @@ fn text(history: &History) -> String {
         ]);
     }
     let _ = write!(out, "{table}");
-    for target in history.forwards().iter().flat_map(out_of_service) {
+    for target in history.forwards().iter().flat_map(targets::lines) {
         let _ = writeln!(out, "target {target}");
+    }
+    for row in history.forwards() {
+        if let Some(datagrams) = targets::datagrams(&row) {
+            let _ = writeln!(out, "udp {}: {datagrams}", row.name);
+        }
     }
     let busy: Vec<String> = history.busy().into_iter().map(share).collect();
     let pipes = stats.pipes;

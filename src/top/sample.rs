@@ -85,6 +85,8 @@ pub(super) struct Target {
     target: String,
     address: Option<String>,
     state: Option<String>,
+    #[serde(default)]
+    gone: bool,
     sessions_open: u64,
 }
 
@@ -173,7 +175,7 @@ impl Target {
     fn shown(&self) -> (String, String, u64) {
         let address = self.address.as_ref().filter(|address| **address != self.target);
         let name = address.map_or_else(|| self.target.clone(), |address| format!("{} ({address})", self.target));
-        let state = self.state.as_deref().unwrap_or("UNRESOLVED");
+        let state = if self.gone { "GONE" } else { self.state.as_deref().unwrap_or("UNRESOLVED") };
         (name.escape_debug().to_string(), state.escape_debug().to_string(), self.sessions_open)
     }
 }

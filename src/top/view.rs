@@ -8,6 +8,7 @@ use ratatui::widgets::{Block, Borders, Cell, Clear, Paragraph, Row as TableRow, 
 
 use super::app::{App, Column};
 use super::sample::{Row, Stats, Worker};
+use super::targets;
 
 /// From this height on the selected forward is shown whole.
 const TALL: u16 = 30;
@@ -22,13 +23,14 @@ const HELP: &str = "\
  ↑ ↓     choose a forward; a tall terminal shows it whole
  ← →     sort by another column, or in the order of the file
  r       reverse the order
+ t       targets of the chosen forward in the place of the chart
  p       pause, and go on
  h       this help
  q       leave
 
  UP goes to the backend, DOWN to the client. SPL is the part of the
  bytes that went through a pipe. CONNECT is the median and the 99th
- percentile of the last 10 s. ERR/s counts sessions that failed: no
+ percentile of the last 10 s; of UDP, datagrams/s. ERR/s counts sessions that failed: no
  backend reached, one that reset, a peer that vanished.";
 
 /// Styles, with or without colours.
@@ -46,7 +48,7 @@ impl Palette {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
     }
 
-    fn good(self) -> Style {
+    pub(super) fn good(self) -> Style {
         self.of(Color::Green)
     }
 
@@ -54,15 +56,15 @@ impl Palette {
         self.of(Color::Cyan)
     }
 
-    fn warning(self) -> Style {
+    pub(super) fn warning(self) -> Style {
         self.of(Color::Yellow).add_modifier(Modifier::BOLD)
     }
 
-    fn bad(self) -> Style {
+    pub(super) fn bad(self) -> Style {
         self.of(Color::Red).add_modifier(Modifier::BOLD)
     }
 
-    fn quiet(self) -> Style {
+    pub(super) fn quiet(self) -> Style {
         Style::new().add_modifier(Modifier::DIM)
     }
 }
@@ -73,10 +75,16 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App, palette: Palette) {
     let notices = notices(app, palette);
     let workers = app.history.last().map_or(0, |stats| stats.workers.len());
     let columns = workers.div_ceil(WORKER_LINES).max(1);
+    let rows = app.rows();
+    let chosen = rows.get(app.selected.min(rows.len().saturating_sub(1))).filter(|_| app.targets);
     let heights = [
         Constraint::Length(2),
         Constraint::Length(notices.len() as u16),
-        Constraint::Length(if area.height >= TALL { 8 } else { 5 }),
+        Constraint::Length(match chosen {
+            Some(row) => targets::height(row),
+            None if area.height >= TALL => 8,
+            None => 5,
+        }),
         Constraint::Fill(1),
         Constraint::Length(if area.height >= TALL { 8 } else { 0 }),
         Constraint::Length(workers.div_ceil(columns) as u16 + 2),
@@ -86,9 +94,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App, palette: Palette) {
     frame.render_widget(Paragraph::new(notices), notice);
     frame.render_widget(keys_line(palette), keys);
     if let Some(stats) = app.history.last() {
-        let rows = app.rows();
         frame.render_widget(Paragraph::new(head_lines(app, stats, palette)), head);
-        draw_chart(frame, app, chart, palette);
+        match chosen {
+            Some(row) => targets::draw(frame, row, chart, palette),
+            None => draw_chart(frame, app, chart, palette),
+        }
         draw_table(frame, app, &rows, table, palette);
         if let Some(row) = rows.get(app.selected).filter(|_| details.height > 0) {
             draw_details(frame, row, details, palette);
@@ -131,7 +141,7 @@ fn notices(app: &App, palette: Palette) -> Vec<Line<'static>> {
 }
 
 /// The targets of a forward that take no sessions now.
-pub(super) fn out_of_service(row: &Row) -> Vec<String> {
+fn out_of_service(row: &Row) -> Vec<String> {
     let out = row.targets.iter().filter(|(_, state, _)| state != "UP");
     out.map(|(target, state, _)| format!("{target} of {} is {state}", row.name)).collect()
 }
@@ -232,7 +242,7 @@ fn table_row(row: &Row, wide: bool, palette: Palette) -> TableRow<'static> {
         number(share(row.spliced), plain),
         number(row.open.to_string(), plain),
         number(count(row.new), plain),
-        number(pair(row.connect), plain),
+        number(targets::datagrams_in_short(row).unwrap_or_else(|| pair(row.connect)), plain),
         number(count(row.errors), errors),
     ];
     if wide {
@@ -253,12 +263,12 @@ fn draw_details(frame: &mut Frame<'_>, row: &Row, area: Rect, palette: Palette) 
         format!(" fallbacks  {}", listed(&row.fallbacks)),
         format!(" connect    {}  first byte {}  (median/99 %)", pair(row.connect), pair(row.first_byte)),
     ];
-    if row.targets.len() > 1 {
+    if !row.targets.is_empty() {
         let targets = row.targets.iter().map(|(target, state, open)| format!("{target} {state} {open}"));
         lines.push(format!(" targets    {}", targets.collect::<Vec<_>>().join(", ")));
     }
-    if let Some((up, down)) = row.datagrams {
-        lines.push(format!(" datagrams  {up:.0}/s up, {down:.0}/s down  drops {}", listed(&row.drops)));
+    if let Some(datagrams) = targets::datagrams(row) {
+        lines.push(format!(" udp        {datagrams}: {}", listed(&row.drops)));
     }
     if row.stalled > 0 {
         lines.push(format!(" stalled    {} directions: the log names them", row.stalled));
@@ -314,7 +324,15 @@ fn worker_line(worker: &Worker, busy: Option<f64>, palette: Palette) -> Line<'st
 }
 
 fn keys_line(palette: Palette) -> Paragraph<'static> {
-    let keys = [("q", "leave"), ("↑↓", "choose"), ("←→", "sort"), ("r", "reverse"), ("p", "pause"), ("h", "help")];
+    let keys = [
+        ("q", "leave"),
+        ("↑↓", "choose"),
+        ("←→", "sort"),
+        ("r", "reverse"),
+        ("t", "targets"),
+        ("p", "pause"),
+        ("h", "help"),
+    ];
     let spans = keys.iter().flat_map(|(key, what)| {
         [
             Span::styled(format!(" {key} "), Style::new().add_modifier(Modifier::REVERSED)),
@@ -325,7 +343,7 @@ fn keys_line(palette: Palette) -> Paragraph<'static> {
 }
 
 fn draw_help(frame: &mut Frame<'_>, area: Rect) {
-    let (width, height) = (72.min(area.width), 14.min(area.height));
+    let (width, height) = (72.min(area.width), 15.min(area.height));
     let place = Rect::new((area.width - width) / 2, (area.height - height) / 2, width, height);
     frame.render_widget(Clear, place);
     frame.render_widget(Paragraph::new(HELP).block(Block::bordered().title(" help ")), place);

@@ -80,6 +80,8 @@ pub struct Flow {
     pub lease: Option<Lease>,
     /// What limits per source count it as.
     pub ticket: Option<Box<Ticket>>,
+    /// Its entry among our own connections; 0 for none.
+    pub trace: u64,
     /// When it began, in microseconds of the worker's clock.
     pub opened_us: u64,
     /// When it last had a datagram.
@@ -142,6 +144,7 @@ mod tests {
             target: address,
             lease: None,
             ticket: None,
+            trace: 0,
             opened_us: 0,
             active_us: 5_000_000,
             requests,

@@ -15,6 +15,12 @@ use crate::sys;
 pub const HEADER: usize = 2;
 /// Bytes that may wait for a stream that takes none: several of the largest datagrams, and some thousand small ones.
 const MOST_WAITING: usize = 512 * 1024;
+/// Datagrams a read is to bring at the most, as far as that can be told by those before: the shortest have two bytes in
+/// the stream, and each costs as much as one of many.
+pub const MANY: usize = 256;
+/// Bytes of the first read, and the fewest of any.
+const FIRST_READ: usize = 16 * 1024;
+const LEAST_READ: usize = 2048;
 /// A buffer that was larger once is given up when it is empty.
 const KEPT: usize = 16 * 1024;
 
@@ -35,6 +41,8 @@ pub struct Framing {
     of_first: usize,
     /// The beginning of a datagram that has not come whole.
     partial: Vec<u8>,
+    /// Bytes the next read may bring; 0 before the first one.
+    next_read: usize,
 }
 
 /// Datagrams that have left by a stream.
@@ -121,10 +129,13 @@ impl Framing {
     pub fn read(&mut self, stream: &Socket, room: &mut [u8], found: &mut Vec<Range<usize>>) -> io::Result<()> {
         let before = self.partial.len();
         room[..before].copy_from_slice(&self.partial);
-        let bytes = recv(stream.as_raw_fd(), &mut room[before..], MsgFlags::empty())?;
+        let most = if self.next_read == 0 { FIRST_READ } else { self.next_read };
+        let end = room.len().min(before + most);
+        let bytes = recv(stream.as_raw_fd(), &mut room[before..end], MsgFlags::empty())?;
         self.ended = bytes == 0;
         let all = before + bytes;
         let rest = split(&room[..all], found);
+        self.next_read = rest.checked_div(found.len()).map_or(room.len(), |each| (each * MANY).max(LEAST_READ));
         self.partial.clear();
         self.partial.extend_from_slice(&room[rest..all]);
         if self.partial.is_empty() && self.partial.capacity() > KEPT {

@@ -14,6 +14,7 @@ mod source;
 mod targets;
 mod trace;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -259,7 +260,7 @@ impl Upstreams {
                 Rank::Full => return Pick::Full,
                 _ => {}
             }
-            let index = self.pick(best, ask);
+            let Some(index) = self.pick(best, ask) else { continue };
             let member = &self.members[index];
             if let Some(lease) = member.endpoint.hold(member.most) {
                 let address = member.endpoint.place().with_port(member.endpoint.port(ask.port_offset));
@@ -274,17 +275,24 @@ impl Upstreams {
         Pick::Full
     }
 
-    /// One of those with that rank.
-    fn pick(&mut self, rank: Rank, ask: &Ask<'_>) -> usize {
+    /// Whether that is one of the addresses sessions connect to.
+    #[must_use]
+    pub fn leads_to(&self, at: SocketAddr, port_offset: u16) -> bool {
+        let ip = Place::Ip(at.ip().to_canonical());
+        self.members.iter().any(|m| m.endpoint.port(port_offset) == at.port() && m.endpoint.place() == ip)
+    }
+
+    /// One of those with that rank. There may be none any more: a command, a check or another worker's session may have come
+    /// between.
+    fn pick(&mut self, rank: Rank, ask: &Ask<'_>) -> Option<usize> {
         self.candidates.clear();
         for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.rank(ask) == rank) {
             let (weight, open, key) = (member.share(ask.now_ms), member.endpoint.open(), member.endpoint.key());
             self.candidates.push(Candidate { index, weight, open, key });
         }
-        // Numbers that others change may have changed between the two looks.
         let at = match (self.candidates.as_slice(), self.balance) {
-            ([], _) => return 0,
-            ([only], _) => return only.index,
+            ([], _) => return None,
+            ([only], _) => return Some(only.index),
             (_, Balance::RoundRobin) => self.next_in_turn(),
             (all, Balance::LeastConnections) => {
                 self.turn = self.turn.wrapping_add(1);
@@ -293,7 +301,7 @@ impl Upstreams {
             (all, Balance::SourceHash) => balance::rendezvous(all, balance::hash_of_client(ask.client)),
             (all, Balance::RandomTwo) => balance::two(all, &mut self.random),
         };
-        self.candidates[at].index
+        Some(self.candidates[at].index)
     }
 
     fn next_in_turn(&mut self) -> usize {

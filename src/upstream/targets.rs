@@ -21,6 +21,8 @@ pub struct Targets {
     /// Grows whenever an address is added.
     version: AtomicU64,
     known: Mutex<Vec<Known>>,
+    /// Targets that were removed, as long as sessions hold their addresses.
+    gone: Mutex<Vec<Known>>,
     waiting: Waiting,
 }
 
@@ -75,6 +77,7 @@ impl Targets {
             next_id: AtomicU32::new(0),
             version: AtomicU64::new(0),
             known: Mutex::default(),
+            gone: Mutex::default(),
             waiting: Waiting::default(),
         }
     }
@@ -99,10 +102,20 @@ impl Targets {
     pub fn update(&self, forward: &Forward) {
         let mut known = self.known();
         let is_late = !known.is_empty();
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         let mut before = std::mem::take(&mut *known);
         for target in &forward.targets {
             let same = |other: &Known| (&other.target.host, other.target.ports) == (&target.host, target.ports);
             let kept = before.iter().position(same).map(|at| before.swap_remove(at));
+            // One that comes again while it has sessions keeps its addresses, so that each is there once; what commands said
+            // of it is over.
+            let kept = kept.or_else(|| {
+                let back = gone.iter().position(same).map(|at| gone.swap_remove(at))?;
+                let now_ms = self.now_ms();
+                let alive = back.endpoints.iter().filter_map(Weak::upgrade);
+                alive.for_each(|endpoint| endpoint.command(Admin::default(), None, now_ms));
+                Some(Known { admin: Admin::default(), weight: None, is_late: true, ..back })
+            });
             known.push(match kept {
                 Some(kept) => Known { target: target.clone(), ..kept },
                 None => Known {
@@ -114,6 +127,13 @@ impl Targets {
                 },
             });
         }
+        let alive = |known: &Known| known.endpoints.iter().any(|endpoint| endpoint.strong_count() > 0);
+        for endpoint in before.iter().flat_map(|known| &known.endpoints).filter_map(Weak::upgrade) {
+            endpoint.current.store(false, Ordering::Relaxed);
+        }
+        gone.extend(before);
+        gone.retain(alive);
+        drop((known, gone));
         self.version.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -152,7 +172,8 @@ impl Targets {
         endpoint
     }
 
-    /// Every target with the addresses it has now, and those it had as long as sessions hold them.
+    /// Every target with the addresses it has now, and those it had as long as sessions hold them; then those that were
+    /// removed and have sessions left.
     #[must_use]
     pub fn views(&self) -> Vec<TargetView> {
         let view = |known: &Known| {
@@ -160,7 +181,11 @@ impl Targets {
             let endpoints = alive.filter(|e| e.current.load(Ordering::Relaxed) || e.open() > 0).collect();
             TargetView { target: known.target.clone(), weight: known.weight, endpoints }
         };
-        self.known().iter().map(view).collect()
+        let mut views: Vec<TargetView> = self.known().iter().map(view).collect();
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.retain(|known| known.endpoints.iter().any(|endpoint| endpoint.strong_count() > 0));
+        views.extend(gone.iter().map(view).filter(|view| !view.endpoints.is_empty()));
+        views
     }
 
     /// Does to a target, by the name the configuration has for it, what a command says. The result has its addresses.

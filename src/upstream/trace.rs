@@ -7,7 +7,7 @@
 //! counted, as a time-to-live would; the same forward again, or too many hops, is a loop.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries; a newer connection takes the place of an older one with the same hash. A circle is always found sooner or
@@ -72,9 +72,15 @@ impl Trace {
         Hop { count: entry as u8, forward: (entry >> 8) as u16 }
     }
 
-    /// 20 bits.
+    /// 20 bits. Who connects to no address in particular comes to this host (`ip_route_output_key_hash_rcu` in
+    /// net/ipv4/route.c, `__ip6_datagram_connect` in net/ipv6/datagram.c).
     fn hash(&self, address: SocketAddr) -> u64 {
-        self.hasher.hash_one((address.ip().to_canonical(), address.port())) >> 44
+        let ip = match address.ip().to_canonical() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        self.hasher.hash_one((ip, address.port())) >> 44
     }
 
     fn entry(&self, local: u64) -> &AtomicU64 {

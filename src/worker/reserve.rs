@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use socket2::Socket;
 
 use super::{GONE, Peer, Worker};
+use crate::limits;
 use crate::session::{Session, Step};
 use crate::sys;
 
@@ -25,8 +26,6 @@ pub(super) const RESERVE: usize = 2;
 const PER_SESSION: usize = 6;
 /// Descriptors of anything else, at most: this errs on the safe side.
 const OTHERS: usize = 64;
-/// So many of all descriptors are for the control thread; of a small limit, an eighth.
-const KEPT: usize = 16;
 
 /// What a worker keeps back.
 #[derive(Debug)]
@@ -43,7 +42,7 @@ impl Reserve {
     /// Filled, if that can be.
     pub(super) fn new() -> Self {
         let allowed = usize::try_from(sys::descriptor_limit()).unwrap_or(usize::MAX);
-        let bound = allowed - KEPT.min(allowed / 8);
+        let bound = limits::for_sessions(allowed);
         let mut reserve = Self { held: Vec::with_capacity(RESERVE), allowed, bound, doubtful: false };
         // Whoever needs it finds out, and says why.
         let _ = reserve.fill();

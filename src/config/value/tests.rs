@@ -28,6 +28,8 @@ fn times() {
     }
     assert_eq!(timeout("none"), Ok(Maybe(None)));
     assert_eq!(drain("0s"), ms(0));
+    assert_eq!(drain_delay("0s"), Ok(Duration::ZERO));
+    assert!(drain_delay("none").is_err());
     for text in ["", "0s", "5", "5 s", "-5s", "1.5s", "366d", "5S", "off", "18446744073709551616ms"] {
         assert!(timeout(text).is_err(), "{text}");
     }

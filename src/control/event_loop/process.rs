@@ -29,7 +29,10 @@ pub(in crate::control) struct Process {
     pub(super) cannot_upgrade: Option<String>,
     pub(super) cannot_reload: Option<String>,
     started: Instant,
+    /// Not ready any more.
     pub(super) draining: bool,
+    /// It still accepts, though it is not ready any more.
+    pub(super) delaying: bool,
 }
 
 impl Process {
@@ -44,6 +47,7 @@ impl Process {
             cannot_reload: None,
             started: Instant::now(),
             draining: false,
+            delaying: false,
         }
     }
 
@@ -82,7 +86,8 @@ impl Process {
     pub(super) fn reap(&mut self, now: Instant) {
         for (id, end) in self.fleet.reap(now) {
             if let WorkerEnd::Panicked(why) = end {
-                let then = if self.draining || self.fleet.has_given_up() {
+                let ending = self.draining && !self.delaying;
+                let then = if ending || self.fleet.has_given_up() {
                     "its sessions were reset"
                 } else {
                     "its sessions were reset, and another worker has taken its place and its listeners"

@@ -176,9 +176,9 @@ fn an_endless_request_is_cut_off() {
 }
 
 #[test]
-fn more_than_the_limit_are_refused_and_the_slots_come_back() {
+fn when_full_the_oldest_without_a_request_makes_room() {
     let mut bench = Bench::new();
-    let held: Vec<_> = (0..MAX_CONNECTIONS)
+    let mut held: Vec<_> = (0..MAX_CONNECTIONS)
         .map(|_| {
             let client = bench.connect();
             bench.turn();
@@ -186,16 +186,40 @@ fn more_than_the_limit_are_refused_and_the_slots_come_back() {
         })
         .collect();
     assert_eq!(bench.open(), MAX_CONNECTIONS);
+    let mut late = bench.connect();
+    late.write_all(b"late\n").unwrap();
+    bench.turn();
+    assert_eq!(read_all(&mut late), b"late\n");
+    assert_eq!(read_all(&mut held.remove(0)), b"", "the oldest one went");
+    held[0].write_all(b"next\n").unwrap();
+    bench.turn();
+    assert_eq!(read_all(&mut held[0]), b"next\n", "and nobody else");
+    drop((held, late));
+    bench.turn();
+    assert_eq!(bench.open(), 0);
+}
+
+#[test]
+fn who_is_being_answered_is_not_given_up() {
+    let mut bench = Bench::new();
+    bench.answer = |request| if request.is_empty() { Answer::More } else { Answer::Later };
+    let mut held: Vec<_> = (0..MAX_CONNECTIONS)
+        .map(|_| {
+            let mut client = bench.connect();
+            client.write_all(b"\n").unwrap();
+            bench.turn();
+            client
+        })
+        .collect();
     let mut refused = bench.connect();
     bench.turn();
     assert_eq!(read_all(&mut refused), b"");
-    drop(held);
+    bench.service.resolve(b"here", bench.poll.registry());
     bench.turn();
+    for client in &mut held {
+        assert_eq!(read_all(client), b"here");
+    }
     assert_eq!(bench.open(), 0);
-    let mut client = bench.connect();
-    client.write_all(b"again\n").unwrap();
-    bench.turn();
-    assert_eq!(read_all(&mut client), b"again\n");
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub(in crate::top) fn sample(start: Instant, pid: u32, second: u64, rate: u64) -
             "first_byte_time": { "buckets": [], "sum_us": 0 },
         })
     };
+    let clock = second;
     let forward = |name: &str, share| {
         let mut forward = counters(share);
         forward["name"] = name.into();
@@ -30,6 +31,14 @@ pub(in crate::top) fn sample(start: Instant, pid: u32, second: u64, rate: u64) -
         let target = |address: &str, state: &str| json!({ "target": address, "address": address, "state": state, "sessions_open": 3, "new_field": 1 });
         let second = if share > 1 { "DOWN" } else { "UP" };
         forward["targets"] = json!([target("10.0.0.2:9001", "UP"), target("10.0.0.3:9001", second)]);
+        if share > 1 {
+            forward["datagrams"] = json!({
+                "client_to_backend": 1200 * clock, "backend_to_client": 30 * clock, "drops": { "limit": 4, "rate": 0 },
+            });
+            let mut gone = target("db.example:9001", "UP");
+            (gone["address"], gone["gone"]) = ("10.0.0.9:9001".into(), true.into());
+            forward["targets"].as_array_mut().unwrap().push(gone);
+        }
         forward
     };
     let worker = |id: u64| {

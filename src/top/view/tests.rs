@@ -62,13 +62,42 @@ fn a_large_terminal_shows_the_chosen_forward() {
         " 127.0.0.1:9000 → 10.0.0.2:9001, 10.0.0.3:9001  engine auto",
         " ends       done 5605, refused 295",
         " fallbacks  budget_exhausted 3",
-        " targets    10.0.0.2:9001 UP 3, 10.0.0.3:9001 DOWN 3",
+        " targets    10.0.0.2:9001 UP 3, 10.0.0.3:9001 DOWN 3, db.example:9001 (10.0.0.9:9001) GONE 3",
+        " udp        14 flows, datagrams 1.20k/s up, 30.0/s down, 4 dropped: limit 4",
         " stalled    1 directions",
         "FIRST BYTE",
         "DOWN bit/s",
     ] {
         assert!(has(&lines, part), "{part} is missing in\n{text}");
     }
+}
+
+#[test]
+fn targets_and_datagrams_of_the_chosen_forward_fit_80_columns() {
+    let mut app = watched(60);
+    (app.targets, app.selected) = (true, 1);
+    let (lines, _) = screen(&app, 80, 24, true);
+    let text = lines.join("\n");
+    for part in [
+        " targets of data\\u{1b}base ",
+        " udp: 14 flows, datagrams 1.20k/s up, 30.0/s down, 4 dropped",
+        " 10.0.0.2:9001 ",
+        " db.example:9001 (10.0.0.9:9001) ",
+        "1.20k↑30.0↓",
+    ] {
+        assert!(has(&lines, part), "{part} is missing in\n{text}");
+    }
+    let state = |name: &str| {
+        let line = lines.iter().find(|line| line.starts_with(&format!(" {name}"))).unwrap_or_else(|| panic!("{text}"));
+        line.split_whitespace().rev().take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (state("10.0.0.3:9001"), state("db.example:9001")),
+        (vec!["3".into(), "DOWN".into()], vec!["3".into(), "GONE".into()])
+    );
+    assert!(has(&lines, " q  leave") && has(&lines, "FORWARD"), "{text}");
+    app.selected = 0;
+    assert!(has(&screen(&app, 80, 24, true).0, " targets of web "), "one without datagrams");
 }
 
 #[test]

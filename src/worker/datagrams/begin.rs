@@ -20,11 +20,19 @@ use crate::udp::doors::{datagrams, set_buffers};
 use crate::udp::flow::{Client, Flow, FlowEnd, FlowKey};
 use crate::udp::table::Ready;
 use crate::udp::{cause_of, socket};
-use crate::upstream::{Ask, Ejected, Lease, Pick};
+use crate::upstream::{Ask, Ejected, Hop, Lease, Pick};
 use crate::worker::{Life, Worker};
 
-/// A flow's socket, what it is connected to, and its hold of that.
-type Target = (Socket, SocketAddr, Lease);
+/// A flow's socket, what it is connected to, its hold of that, and its entry among our own connections.
+type Target = (Socket, SocketAddr, Lease, u64);
+
+/// Who sends datagrams, as far as a target is chosen by it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sender {
+    pub(super) client: IpAddr,
+    pub(super) port_offset: u16,
+    pub(super) hop: Hop,
+}
 
 impl Worker {
     /// Begins the flow of a client. What stands against it is the cause by which its datagram is dropped.
@@ -35,6 +43,15 @@ impl Worker {
         }
         let (forward, port_offset) = (listening.listener.forward, listening.listener.port_offset);
         let client = key.client.ip();
+        let came_to =
+            SocketAddr::new(key.local.unwrap_or(listening.listener.address.ip()), listening.listener.address.port());
+        let hop = self.parts.shared.trace.look_up(key.client, || [Some(came_to), None]);
+        // With our own address as its sender the answers would come back to us, and with that of a target they would be
+        // taken for questions.
+        let is_ours = key.client == came_to || self.parts.routes[forward].upstreams.leads_to(key.client, port_offset);
+        if hop.is_loop(forward) || is_ours {
+            return Err(DropCause::Loop);
+        }
         match self.parts.routes[forward].forward().access.refuses(client) {
             Some(Refusal::Denied) => return Err(DropCause::Denied),
             Some(Refusal::NotAllowed) => return Err(DropCause::NotAllowed),
@@ -42,7 +59,7 @@ impl Worker {
         }
         let ticket = self.admit_flow(forward, client)?;
         let transport = self.parts.routes[forward].forward().udp.targets.unwrap_or(Transport::Udp);
-        match self.connect_flow(forward, client, port_offset, transport) {
+        match self.connect_flow(forward, Sender { client, port_offset, hop }, transport) {
             Ok(target) => self.enter_flow(key, forward, target, ticket, None),
             Err(cause) => {
                 self.leave_flow(forward, ticket);
@@ -88,8 +105,7 @@ impl Worker {
     pub(super) fn connect_flow(
         &mut self,
         forward: usize,
-        client: IpAddr,
-        port_offset: u16,
+        Sender { client, port_offset, hop }: Sender,
         transport: Transport,
     ) -> Result<Target, DropCause> {
         let now_ms = self.now_us / 1000;
@@ -106,7 +122,11 @@ impl Worker {
                 Pick::Nothing => return Err(last),
             };
             match self.connect_to(forward, target, transport) {
-                Ok(socket) => return Ok((socket, target, lease)),
+                Ok(socket) => {
+                    let local = socket.local_addr().ok().and_then(|local| local.as_socket());
+                    let remember = |local| self.parts.shared.trace.remember(local, target, hop, forward);
+                    return Ok((socket, target, lease, local.map_or(0, remember)));
+                }
                 Err(e) => last = connect_cause(&e),
             }
             tried.push(lease.endpoint().id());
@@ -163,7 +183,7 @@ impl Worker {
         &mut self,
         key: FlowKey,
         forward: usize,
-        (socket, target, lease): Target,
+        (socket, target, lease, trace): Target,
         ticket: Option<Box<Ticket>>,
         client: Option<Box<Client>>,
     ) -> Result<usize, DropCause> {
@@ -178,6 +198,7 @@ impl Worker {
             target,
             lease: Some(lease),
             ticket,
+            trace,
             opened_us: self.now_us,
             active_us: self.now_us,
             requests: 0,
@@ -211,6 +232,7 @@ impl Worker {
     pub(in crate::worker) fn end_flow(&mut self, number: usize, end: FlowEnd) {
         let Some(mut flow) = self.datagrams.remove(number) else { return };
         self.freed = true;
+        self.parts.shared.trace.forget(flow.trace);
         let route = &self.parts.routes[flow.forward];
         // A flow that was refused says of its target what a refused connection says.
         if let Some(lease) = flow.lease.take().filter(|_| end.reason == EndReason::Refused && !flow.was_answered) {

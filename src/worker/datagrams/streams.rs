@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::begin::Sender;
 use super::books::Upward;
 use super::{course_down, note_answer};
 use crate::address::Address;
@@ -13,7 +14,7 @@ use crate::pump::Direction;
 use crate::stats::{DropCause, EndReason, ForwardStats};
 use crate::udp::batch::{Batch, Course, Datagram};
 use crate::udp::flow::{Client, Flow, FlowEnd, FlowKey};
-use crate::udp::framing::{Framing, Left};
+use crate::udp::framing::{Framing, Left, MANY};
 use crate::udp::table::Ready;
 use crate::worker::{Accepted, Life, Worker};
 
@@ -116,6 +117,9 @@ impl Worker {
                         route.stats.datagrams.drops[DropCause::Error as usize].add(u64::from(is_cut));
                         return ended.push((number, DONE));
                     }
+                    if count >= MANY {
+                        break;
+                    }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -167,6 +171,9 @@ impl Worker {
                     books.close(flow);
                     if books.end.is_some() {
                         return books.end;
+                    }
+                    if count >= MANY {
+                        break;
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
@@ -231,6 +238,7 @@ impl Worker {
             _ if self.life == Life::Stopping => Some(EndReason::Drain),
             Some(Refusal::Denied) => Some(EndReason::Denied),
             Some(Refusal::NotAllowed) => Some(EndReason::NotAllowed),
+            None if accepted.hop.is_loop(forward) => Some(EndReason::Loop),
             None => None,
         };
         if let Some(reason) = refused {
@@ -239,7 +247,8 @@ impl Worker {
         if !self.parts.shared.flows.take() {
             return self.refuse_tunnel(&accepted, ticket, EndReason::Limit);
         }
-        let target = match self.connect_flow(forward, client.ip(), accepted.port_offset, Transport::Udp) {
+        let sender = Sender { client: client.ip(), port_offset: accepted.port_offset, hop: accepted.hop };
+        let target = match self.connect_flow(forward, sender, Transport::Udp) {
             Ok(target) => target,
             Err(cause) => {
                 let _ = self.parts.shared.flows.give();
