@@ -442,6 +442,13 @@ impl Forward {
         None
     }
 
+    /// What targets are asked by when they are checked: datagrams where clients may send them some.
+    #[must_use]
+    pub fn checked_by(&self) -> Transport {
+        let listens = if self.udp.listen.is_empty() { Transport::Tcp } else { Transport::Udp };
+        self.udp.targets.unwrap_or(listens)
+    }
+
     /// The same for datagrams.
     pub fn udp_addresses(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
         let all = self.udp.listen.iter().flat_map(Listen::addresses);

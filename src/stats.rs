@@ -201,6 +201,9 @@ named! {
         NoPorts = "no_ports",
         /// The target's name has no address.
         Unresolved = "unresolved",
+        /// The kernel had no room for it in the queue of our socket (`SO_RXQ_OVFL`), or its checksum was wrong. What came
+        /// joined may count as one; the kernel tells with the next datagram that it has room for.
+        Socket = "socket",
         /// The target is not there: a local error, or an ICMP error that an earlier datagram has brought.
         Unreachable = "unreachable",
         /// The kernel or the stream had no room for it.

@@ -232,7 +232,7 @@ fn datagrams_have_no_stream_around_them() {
         ("accept_proxy: [10.0.0.0/8]", "found accept_proxy"),
         ("send_proxy: v2", "found send_proxy"),
         ("transparent: on", "found transparent"),
-        ("check: connect", "found check, which connects by TCP,"),
+        ("check: connect", "found a check of targets that take datagrams without send or expect"),
     ] {
         let text = format!("forwards:\n- {{listen: \"udp:127.0.0.1:1\", to: \"10.0.0.2:1\", {key}}}\n");
         check(&[(&text, (2, 12), found)]);

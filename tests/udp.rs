@@ -89,18 +89,19 @@ fn a_flow_ends_after_its_timeout_and_not_before() {
     let (echo, listen) = (Echo::start(), udp::address());
     let log = tempfile::tempdir().expect("a directory");
     let file = log.path().join("sessions");
-    let text = config(listen, echo.address(), ", udp_timeout: 800ms");
+    let text = config(listen, echo.address(), ", udp_timeout: 1500ms");
     let spliced = Launcher::config(&format!("log_file: {}\nlog_format: json\n{text}", file.display())).start();
     let client = client(listen);
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_millis(1600) {
+    let mut last = begun;
+    while begun.elapsed() < Duration::from_secs(3) {
+        last = Instant::now();
         assert_eq!(ask(&client, b"still here"), b"still here");
         std::thread::park_timeout(Duration::from_millis(100));
     }
     assert_eq!(spliced.stats().number("/total/sessions_accepted"), 1, "it lasted as long as it had datagrams");
-    let last = Instant::now();
     let stats = spliced.stats_until("the flow ends", |stats| stats.open() == 0);
-    assert!(last.elapsed() >= Duration::from_millis(700), "{:?}", last.elapsed());
+    assert!(last.elapsed() >= Duration::from_millis(1490), "{:?}", last.elapsed());
     assert_eq!(stats.ends("idle"), 1);
     let mut line = String::new();
     until("the session log has it", LONG, || {
@@ -138,11 +139,12 @@ fn a_flow_ends_with_the_responses_that_are_expected() {
 #[test]
 fn no_more_flows_than_the_forward_may_have() {
     let (echo, listen) = (Echo::start(), udp::address());
-    let spliced = run(listen, echo.address(), ", max_connections: 3, udp_timeout: 700ms");
+    let spliced = run(listen, echo.address(), ", max_connections: 3, udp_timeout: 3s");
     let clients: Vec<UdpSocket> = (0..5).map(|_| client(listen)).collect();
     clients.iter().for_each(|client| _ = client.send(b"x").expect("sent"));
     let stats = spliced.stats_until("two are dropped", |stats| stats.number("/total/datagrams/drops/limit") == 2);
     assert_eq!((stats.open(), stats.number("/total/sessions_accepted")), (3, 3));
+    spliced.stats_until("three are answered", |stats| datagrams(stats, "backend_to_client") == 3);
     let served = clients.iter().filter(|client| !is_silent(client, Duration::from_millis(50))).count();
     assert_eq!(served, 3);
     spliced.stats_until("all end", |stats| stats.open() == 0);
@@ -257,11 +259,11 @@ fn a_flow_survives_a_reload_that_does_not_concern_it() {
     ));
     assert_eq!(ask(&client, b"still"), b"still");
     let late = common::udp::client(listen);
-    // A worker without a flow there has closed its socket, perhaps with one of these in it.
-    spliced.stats_until("it is dropped", |stats| {
-        late.send(b"too late").expect("sent");
-        stats.number("/total/datagrams/drops/drain") > 0
-    });
+    // One client for each worker at least, whichever of them the kernel gives a client to: also a worker that has no flow
+    // there counts what it drops.
+    let others: Vec<UdpSocket> = (0..9).map(|_| common::udp::client(listen)).collect();
+    others.iter().chain([&late]).for_each(|client| _ = client.send(b"too late").expect("sent"));
+    spliced.stats_until("all are dropped", |stats| stats.number("/total/datagrams/drops/drain") == 10);
     assert_eq!(spliced.stats().open(), 2);
     // It is there no more once it has no flow.
     assert!(UdpSocket::bind(listen).is_err());
@@ -274,7 +276,7 @@ fn a_flow_survives_a_reload_that_does_not_concern_it() {
 #[test]
 fn an_address_that_is_removed_is_free_once_its_flows_have_ended() {
     let (echo, listen, other) = (Echo::start(), udp::address(), udp::address());
-    let spliced = run(listen, echo.address(), ", udp_timeout: 500ms");
+    let spliced = run(listen, echo.address(), ", udp_timeout: 3s");
     let clients: Vec<UdpSocket> = (0..10).map(|_| client(listen)).collect();
     clients.iter().for_each(|client| assert_eq!(ask(client, b"x"), b"x"));
     spliced.reload_with(&config(other, echo.address(), ""));
@@ -287,7 +289,7 @@ fn an_address_that_is_removed_is_free_once_its_flows_have_ended() {
 #[test]
 fn the_end_waits_for_flows_as_long_as_it_may() {
     let (echo, listen) = (Echo::start(), udp::address());
-    let text = config(listen, echo.address(), ", udp_timeout: 500ms");
+    let text = config(listen, echo.address(), ", udp_timeout: 3s");
     let mut spliced = Launcher::config(&text).start();
     let client = client(listen);
     assert_eq!(ask(&client, b"x"), b"x");
@@ -310,11 +312,12 @@ fn bytes_per_second_are_kept_to_by_dropping() {
     let question = pattern(1024, 0);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(1) {
-        client.send(&question).expect("sent");
+        // Far more than may pass, also where this thread is seldom let run.
+        (0..20).for_each(|_| _ = client.send(&question).expect("sent"));
         std::thread::park_timeout(Duration::from_millis(1));
     }
-    let seconds = begun.elapsed().as_secs_f64();
     let stats = spliced.stats();
+    let seconds = begun.elapsed().as_secs_f64();
     let passed = datagrams(&stats, "client_to_backend") as f64;
     assert!(passed >= 50.0 && passed <= 100.0 * seconds + 15.0, "{passed} in {seconds} s");
     assert!(stats.number("/total/datagrams/drops/rate") > 100);
@@ -385,6 +388,6 @@ fn without_descriptors_datagrams_are_dropped_and_nothing_spins() {
     assert!(stats.open() >= 5 && stats.open() <= 32, "{}", stats.open());
     let turns = |stats: &Stats| stats.number("/workers/0/turns") + stats.number("/workers/1/turns");
     let before = turns(&spliced.stats());
-    assert!(is_silent(&clients[79], Duration::from_millis(500)));
+    assert!(is_silent(&client(listen), Duration::from_millis(500)));
     assert!(turns(&spliced.stats()) - before < 50, "it sleeps");
 }

@@ -27,6 +27,7 @@ pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(),
         source(forward, marks)?;
         streams(forward, marks)?;
         datagrams(forward, marks)?;
+        questions(forward, marks)?;
     }
     // Two forwards on one address have one default name too, and the address is what to complain about.
     let sockets = Sockets::of(plan, marks)?;
@@ -50,13 +51,11 @@ fn names(plan: &Plan, marks: &[Marks]) -> Result<(), Fault> {
 /// What is said in a stream, or of one, has no place among datagrams.
 fn datagrams(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     let Some(mark) = marks.udp.first() else { return Ok(()) };
-    let (egress, check) = (&forward.egress, forward.balancing.check.is_some());
-    let speaks_udp = forward.udp.targets.unwrap_or(Transport::Udp) == Transport::Udp;
+    let egress = &forward.egress;
     let stray = [
         ("accept_proxy", forward.accept_proxy.is_some()),
         ("send_proxy", egress.send_proxy.is_some()),
         ("transparent", egress.transparent),
-        ("check, which connects by TCP,", check && speaks_udp),
     ];
     match stray.into_iter().find(|(_, is)| *is) {
         Some((key, _)) => {
@@ -66,6 +65,19 @@ fn datagrams(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
         }
         None => Ok(()),
     }
+}
+
+/// Who takes datagrams says nothing before it is asked something it answers.
+fn questions(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
+    let Some(check) = forward.balancing.check.as_ref().filter(|_| forward.checked_by() == Transport::Udp) else {
+        return Ok(());
+    };
+    if !check.send.is_empty() && !check.expect.is_empty() {
+        return Ok(());
+    }
+    let message = "found a check of targets that take datagrams without send or expect; allowed: both, such as check: {send: \
+                   \"PING\", expect: \"PONG\"}";
+    Err(Fault::new(marks.udp.first().copied().unwrap_or(marks.name), message))
 }
 
 /// A range goes to one port, or to a range of the same length.

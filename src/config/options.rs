@@ -223,10 +223,12 @@ options! {
         /// it does not answer, or none [default: none]
         #[arg(value_name = "N", help_heading = "Limits and time")]
         udp_responses: Maybe<u32> = udp_responses, UDP_RESPONSES;
-        /// SO_RCVBUF of both sockets: a size such as 4MiB; auto leaves the kernel's tuning on [default: auto]
+        /// SO_RCVBUF of both sockets: a size such as 4MiB; auto leaves the kernel's tuning on, and is 4MiB for listeners of
+        /// datagrams [default: auto]
         #[arg(value_name = "SIZE", help_heading = "Sockets")]
         receive_buffer: Maybe<usize> = socket_buffer, SOCKET_BUFFER;
-        /// SO_SNDBUF of both sockets: a size such as 4MiB; auto leaves the kernel's tuning on [default: auto]
+        /// SO_SNDBUF of both sockets: a size such as 4MiB; auto leaves the kernel's tuning on, and is 4MiB for listeners of
+        /// datagrams [default: auto]
         #[arg(value_name = "SIZE", help_heading = "Sockets")]
         send_buffer: Maybe<usize> = socket_buffer, SOCKET_BUFFER;
         /// Connections the kernel queues before they are accepted, capped by net.core.somaxconn [default: 4096]

@@ -171,7 +171,8 @@ impl Ledger {
             let Forward { balancing, sources, egress, .. } = &*account.forward;
             let (targets, on_down) = (Arc::clone(&account.targets), balancing.on_down);
             let (check, sources, egress) = (balancing.check.clone()?, sources.clone(), egress.clone());
-            Some(Checked { targets, check, on_down, sources, egress })
+            let transport = account.forward.checked_by();
+            Some(Checked { targets, check, transport, on_down, sources, egress })
         };
         self.accounts.iter().filter(|account| !account.removed).filter_map(of).collect()
     }

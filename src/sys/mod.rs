@@ -18,7 +18,7 @@ mod thread;
 
 pub use self::fast_open::{FastOpen, connect_with, listen_fast_open, peek};
 pub use self::limits::{descriptor_limit, raise_descriptor_limit};
-pub use self::socket::{accept, bind_source, meant_for, reset_options, set_egress, set_options, stream};
+pub use self::socket::{accept, bind_source, meant_for, reset_options, set_dscp, set_egress, set_options, stream};
 pub use self::thread::{allowed_cpus, be_batch, is_batch, is_ordinary, pin_to, thread_cpu_ns, thread_cpu_time};
 
 /// Whether this build has a splice path at all.

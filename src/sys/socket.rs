@@ -114,7 +114,10 @@ pub fn set_options(socket: &Socket, address: Address, options: &TcpOptions) -> i
 }
 
 /// Marks every packet a socket sends. The lower two bits are the kernel's: congestion notification.
-fn set_dscp(socket: &Socket, dscp: u8) -> io::Result<()> {
+///
+/// # Errors
+/// What setsockopt(2) reports.
+pub fn set_dscp(socket: &Socket, dscp: u8) -> io::Result<()> {
     let class = u32::from(dscp) << 2;
     let is_v6 = socket.local_addr()?.is_ipv6();
     if is_v6 { socket.set_tclass_v6(class) } else { socket.set_tos_v4(class) }

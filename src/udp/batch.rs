@@ -33,6 +33,8 @@ pub struct Message {
     pub len: usize,
     /// Bytes of each of its datagrams, of which the last may have less; `None` where it is one.
     pub segment: Option<usize>,
+    /// Datagrams the kernel had no room for in the socket's queue so far (it wraps round); 0 where the system does not tell.
+    pub lost: u32,
 }
 
 /// One datagram on its way.
@@ -50,6 +52,14 @@ pub struct Datagram {
     pub joins: bool,
     start: usize,
     len: usize,
+}
+
+impl Datagram {
+    /// Bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.len
+    }
 }
 
 /// Where a datagram goes.
@@ -157,13 +167,28 @@ impl Batch {
         }
     }
 
+    /// How many datagrams the kernel had no room for since `before`, which becomes what the last of these messages says.
+    /// The first message a worker sees of a socket says where to begin.
+    pub fn lost(&self, messages: Range<usize>, before: &mut Option<u32>) -> u64 {
+        let mut lost = 0;
+        for message in &self.messages[messages] {
+            let more = message.lost.wrapping_sub(before.unwrap_or(message.lost));
+            // Messages that came by several cores need not stand in the order they were marked in: a count never goes back.
+            if more < u32::MAX / 2 {
+                lost += u64::from(more);
+                *before = Some(message.lost);
+            }
+        }
+        lost
+    }
+
     /// One of the messages.
     #[must_use]
     pub fn message(&self, number: usize) -> Message {
         self.messages[number]
     }
 
-    /// The bytes of a datagram.
+    /// The bytes of a datagram that stands in this batch.
     #[must_use]
     pub fn bytes(&self, datagram: &Datagram) -> &[u8] {
         &self.room[datagram.start..datagram.start + datagram.len]
@@ -302,7 +327,7 @@ mod tests {
     use super::*;
 
     fn message(len: usize, segment: Option<usize>) -> Vec<usize> {
-        let message = Message { from: None, local: None, start: 0, len, segment };
+        let message = Message { from: None, local: None, start: 0, len, segment, lost: 0 };
         let parts: Vec<(usize, usize)> = message.datagrams().collect();
         assert_eq!(parts.len(), message.count());
         assert!(parts.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0), "{parts:?}");
@@ -318,6 +343,23 @@ mod tests {
         assert_eq!(message(65_507, None), [65_507]);
         assert_eq!(message(0, None), [0], "a datagram without a byte is one");
         assert_eq!(message(5, Some(0)), [1; 5], "nonsense ends too");
+    }
+
+    #[test]
+    fn what_the_kernel_had_no_room_for_is_counted_from_one_message_to_the_next() {
+        let mut batch = Batch::default();
+        let mut count = |before: &mut Option<u32>, lost: &[u32]| {
+            let message =
+                |lost: &u32| Message { from: None, local: None, start: 0, len: 0, segment: None, lost: *lost };
+            batch.messages = lost.iter().map(message).collect();
+            batch.lost(0..lost.len(), before)
+        };
+        let mut before = None;
+        assert_eq!(count(&mut before, &[7, 7]), 0, "what was before is somebody else's");
+        assert_eq!((count(&mut before, &[7, 9, 12]), before), (5, Some(12)));
+        assert_eq!((count(&mut before, &[9, 11, 0, 13]), before), (1, Some(13)), "none is counted twice");
+        let mut before = Some(u32::MAX - 1);
+        assert_eq!((count(&mut before, &[3]), before), (5, Some(3)), "it wraps round");
     }
 
     #[test]

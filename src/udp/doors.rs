@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::flow::Listener;
-use super::socket;
+use super::{buffers, socket};
 use crate::plan::{Forward, Plan};
 use crate::{listener, sandbox, sys};
 
@@ -136,17 +136,23 @@ impl Doors {
     /// Puts what was prepared into use; `editions` has the number of each forward's edition, in the order of the plan.
     pub fn commit(&mut self, prepared: Prepared, plan: &Plan, editions: &[usize]) {
         let mut doors = prepared.doors;
+        let new: HashSet<*const Socket> = prepared.new.iter().map(Arc::as_ptr).collect();
+        let mut scarce = HashMap::new();
         for door in &mut doors {
             if let Some(place) = &mut door.place {
                 let forward = &plan.forwards[place.forward];
                 place.forward = editions[place.forward];
                 for socket in &door.sockets {
-                    if let Err(e) = set_buffers(socket, forward) {
+                    if let Err(e) = buffers::set_of_listener(socket, forward) {
                         log::warn!("{}: cannot change the options of a listener: {e}", door.address);
+                    }
+                    if new.contains(&Arc::as_ptr(socket)) {
+                        scarce.entry(forward.name.as_str()).or_insert_with(|| buffers::scarce(socket, forward));
                     }
                 }
             }
         }
+        scarce.into_values().flatten().for_each(|scarce| scarce.tell());
         let taken: HashSet<SocketAddr> = doors.iter().map(|door| door.address).collect();
         self.closing.retain(|door| !taken.contains(&door.address));
         let old = std::mem::replace(&mut self.open, doors);
@@ -236,7 +242,7 @@ fn bind(address: SocketAddr, forward: &Forward, shared: bool) -> io::Result<Sock
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    set_buffers(&socket, forward)?;
+    buffers::set_of_listener(&socket, forward)?;
     socket::prepare(&socket, Some(address))?;
     socket.bind(&address.into())?;
     Ok(socket)
@@ -250,18 +256,4 @@ pub fn datagrams(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
-}
-
-/// Sets what the forward wants of every socket's buffers.
-///
-/// # Errors
-/// What setsockopt(2) reports.
-pub fn set_buffers(socket: &Socket, forward: &Forward) -> io::Result<()> {
-    if let Some(bytes) = forward.tcp.receive_buffer {
-        socket.set_recv_buffer_size(bytes)?;
-    }
-    if let Some(bytes) = forward.tcp.send_buffer {
-        socket.set_send_buffer_size(bytes)?;
-    }
-    Ok(())
 }

@@ -61,6 +61,28 @@ pub struct FlowEnd {
     pub errno: Option<i32>,
 }
 
+/// What a flow that has no answer yet needs to go to another target.
+#[derive(Debug, Default)]
+pub struct Spare {
+    /// Targets that have failed it, by the number of their address.
+    pub tried: Vec<u32>,
+    /// What the client has sent so far, as much as is kept.
+    pub datagrams: Vec<Box<[u8]>>,
+}
+
+impl Spare {
+    /// Datagrams that are kept, and bytes of all: enough for a question, or the first flight of a handshake.
+    const MOST: (usize, usize) = (8, 16 * 1024);
+
+    /// Keeps a copy of a datagram, if there is room.
+    pub fn keep(&mut self, datagram: &[u8]) {
+        let kept: usize = self.datagrams.iter().map(|kept| kept.len()).sum();
+        if self.datagrams.len() < Self::MOST.0 && kept + datagram.len() <= Self::MOST.1 {
+            self.datagrams.push(datagram.into());
+        }
+    }
+}
+
 /// What a client sends from one port, and what comes back.
 #[derive(Debug)]
 pub struct Flow {
@@ -96,6 +118,13 @@ pub struct Flow {
     pub joins: [bool; 2],
     /// The target has sent something.
     pub was_answered: bool,
+    /// How it gets to another target; `None` where there is no other, and once it was answered.
+    pub spare: Option<Box<Spare>>,
+    /// Datagrams, and their bytes, that its socket refused because of what an earlier one had met with. They are passed on
+    /// by another target, or dropped.
+    pub refused: (u64, u64),
+    /// What the kernel had dropped of its answers so far.
+    pub lost: Option<u32>,
     /// Its key stands among those to be looked at.
     pub queued: bool,
 }
@@ -132,6 +161,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_first_datagrams_are_kept_and_no_more_than_there_is_room_for() {
+        let mut spare = Spare::default();
+        [1, 16_000, 1000, 384].into_iter().for_each(|len| spare.keep(&vec![7; len]));
+        assert_eq!(spare.datagrams.iter().map(|kept| kept.len()).collect::<Vec<_>>(), [1, 16_000]);
+        let mut spare = Spare::default();
+        (0..20).for_each(|_| spare.keep(b""));
+        assert_eq!(spare.datagrams.len(), 8);
+    }
+
+    #[test]
     fn answers_are_counted_for_each_datagram() {
         let socket = || Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
         let address = "127.0.0.1:1".parse().unwrap();
@@ -152,6 +191,9 @@ mod tests {
             bytes: Bytes::default(),
             joins: [true; 2],
             was_answered: false,
+            spare: None,
+            refused: (0, 0),
+            lost: Some(0),
             queued: false,
         };
         assert!(!flow(1, 100).is_answered(None));

@@ -11,6 +11,7 @@
 //! and counted: nothing here waits for a slow reader.
 
 pub mod batch;
+pub mod buffers;
 pub mod doors;
 pub mod flow;
 pub mod framing;

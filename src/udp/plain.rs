@@ -21,6 +21,22 @@ pub fn prepare(_socket: &Socket, _listens_on: Option<SocketAddr>) -> io::Result<
     Ok(())
 }
 
+/// Asks for a receive buffer of so many bytes.
+///
+/// # Errors
+/// What setsockopt(2) reports.
+pub fn set_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+    socket.set_recv_buffer_size(bytes)
+}
+
+/// Asks for a send buffer of so many bytes.
+///
+/// # Errors
+/// What setsockopt(2) reports.
+pub fn set_send_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+    socket.set_send_buffer_size(bytes)
+}
+
 /// Receives at most as many datagrams as `room` has slots; where each stands goes to `messages`. True when there may be
 /// more.
 ///
@@ -31,7 +47,7 @@ pub fn receive(socket: &Socket, room: &mut [u8], messages: &mut Vec<Message>) ->
         match recvfrom::<SockaddrStorage>(socket.as_raw_fd(), space) {
             Ok((len, from)) => {
                 let from = from.as_ref().and_then(address_of);
-                messages.push(Message { from, local: None, start: slot * SLOT, len, segment: None });
+                messages.push(Message { from, local: None, start: slot * SLOT, len, segment: None, lost: 0 });
             }
             Err(e) if slot == 0 => return Err(e.into()),
             // Whatever it is, the next call reports it again but for an error that was pending, and that one is told by

@@ -17,14 +17,17 @@ use super::batch::{Message, SLOT, SLOTS};
 /// Whether several datagrams of a length may be sent as one.
 pub const SEGMENTS: bool = true;
 
-/// Has the kernel join datagrams that came together, and tell the address each was sent to where the socket is bound to
-/// none. A kernel without the first (before 5.0) hands over one at a time.
+/// Has the kernel join datagrams that came together, tell how many it had no room for, and the address each was sent to
+/// where the socket is bound to none. A kernel without the first (before 5.0) hands over one at a time.
 ///
 /// # Errors
-/// What setsockopt(2) reports about the second.
+/// What setsockopt(2) reports about the last.
 pub fn prepare(socket: &Socket, listens_on: Option<SocketAddr>) -> io::Result<()> {
     if let Err(e) = setsockopt(socket, sockopt::UdpGroSegment, &true) {
         log::debug!("datagrams come one by one: {e}");
+    }
+    if let Err(e) = setsockopt(socket, sockopt::RxqOvfl, &1) {
+        log::debug!("what a queue has no room for is not counted: {e}");
     }
     match listens_on {
         Some(SocketAddr::V4(address)) if address.ip().is_unspecified() => {
@@ -36,6 +39,22 @@ pub fn prepare(socket: &Socket, listens_on: Option<SocketAddr>) -> io::Result<()
         _ => {}
     }
     Ok(())
+}
+
+/// Gives a socket a receive buffer of so many bytes: beyond `net.core.rmem_max` where CAP_NET_ADMIN allows it.
+///
+/// # Errors
+/// What setsockopt(2) reports.
+pub fn set_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+    setsockopt(socket, sockopt::RcvBufForce, &bytes).or_else(|_| socket.set_recv_buffer_size(bytes))
+}
+
+/// Gives a socket a send buffer of so many bytes: beyond `net.core.wmem_max` where CAP_NET_ADMIN allows it.
+///
+/// # Errors
+/// What setsockopt(2) reports.
+pub fn set_send_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+    setsockopt(socket, sockopt::SndBufForce, &bytes).or_else(|_| socket.set_send_buffer_size(bytes))
 }
 
 /// Receives at most as many messages as `room` has slots; where each stands goes to `messages`. True when there may be
@@ -50,14 +69,14 @@ pub fn receive(socket: &Socket, room: &mut [u8], messages: &mut Vec<Message>) ->
         std::array::from_fn(|_| [IoSliceMut::new(spaces.next().unwrap_or_default())]);
     // Made anew each time: the kernel writes into them how much control data a message had, and the next call would
     // have no room for more than that, which is how the length of joined datagrams would get lost.
-    let space = cmsg_space!(libc::in6_pktinfo, libc::c_int);
+    let space = cmsg_space!(libc::in6_pktinfo, libc::c_int, u32);
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(slots, Some(space));
     let received =
         recvmmsg(socket.as_raw_fd(), &mut headers, slices[..slots].iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
     let mut count = 0;
     for (slot, message) in received.enumerate() {
         count += 1;
-        let (mut local, mut segment) = (None, None);
+        let (mut local, mut segment, mut lost) = (None, None, 0);
         for control in message.cmsgs()? {
             match control {
                 ControlMessageOwned::UdpGroSegments(bytes) => segment = usize::try_from(bytes).ok(),
@@ -67,11 +86,13 @@ pub fn receive(socket: &Socket, room: &mut [u8], messages: &mut Vec<Message>) ->
                 ControlMessageOwned::Ipv6PacketInfo(info) => {
                     local = Some(IpAddr::V6(info.ipi6_addr.s6_addr.into()));
                 }
+                // Only said once there were some.
+                ControlMessageOwned::RxqOvfl(count) => lost = count,
                 _ => {}
             }
         }
         let from = message.address.as_ref().and_then(address_of);
-        messages.push(Message { from, local, start: slot * SLOT, len: message.bytes, segment });
+        messages.push(Message { from, local, start: slot * SLOT, len: message.bytes, segment, lost });
     }
     Ok(count == slots)
 }

@@ -26,6 +26,8 @@ pub struct Listening {
     pub ready: bool,
     /// Its events are watched.
     pub watched: bool,
+    /// What the kernel had dropped of it so far, by the last datagram; `None` before the first one.
+    pub lost: Option<u32>,
     /// It is not among those dealt to this worker any more, and goes when its last flow has ended.
     pub closing: bool,
 }
@@ -152,11 +154,10 @@ impl Table {
         std::mem::take(&mut self.flows)
     }
 
-    /// Whether a listener begins flows of that edition.
+    /// Whether a listener counts for that edition, be it only the datagrams it drops because it is to go.
     #[must_use]
     pub fn leads_to(&self, forward: usize) -> bool {
-        let leads = |listening: &Listening| !listening.closing && listening.listener.forward == forward;
-        self.listeners.iter().any(|(_, listening)| leads(listening) && !listening.listener.closing)
+        self.listeners.iter().any(|(_, listening)| listening.listener.forward == forward)
     }
 }
 

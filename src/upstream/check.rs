@@ -3,7 +3,9 @@
 //! Each address is asked on its own, at its interval give or take a tenth, so that checks that began together drift
 //! apart. The first answer decides at once: until then a target counts as up.
 
+mod inquiry;
 mod probe;
+mod question;
 
 use std::collections::HashSet;
 use std::io;
@@ -16,12 +18,12 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token, Waker};
 use slab::Slab;
 
-use self::probe::Probe;
+use self::inquiry::Inquiry;
 use super::balance::Random;
 use super::endpoint::{Endpoint, State};
 use super::targets::Targets;
 use crate::deadline::Deadlines;
-use crate::plan::{Check, Egress, OnDown};
+use crate::plan::{Check, Egress, OnDown, Transport};
 use crate::sandbox::{self, Role};
 
 const WAKER: Token = Token(usize::MAX);
@@ -37,6 +39,8 @@ pub struct Checked {
     pub targets: Arc<Targets>,
     /// How they are asked.
     pub check: Check,
+    /// By what.
+    pub transport: Transport,
     /// What becomes of the sessions of one that is down.
     pub on_down: OnDown,
     /// Where connections to them come from; empty leaves it to the kernel.
@@ -124,7 +128,7 @@ struct Asker {
 struct Subject {
     endpoint: Arc<Endpoint>,
     group: usize,
-    probe: Option<Probe>,
+    probe: Option<Inquiry>,
     started_ms: u64,
     in_row: u32,
     was_good: bool,
@@ -258,12 +262,13 @@ impl Asker {
     fn begin(&mut self, key: usize) {
         let now_ms = self.now_ms();
         let subject = &mut self.subjects[key];
-        let Checked { check, sources, egress, targets, .. } = &self.groups[subject.group];
+        let group = &self.groups[subject.group];
+        let Checked { check, targets, .. } = group;
         if subject.endpoint.state(targets.now_ms()) == State::Disabled {
             return self.rest(key);
         }
         subject.started_ms = now_ms;
-        match Probe::begin(&subject.endpoint, check, (sources, egress), self.poll.registry(), Token(key)) {
+        match Inquiry::begin(&subject.endpoint, group, self.poll.registry(), Token(key)) {
             Ok(probe) => {
                 subject.probe = Some(probe);
                 self.deadlines.set(key, now_ms + millis(check.timeout));

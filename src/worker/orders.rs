@@ -17,7 +17,10 @@ impl Worker {
                 }
                 Message::SlotFree => self.slot_free(),
                 Message::RoomFree => self.freed = true,
-                Message::TargetDown(endpoint) => self.end_sessions_of(&endpoint),
+                Message::TargetDown(endpoint) => {
+                    self.end_sessions_of(&endpoint);
+                    self.end_flows_of(&endpoint);
+                }
                 Message::Learn(learn) => self.learn(*learn),
                 Message::Change(change) => self.change(*change),
                 Message::Retire(editions) => self.retire(&editions),

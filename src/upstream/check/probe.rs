@@ -133,8 +133,9 @@ impl Probe {
     }
 }
 
-/// Nothing is in everything: a reload may take back what an answer is asked for while that is on its way.
-fn contains(heard: &[u8], expected: &[u8]) -> bool {
+/// Whether an answer has what is expected. Nothing is in everything: a reload may take back what an answer is asked for
+/// while that is on its way.
+pub(super) fn contains(heard: &[u8], expected: &[u8]) -> bool {
     expected.is_empty() || heard.windows(expected.len()).any(|window| window == expected)
 }
 

@@ -11,16 +11,18 @@ use mio::Interest;
 use mio::unix::SourceFd;
 use socket2::Socket;
 
+use super::failover;
 use crate::address::Address;
 use crate::limits::Ticket;
 use crate::plan::{Refusal, Transport};
 use crate::stats::{Bytes, DropCause, EndReason, SessionRecord};
 use crate::sys;
-use crate::udp::doors::{datagrams, set_buffers};
+use crate::udp::buffers;
+use crate::udp::doors::datagrams;
 use crate::udp::flow::{Client, Flow, FlowEnd, FlowKey};
 use crate::udp::table::Ready;
 use crate::udp::{cause_of, socket};
-use crate::upstream::{Ask, Ejected, Hop, Lease, Pick};
+use crate::upstream::{Ask, Hop, Lease, Pick};
 use crate::worker::{Life, Worker};
 
 /// A flow's socket, what it is connected to, its hold of that, and its entry among our own connections.
@@ -43,9 +45,7 @@ impl Worker {
         }
         let (forward, port_offset) = (listening.listener.forward, listening.listener.port_offset);
         let client = key.client.ip();
-        let came_to =
-            SocketAddr::new(key.local.unwrap_or(listening.listener.address.ip()), listening.listener.address.port());
-        let hop = self.parts.shared.trace.look_up(key.client, || [Some(came_to), None]);
+        let (hop, came_to) = self.hop_of(key);
         // With our own address as its sender the answers would come back to us, and with that of a target they would be
         // taken for questions.
         let is_ours = key.client == came_to || self.parts.routes[forward].upstreams.leads_to(key.client, port_offset);
@@ -59,13 +59,20 @@ impl Worker {
         }
         let ticket = self.admit_flow(forward, client)?;
         let transport = self.parts.routes[forward].forward().udp.targets.unwrap_or(Transport::Udp);
-        match self.connect_flow(forward, Sender { client, port_offset, hop }, transport) {
+        match self.connect_flow(forward, Sender { client, port_offset, hop }, transport, &mut Vec::new()) {
             Ok(target) => self.enter_flow(key, forward, target, ticket, None),
             Err(cause) => {
                 self.leave_flow(forward, ticket);
                 Err(cause)
             }
         }
+    }
+
+    /// What led to a flow, and where its client sends to.
+    pub(super) fn hop_of(&self, key: FlowKey) -> (Hop, SocketAddr) {
+        let listener = &self.datagrams.listeners[key.listener].listener;
+        let came_to = SocketAddr::new(key.local.unwrap_or(listener.address.ip()), listener.address.port());
+        (self.parts.shared.trace.look_up(key.client, || [Some(came_to), None]), came_to)
     }
 
     fn admit_flow(&mut self, forward: usize, client: IpAddr) -> Result<Option<Box<Ticket>>, DropCause> {
@@ -101,18 +108,20 @@ impl Worker {
         self.tell(told);
     }
 
-    /// A socket that is connected to the next target whose address the system takes.
+    /// A socket that is connected to the next target whose address the system takes, of those that are not in `tried`;
+    /// others are added to it.
     pub(super) fn connect_flow(
         &mut self,
         forward: usize,
         Sender { client, port_offset, hop }: Sender,
         transport: Transport,
+        tried: &mut Vec<u32>,
     ) -> Result<Target, DropCause> {
         let now_ms = self.now_us / 1000;
-        let (mut tried, mut last) = (Vec::new(), DropCause::Unreachable);
+        let mut last = DropCause::Unreachable;
         loop {
             let client = SocketAddr::new(client.to_canonical(), 0).into();
-            let ask = Ask { client, port_offset, tried: &tried, rival_of: None, now_ms };
+            let ask = Ask { client, port_offset, tried, rival_of: None, now_ms };
             let (lease, target) = match self.parts.routes[forward].upstreams.choose(&ask) {
                 Pick::To { lease, address: Address::Ip(address), .. } => (lease, address),
                 // The configuration lets no unix socket be a target of datagrams.
@@ -127,7 +136,16 @@ impl Worker {
                     let remember = |local| self.parts.shared.trace.remember(local, target, hop, forward);
                     return Ok((socket, target, lease, local.map_or(0, remember)));
                 }
-                Err(e) => last = connect_cause(&e),
+                Err(e) => {
+                    last = connect_cause(&e);
+                    if last == DropCause::Unreachable {
+                        self.blame(
+                            forward,
+                            &lease,
+                            FlowEnd { reason: EndReason::ConnectFailed, errno: e.raw_os_error() },
+                        );
+                    }
+                }
             }
             tried.push(lease.endpoint().id());
             if last == DropCause::NoDescriptors {
@@ -154,9 +172,12 @@ impl Worker {
             match transport {
                 Transport::Tcp => sys::set_options(&socket, target.into(), &route.forward().tcp)?,
                 Transport::Udp => {
-                    set_buffers(&socket, route.forward())?;
+                    buffers::set_of_flow(&socket, route.forward())?;
                     socket::prepare(&socket, None)?;
                 }
+            }
+            if route.forward().egress.is_marked() {
+                sys::set_egress(&socket, &route.forward().egress, target.is_ipv6())?;
             }
             if let Some(source) = source {
                 sys::bind_source(&socket, source).inspect_err(|e| route.sources.lacks(source, e))?;
@@ -187,7 +208,9 @@ impl Worker {
         ticket: Option<Box<Ticket>>,
         client: Option<Box<Client>>,
     ) -> Result<usize, DropCause> {
-        let into_stream = client.is_none() && self.parts.routes[forward].forward().udp.into_stream();
+        let has_listener = client.is_none();
+        let into_stream = has_listener && self.parts.routes[forward].forward().udp.into_stream();
+        let can_move = has_listener && failover::can_move(self.parts.routes[forward].forward());
         let fds = [Some(socket.as_raw_fd()), client.as_ref().map(|client| client.stream.as_raw_fd())];
         let flow = Flow {
             socket,
@@ -206,6 +229,9 @@ impl Worker {
             bytes: Bytes::default(),
             joins: [socket::SEGMENTS; 2],
             was_answered: false,
+            spare: can_move.then(Box::default),
+            refused: (0, 0),
+            lost: Some(0),
             queued: false,
         };
         let (at_ms, _) = flow.deadline(self.parts.routes[forward].forward());
@@ -234,17 +260,12 @@ impl Worker {
         self.freed = true;
         self.parts.shared.trace.forget(flow.trace);
         let route = &self.parts.routes[flow.forward];
-        // A flow that was refused says of its target what a refused connection says.
-        if let Some(lease) = flow.lease.take().filter(|_| end.reason == EndReason::Refused && !flow.was_answered) {
-            let ejected = route.upstreams.failed(&lease, self.now_us / 1000);
-            if let Some(Ejected(time)) = ejected {
-                let (forward, label) = (lease.endpoint().forward(), lease.endpoint().label());
-                log::warn!("forward {forward:?}: target {label} is ejected for {time:?}: it refuses datagrams");
-            }
+        if let Some(lease) = flow.lease.take().filter(|_| failover::is_to_blame(&flow, end, route.forward())) {
+            self.blame(flow.forward, &lease, end);
         }
         route.stats.open.sub(1);
         route.stats.ends[end.reason as usize].add(1);
-        route.stats.datagrams.drops[DropCause::Unreachable as usize].add(flow.waiting() as u64);
+        route.stats.datagrams.drops[DropCause::Unreachable as usize].add(flow.waiting() as u64 + flow.refused.0);
         let duration = Duration::from_micros(self.now_us.saturating_sub(flow.opened_us));
         route.stats.session_time.record(duration);
         self.parts.me.load.fetch_sub(1, Ordering::Relaxed);

@@ -15,6 +15,8 @@ pub(super) struct Upward<'a> {
     pub(super) bytes: u64,
     pub(super) joins: bool,
     pub(super) end: Option<FlowEnd>,
+    /// Datagrams and bytes that were not taken because of that.
+    pub(super) refused: (u64, u64),
 }
 
 impl Books for Upward<'_> {
@@ -25,9 +27,15 @@ impl Books for Upward<'_> {
         self.stats.up_copy.add(bytes as u64);
     }
 
-    fn dropped(&mut self, _: &Datagram, cause: DropCause, error: &io::Error) {
-        self.stats.datagrams.drops[cause as usize].add(1);
-        self.end = self.end.or(end_by(error));
+    fn dropped(&mut self, datagram: &Datagram, cause: DropCause, error: &io::Error) {
+        match end_by(error) {
+            // Whether it is lost is not known before the flow's end.
+            Some(end) => {
+                self.end = self.end.or(Some(end));
+                self.refused = (self.refused.0 + 1, self.refused.1 + datagram.bytes() as u64);
+            }
+            None => self.stats.datagrams.drops[cause as usize].add(1),
+        }
     }
 
     fn called(&mut self, _: &Datagram, segmented: usize) {
@@ -77,7 +85,7 @@ impl Books for Downward<'_> {
 
 impl<'a> Upward<'a> {
     pub(super) fn new(stats: &'a ForwardStats) -> Self {
-        Self { stats, sent: 0, bytes: 0, joins: true, end: None }
+        Self { stats, sent: 0, bytes: 0, joins: true, end: None, refused: (0, 0) }
     }
 
     /// What one flow has sent, put down for it.
@@ -85,5 +93,6 @@ impl<'a> Upward<'a> {
         flow.requests += self.sent;
         flow.bytes.client_to_backend.copy += self.bytes;
         flow.joins[0] &= self.joins;
+        flow.refused = (flow.refused.0 + self.refused.0, flow.refused.1 + self.refused.1);
     }
 }

@@ -17,10 +17,13 @@ impl Worker {
     pub(in crate::worker) fn set_datagram_listeners(&mut self, listeners: Vec<Listener>) {
         let mut wanted: HashMap<*const Socket, Listener> =
             listeners.into_iter().map(|listener| (Arc::as_ptr(&listener.socket), listener)).collect();
-        let mut closing = Vec::new();
+        let (mut closing, mut before) = (Vec::new(), Vec::new());
         for (number, listening) in &mut self.datagrams.listeners {
             match wanted.remove(&Arc::as_ptr(&listening.listener.socket)) {
-                Some(new) => (listening.listener, listening.closing) = (new, false),
+                Some(new) => {
+                    before.push(listening.listener.forward);
+                    (listening.listener, listening.closing) = (new, false);
+                }
                 None => {
                     listening.closing = true;
                     closing.push(number);
@@ -28,9 +31,11 @@ impl Worker {
             }
         }
         closing.into_iter().for_each(|number| self.drop_spent_listener(number));
+        // An edition that a listener was the last to hold.
+        before.into_iter().for_each(|forward| self.sweep(forward));
         for listener in wanted.into_values() {
             let fd = listener.socket.as_raw_fd();
-            let listening = Listening { listener, flows: 0, ready: false, watched: true, closing: false };
+            let listening = Listening { listener, flows: 0, ready: false, watched: true, closing: false, lost: None };
             let number = self.datagrams.listeners.insert(listening);
             let token = Ready::Listener(number).token();
             if let Err(e) = self.parts.poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE) {

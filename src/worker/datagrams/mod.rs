@@ -2,6 +2,7 @@
 
 mod begin;
 mod books;
+mod failover;
 mod listeners;
 mod streams;
 
@@ -56,8 +57,10 @@ impl Worker {
             let forward = listening.listener.forward;
             match batch.receive(&listening.listener.socket, SLOTS) {
                 Ok((messages, more)) => {
+                    let lost = batch.lost(messages.clone(), &mut listening.lost);
                     if let Some(route) = self.parts.routes.get(forward) {
                         route.stats.datagrams.receives.add(1);
+                        route.stats.datagrams.drops[DropCause::Socket as usize].add(lost);
                     }
                     messages.for_each(|message| self.sort_in(number, message, batch));
                     self.send_up(batch);
@@ -119,6 +122,9 @@ impl Worker {
             let end = if flow.framing.is_some() {
                 streams::push_up(flow, &route.stats, batch, group)
             } else {
+                if let Some(spare) = &mut flow.spare {
+                    group.iter().for_each(|datagram| spare.keep(batch.bytes(datagram)));
+                }
                 let mut books = Upward::new(&route.stats);
                 batch.send(&flow.socket, group, &mut books);
                 books.close(flow);
@@ -130,7 +136,7 @@ impl Worker {
                 ended.push((number, FlowEnd { reason: EndReason::Done, errno: None }));
             }
         }
-        ended.into_iter().for_each(|(number, end)| self.end_flow(number, end));
+        ended.into_iter().for_each(|(number, end)| self.leave_target(number, end));
     }
 
     /// Takes what targets have sent, several flows a batch, and sends it to the clients.
@@ -154,7 +160,7 @@ impl Worker {
             }
         }
         self.send_down(batch, &mut ended);
-        ended.into_iter().for_each(|(number, end)| self.end_flow(number, end));
+        ended.into_iter().for_each(|(number, end)| self.leave_target(number, end));
     }
 
     fn take_from_flow(&mut self, number: usize, batch: &mut Batch, ended: &mut Vec<(usize, FlowEnd)>) {
@@ -163,6 +169,8 @@ impl Worker {
             Ok((messages, more)) => {
                 let route = &self.parts.routes[flow.forward];
                 route.stats.datagrams.receives.add(1);
+                let lost = batch.lost(messages.clone(), &mut flow.lost);
+                route.stats.datagrams.drops[DropCause::Socket as usize].add(lost);
                 note_answer(flow, self.now_us, &route.stats);
                 let course = course_down(number, flow);
                 for index in messages {
@@ -237,8 +245,10 @@ fn note_answer(flow: &mut Flow, now_us: u64, stats: &ForwardStats) {
     flow.active_us = now_us;
     if !std::mem::replace(&mut flow.was_answered, true) {
         stats.first_byte_time.record(Duration::from_micros(now_us.saturating_sub(flow.opened_us)));
-        if let Some(lease) = flow.lease.as_ref().filter(|lease| lease.endpoint().answers()) {
-            log::info!("forward {:?}: target {} answers again", lease.endpoint().forward(), lease.endpoint().label());
-        }
+        flow.spare = None;
+    }
+    // Each time: failures of other flows are in a row only as long as nobody has an answer in between.
+    if let Some(lease) = flow.lease.as_ref().filter(|lease| lease.endpoint().answers()) {
+        log::info!("forward {:?}: target {} answers again", lease.endpoint().forward(), lease.endpoint().label());
     }
 }

@@ -194,6 +194,8 @@ impl Worker {
             Ok((messages, more)) => {
                 again = more;
                 route.stats.datagrams.receives.add(1);
+                let lost = batch.lost(messages.clone(), &mut flow.lost);
+                route.stats.datagrams.drops[DropCause::Socket as usize].add(lost);
                 note_answer(flow, self.now_us, &route.stats);
                 let course = course_down(number, flow);
                 messages.for_each(|message| batch.add(message, course));
@@ -248,7 +250,7 @@ impl Worker {
             return self.refuse_tunnel(&accepted, ticket, EndReason::Limit);
         }
         let sender = Sender { client: client.ip(), port_offset: accepted.port_offset, hop: accepted.hop };
-        let target = match self.connect_flow(forward, sender, Transport::Udp) {
+        let target = match self.connect_flow(forward, sender, Transport::Udp, &mut Vec::new()) {
             Ok(target) => target,
             Err(cause) => {
                 let _ = self.parts.shared.flows.give();
