@@ -16,6 +16,7 @@ pub mod limits;
 pub mod listener;
 pub mod manual;
 pub mod names;
+mod netns;
 pub mod plan;
 pub mod probe;
 pub mod proxy;

@@ -1,6 +1,5 @@
 //! Listening sockets: how they are bound, what an error of accept(2) means, and a shortage of descriptors.
 
-mod netns;
 pub(crate) mod unix;
 
 use std::io;
@@ -12,6 +11,7 @@ use std::time::Instant;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::address::Address;
+use crate::netns;
 use crate::plan::Forward;
 use crate::socket_file::SocketFile;
 use crate::sys;
@@ -44,8 +44,8 @@ pub(crate) fn backlog(forward: &Forward) -> i32 {
 /// Sockets that share an address by SO_REUSEPORT do not notice another process that does the same; one without it does.
 pub(crate) fn probe(address: Address, forward: &Forward) -> io::Result<()> {
     match address {
-        Address::Ip(address) => netns::inside(forward, || probe_ip(address, forward)),
-        Address::Unix(name) => netns::inside(forward, || unix::probe(name)),
+        Address::Ip(address) => netns::listening(forward, move |forward| probe_ip(address, forward)),
+        Address::Unix(name) => netns::listening(forward, move |_| unix::probe(name)),
         Address::Caller(_) => Ok(()),
     }
 }
@@ -62,7 +62,7 @@ fn probe_ip(address: SocketAddr, forward: &Forward) -> io::Result<()> {
 /// socket stays alone, and has a file.
 pub(crate) fn claim(address: Address, forward: &Forward) -> io::Result<(Socket, Option<SocketFile>)> {
     if let Address::Unix(name) = address {
-        return netns::inside(forward, || unix::claim(name, forward));
+        return netns::listening(forward, move |forward| unix::claim(name, forward));
     }
     let socket = bind(address, forward, false)?;
     socket.listen(backlog(forward))?;
@@ -72,7 +72,7 @@ pub(crate) fn claim(address: Address, forward: &Forward) -> io::Result<(Socket, 
 
 /// Binds without listening; `shared` lets it stand beside others on the address.
 pub(crate) fn bind(address: Address, forward: &Forward, shared: bool) -> io::Result<Socket> {
-    netns::inside(forward, || bind_here(address, forward, shared))
+    netns::listening(forward, move |forward| bind_here(address, forward, shared))
 }
 
 fn bind_here(address: Address, forward: &Forward, shared: bool) -> io::Result<Socket> {

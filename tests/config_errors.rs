@@ -426,6 +426,7 @@ fn yaml_who_the_client_is() {
         (with("mark: 0"), (2, 7), "found \"0\"; allowed: none, or a number from 1"),
         (with("dscp: 64"), (2, 7), "found \"64\"; allowed: none, a number from 0 to 63"),
         (with("bind_device: a/b"), (2, 14), "found \"a/b\"; allowed: none, or the name of a network device"),
+        (with("to_netns: a/b"), (2, 11), "found \"a/b\"; allowed: none, a name of `ip netns`"),
         (with("transparent: maybe"), (2, 14), "found \"maybe\"; allowed: on, off"),
         (with("transparent: on\nsource: 10.0.0.1"), (1, 21), "transparent together with source"),
     ];

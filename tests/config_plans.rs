@@ -230,7 +230,7 @@ fn plans() -> impl Strategy<Value = Plan> {
                     listen.local = Local::Ip(IpAddr::from([10, 9, 0, number]));
                 }
                 // A unix socket is for streams alone.
-                if forward.udp.listen.is_empty() && forward.udp.targets.is_none() {
+                if forward.udp.listen.is_empty() && forward.udp.targets.is_none() && forward.egress.netns.is_none() {
                     let name = UnixName::new(&format!("/run/a b/{number}")).expect("a name");
                     forward.listen.push(Listen { local: Local::Unix(name), ports: Ports::NONE });
                     let name = UnixName::new(&format!("@{}\"{number}", forward.name)).expect("a name");
@@ -366,6 +366,7 @@ fn identity() -> impl Strategy<Value = (Options, Egress, Option<AcceptProxy>)> {
         send_proxy,
         mark,
         device,
+        netns: None,
         transparent: false,
     });
     let from = proptest::collection::hash_set((any::<std::net::Ipv4Addr>(), 0u8..=32), 1..4);
@@ -483,6 +484,8 @@ fn forward() -> impl Strategy<Value = Forward> {
                 // What belongs to streams has no place beside datagrams.
                 let (send_proxy, accept_proxy) =
                     if has_udp { (None, None) } else { (identity.1.send_proxy, identity.2) };
+                let streams = udp.listen.is_empty() && udp.targets.is_none();
+                let to_netns = (tcp.4.is_multiple_of(3) && streams).then(|| "blue 7".to_owned());
                 let transparent = identity.0.transparent && limits.1.is_empty() && !has_udp;
                 let check = if has_udp { None } else { balancing.check };
                 Forward {
@@ -519,7 +522,7 @@ fn forward() -> impl Strategy<Value = Forward> {
                             .then(|| RunAs { user: "redis".to_owned(), group: Some("7".to_owned()) }),
                     },
                     stall_warning: times.1,
-                    egress: Egress { transparent, send_proxy, ..identity.1 },
+                    egress: Egress { transparent, send_proxy, netns: to_netns, ..identity.1 },
                     sources: limits.1,
                     udp,
                     accept_proxy,

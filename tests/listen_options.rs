@@ -307,19 +307,28 @@ fn a_listener_in_another_network_namespace() {
         let config = |netns: &str, more: &str| {
             format!("forwards:\n- {{listen: \"127.0.0.1:9000\", to: \"127.0.0.1:9001\", netns: \"{netns}\"}}\n{more}")
         };
-        let spliced = Launcher::config(&config(&inside.path(), "")).inside(&outside).start();
+        let mut spliced = Launcher::config(&config(&inside.path(), "")).inside(&outside).start();
         let client = inside.connect(address("127.0.0.1:9000"));
         assert!(echoes(&client, 1, LONG));
         let elsewhere = outside.enter(|| TcpStream::connect("127.0.0.1:9000")).expect_err("nobody listens here");
         assert_eq!(elsewhere.kind(), ErrorKind::ConnectionRefused);
-        // Once the rights are gone no further listener is opened there, and what runs goes on.
+        // The rights are gone: a further listener is opened there all the same, one in another namespace is not.
         let more = format!("- {{listen: \"127.0.0.1:9005\", to: \"127.0.0.1:9001\", netns: \"{}\"}}\n", inside.path());
         spliced.replace_config(&config(&inside.path(), &more));
         let (code, said) = spliced.reload();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(echoes(&inside.connect(address("127.0.0.1:9005")), 3, LONG), "the one a reload has added");
+        let third = Netns::new();
+        let other =
+            more + &format!("- {{listen: \"127.0.0.1:9006\", to: \"127.0.0.1:9001\", netns: \"{}\"}}\n", third.path());
+        spliced.replace_config(&config(&inside.path(), &other));
+        let (code, said) = spliced.reload();
         assert_eq!(code, Some(2), "{said}");
         assert!(said.contains("network namespace ") && said.contains("restart it"), "{said}");
+        assert!(echoes(&inside.connect(address("127.0.0.1:9005")), 4, LONG), "nothing has changed");
         assert!(echoes(&client, 2, LONG));
         drop(client);
+        spliced.note_rest();
         spliced.finish();
 
         let outcome = Launcher::config(&config("no-such-namespace", "")).inside(&outside).outcome();

@@ -10,7 +10,7 @@ use super::draft::Marks;
 use super::error::{Fault, Mark, quoted};
 use super::target;
 use crate::address::{Address, UnixName};
-use crate::plan::{Forward, Host, Listen, ListenOptions, Plan, Transport};
+use crate::plan::{Forward, Host, Listen, ListenOptions, Plan, Target, Transport};
 
 /// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
 const MOST_PORTS: usize = 65_536;
@@ -28,6 +28,7 @@ pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(),
         streams(forward, marks)?;
         datagrams(forward, marks)?;
         questions(forward, marks)?;
+        namespace(forward, marks)?;
     }
     // Two forwards on one address have one default name too, and the address is what to complain about.
     let sockets = Sockets::of(plan, marks)?;
@@ -123,6 +124,31 @@ fn source(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// Only TCP connections are made in another network namespace. A unix socket with a file is the same in all of them.
+fn namespace(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
+    if forward.egress.netns.is_none() {
+        return Ok(());
+    }
+    let has_unix = |target: &Target| matches!(target.host, Host::Unix(_));
+    if let Some(at) = forward.targets.iter().position(has_unix) {
+        let message = format!(
+            "found target {} with to_netns; allowed: targets with an address and a port, as a unix socket with a file is \
+             the same in all network namespaces",
+            forward.targets[at]
+        );
+        return Err(Fault::new(marks.targets[at], message));
+    }
+    let to_datagrams = forward.udp.targets == Some(Transport::Udp);
+    match marks.udp.first().or(marks.targets.first().filter(|_| to_datagrams)) {
+        Some(mark) => {
+            let message = "found to_netns in a forward with datagrams; allowed: to_netns for TCP on both sides, and for \
+                           datagrams a spliced of its own in that namespace (ip netns exec)";
+            Err(Fault::new(*mark, message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A unix socket is a stream.
@@ -357,6 +383,9 @@ impl<'p> Ways<'p> {
         let plan = self.plan;
         let forward = &plan.forwards[socket.forward];
         let transport = forward.udp.targets.unwrap_or(socket.transport);
+        // Another network namespace has addresses of its own.
+        let here =
+            |at: &usize| plan.forwards[self.sockets.all[*at].forward].listen_options.netns == forward.egress.netns;
         let mut ways = Vec::new();
         for (index, target) in forward.targets.iter().enumerate() {
             let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + socket.offset };
@@ -368,8 +397,9 @@ impl<'p> Ways<'p> {
             if !self.ports.contains(&port) {
                 continue;
             }
-            let reached =
-                |ip: &IpAddr| self.sockets.reached(transport, *ip, port, &self.local).map(|reached| (index, reached));
+            let reached = |ip: &IpAddr| {
+                self.sockets.reached(transport, *ip, port, &self.local).filter(&here).map(|at| (index, at))
+            };
             match &target.host {
                 Host::Unix(_) => {}
                 Host::Ip(ip) => ways.extend(reached(ip)),

@@ -243,6 +243,7 @@ impl DraftForward {
                 transparent: options.transparent.unwrap_or_default(),
                 mark: options.mark.and_then(|mark| mark.0),
                 device: options.bind_device.clone().and_then(|device| device.0),
+                netns: options.to_netns.clone().and_then(|netns| netns.0),
             },
             accept_proxy: options.accept_proxy.clone().and_then(|accept| accept.0),
             access,

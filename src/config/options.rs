@@ -249,7 +249,7 @@ options! {
         #[arg(value_name = "NAME", help_heading = "Sockets")]
         device: Maybe<String> = device, DEVICE;
         /// Open the listeners in this network namespace: a name of `ip netns`, a path such as /proc/1/ns/net, or none; it
-        /// takes CAP_SYS_ADMIN at the start, a reload cannot add any [default: none]
+        /// takes CAP_SYS_ADMIN at the start, and a reload can use the namespaces of the start [default: none]
         #[arg(value_name = "NAME", help_heading = "Sockets")]
         netns: Maybe<String> = netns, NETNS;
         /// Permission bits of the files of unix listeners, in octal, such as 0660; auto is what the umask leaves
@@ -274,6 +274,10 @@ options! {
         /// Network device the connections to the target leave through, such as eth1, or none [default: none]
         #[arg(value_name = "DEVICE", help_heading = "Sockets")]
         bind_device: Maybe<String> = device, DEVICE;
+        /// Connect to the targets from this network namespace: a name of `ip netns`, a path such as /proc/1/ns/net, or none;
+        /// it takes CAP_SYS_ADMIN at the start, and a reload can use the namespaces of the start [default: none]
+        #[arg(value_name = "NAME", help_heading = "Sockets")]
+        to_netns: Maybe<String> = netns, NETNS;
         /// Connect to the target from the client's own address: on, off; needs CAP_NET_ADMIN and routing that brings
         /// the answers back to this host [default: off]
         #[arg(value_name = "WHEN", help_heading = "Who the client is")]

@@ -134,7 +134,7 @@ pub(super) fn own(forward: &Forward) -> Vec<(&'static str, String)> {
 }
 
 /// The options that may stand at the top level or in a forward, always all and in one order.
-pub(super) fn options(forward: &Forward) -> [(&'static str, String); 40] {
+pub(super) fn options(forward: &Forward) -> [(&'static str, String); 41] {
     let size = |size: Option<usize>| size.map_or("auto".to_owned(), |size| Size(size).to_string());
     [
         ("engine", engine(forward)),
@@ -177,6 +177,7 @@ pub(super) fn options(forward: &Forward) -> [(&'static str, String); 40] {
         ("dscp", forward.tcp.dscp.map_or("none".to_owned(), |dscp| dscp.to_string())),
         ("mark", forward.egress.mark.map_or("none".to_owned(), |mark| mark.to_string())),
         ("bind_device", forward.egress.device.as_deref().map_or("none".to_owned(), quote)),
+        ("to_netns", forward.egress.netns.as_deref().map_or("none".to_owned(), quote)),
         ("transparent", if forward.egress.transparent { "on" } else { "off" }.to_owned()),
         ("send_proxy", forward.egress.send_proxy.map_or("off".to_owned(), |version| version.to_string())),
         ("accept_proxy", write_accept_proxy(forward.accept_proxy.as_ref())),

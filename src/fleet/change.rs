@@ -18,6 +18,7 @@ use super::{checks, egress, names};
 use crate::address::Address;
 use crate::gather::Board;
 use crate::limits;
+use crate::netns;
 use crate::plan::{Forward, Plan};
 use crate::sandbox;
 use crate::stats::{SessionRecord, WorkerState};
@@ -80,6 +81,8 @@ impl Fleet {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
         }
         let workers = worker_count(plan);
+        // Before rights are given up, which it takes.
+        netns::open_targets(plan)?;
         let doors = self.doors.prepare(plan, workers)?;
         let datagram_doors = self.datagram_doors.prepare(plan, workers)?;
         let sockets = doors.sockets() + datagram_doors.sockets();

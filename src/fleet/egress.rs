@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::netns;
 use crate::plan::{Forward, Host, Plan};
 use crate::sys;
 
@@ -17,7 +18,8 @@ pub(super) fn probe(plan: &Plan) -> io::Result<()> {
 fn probe_forward(forward: &Forward) -> io::Result<()> {
     for is_v6 in families(forward) {
         let any = if is_v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-        let Ok(socket) = sys::stream(SocketAddr::new(any, 0).into(), false) else { continue };
+        let name = forward.egress.netns.as_deref();
+        let Ok(socket) = netns::stream(name, SocketAddr::new(any, 0).into(), false) else { continue };
         match sys::set_egress(&socket, &forward.egress, is_v6) {
             Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {

@@ -31,6 +31,8 @@ pub struct Egress {
     pub mark: Option<u32>,
     /// They leave through this device (`SO_BINDTODEVICE`).
     pub device: Option<String>,
+    /// Their sockets are made in this network namespace: a name below `/run/netns`, or a path; `None` is our own.
+    pub netns: Option<String>,
 }
 
 impl AcceptProxy {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use caps::{Capability, CapsHashSet};
 use landlock::RulesetCreated;
@@ -21,6 +21,7 @@ use super::filter::Filters;
 use super::handover::{self, Marks};
 use super::user::{self, Identity};
 use super::{Part, Role, State, capabilities};
+use crate::netns;
 use crate::plan::{Confinement, Plan, RunAs};
 use crate::upgrade::Program;
 
@@ -90,7 +91,8 @@ pub fn prepare(plan: &Plan, config: Option<&Path>) -> io::Result<()> {
 pub fn confine() -> io::Result<()> {
     let Some(prepared) = PREPARED.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
     let sandboxed = prepared.sandbox != Confinement::Off;
-    let others = other_threads();
+    // Those in other network namespaces are told below.
+    let others = other_threads().saturating_sub(netns::threads());
     let inherited = Marks::inherited();
     let mut marks = Marks::default();
     // Directories are opened before the change of the user, who may not see them all.
@@ -100,6 +102,11 @@ pub fn confine() -> io::Result<()> {
     let mut parts = Vec::new();
     if others > 0 && (sandboxed || prepared.identity.is_some()) {
         parts.push(Part::missing("threads", format!("{others} others run already, and they keep what they have")));
+    }
+    let spares = spares(ruleset.as_ref());
+    if prepared.identity.is_some() {
+        // Of a thread, as all of this: setresuid(2) would take what a listener on a low port needs.
+        netns::each(|| capabilities::survive_change_of_user(true).map_err(io::Error::other))?;
     }
     change_user(&prepared, &mut parts)?;
     if sandboxed {
@@ -116,6 +123,9 @@ pub fn confine() -> io::Result<()> {
     } else {
         None
     };
+    if let Err(why) = confine_others(&prepared, &inherited, filters.as_ref(), spares) {
+        parts.push(Part::missing("threads", format!("one in another network namespace keeps what it has: {why}")));
+    }
     marks.filter = filters.as_ref().map(|filters| handover::of_filter(&filters.control));
     say(&parts, prepared.sandbox)?;
     if prepared.identity.is_none() && geteuid().is_root() {
@@ -126,6 +136,44 @@ pub fn confine() -> io::Result<()> {
     let kept = (sandboxed || prepared.identity.is_some()).then_some(prepared.kept);
     let _ = CONFINED.set(Confined { parts, kept, filters, marks, programs });
     Ok(())
+}
+
+/// Copies of the ruleset for the threads in other network namespaces; none where the domain is inherited.
+fn spares(ruleset: Option<&Result<RulesetCreated, String>>) -> Vec<RulesetCreated> {
+    let Some(Ok(ruleset)) = ruleset else { return Vec::new() };
+    (0..netns::threads()).filter_map(|_| ruleset.try_clone().ok()).collect()
+}
+
+/// Takes from the threads that were started in other network namespaces what the main thread has given up: they bind
+/// listeners and make sockets.
+fn confine_others(
+    prepared: &Prepared,
+    inherited: &Marks,
+    filters: Option<&Filters>,
+    spares: Vec<RulesetCreated>,
+) -> io::Result<()> {
+    let sandboxed = prepared.sandbox != Confinement::Off;
+    if netns::threads() == 0 || (!sandboxed && prepared.identity.is_none()) {
+        return Ok(());
+    }
+    let strict = prepared.sandbox == Confinement::Strict;
+    let needed = [Capability::CAP_NET_BIND_SERVICE];
+    let kept: CapsHashSet = prepared.kept.iter().filter(|held| needed.contains(held)).copied().collect();
+    let filter = filters.map(|filters| filters.control.clone());
+    let filter = filter.filter(|filter| inherited.filter.as_ref() != Some(&handover::of_filter(filter)));
+    let spares = Arc::new(Mutex::new(spares));
+    netns::each(move || {
+        capabilities::bound(&kept);
+        capabilities::limit_to(&kept).map_err(io::Error::other)?;
+        capabilities::survive_change_of_user(false).map_err(io::Error::other)?;
+        if !sandboxed {
+            return Ok(());
+        }
+        prctl::set_no_new_privs()?;
+        let spare = spares.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.map_or(Ok(String::new()), |spare| files::restrict(spare, strict)).map_err(io::Error::other)?;
+        filter.as_ref().map_or(Ok(()), |filter| seccompiler::apply_filter(filter)).map_err(io::Error::other)
+    })
 }
 
 /// Takes from the calling thread what its role does not need. Does nothing where [`confine`] was not called.

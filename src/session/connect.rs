@@ -15,6 +15,7 @@ use super::early::{EARLY, look_ahead};
 use super::race::Earlier;
 use super::{End, Phase, Ready, Session, Side, Step, millis};
 use crate::address::Address;
+use crate::netns;
 use crate::plan::{Forward, WhenFull};
 use crate::stats::{EndReason, ForwardStats};
 use crate::sys;
@@ -251,6 +252,8 @@ impl Session {
                     connecting.set_next(left, by.forward, by.now_us / 1000);
                     connecting.set_race(by);
                     by.trace.forget(self.trace);
+                    // Clients with that address in another network namespace are others.
+                    let local = local.filter(|_| by.forward.egress.netns.is_none());
                     self.trace = local.zip(address.socket()).map_or(0, |(local, target)| {
                         by.trace.remember(local, target, connecting.hop, self.origin.forward)
                     });
@@ -444,7 +447,7 @@ fn begin_from(
     attempt: u32,
     early: &[u8],
 ) -> io::Result<Begun> {
-    let socket = sys::stream(address, by.forward.tcp.mptcp)?;
+    let socket = netns::stream(by.forward.egress.netns.as_deref(), address, by.forward.tcp.mptcp)?;
     sys::set_options(&socket, address, &by.forward.tcp)?;
     if let Some(ip) = address.ip().filter(|_| by.forward.egress.is_marked()) {
         sys::set_egress(&socket, &by.forward.egress, ip.is_ipv6())?;

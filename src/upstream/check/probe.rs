@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
+use crate::netns;
 use crate::plan::{Check, Egress};
 use crate::proxy;
 use crate::sys;
@@ -51,7 +52,7 @@ impl Probe {
         token: Token,
     ) -> io::Result<Self> {
         let address = endpoint.place().with_port(check.port.unwrap_or(endpoint.ports().first));
-        let socket = sys::stream(address, false)?;
+        let socket = netns::stream(egress.netns.as_deref(), address, false)?;
         if let Some(ip) = address.ip() {
             sys::set_egress(&socket, &Egress { transparent: false, ..egress.clone() }, ip.is_ipv6())?;
         }
