@@ -103,7 +103,7 @@ options! {
         /// The shortest an answer is taken to hold: a time such as 5s [default: 1s]
         #[arg(value_name = "TIME", help_heading = "Names")]
         resolve_min: Duration = resolve_bound, RESOLVE_BOUND;
-        /// Name servers to ask, and no others: addresses such as 10.0.0.53 or [::1]:5353, several with commas
+        /// Name servers to ask, and no others: addresses such as 10.0.0.53, 10.0.0.53:5353 or fd00::53, several with commas
         /// [default: none, those of /etc/resolv.conf]
         #[arg(value_name = "ADDRESS", help_heading = "Names")]
         resolvers: Resolvers = resolvers, RESOLVERS;
