@@ -12,8 +12,18 @@ const LATENCY_WINDOW: Duration = Duration::from_secs(10);
 /// A worker tells its CPU time about once a second, so that a shorter difference would flicker.
 const BUSY_WINDOW: Duration = Duration::from_secs(5);
 /// Ends that are nobody's failure: sessions that were complete, that a limit ended as asked, or that were kept out.
-const NO_FAILURE: [&str; 9] =
-    ["done", "reset_by_client", "idle", "half_closed", "drain", "denied", "not_allowed", "limit", "rate"];
+const NO_FAILURE: [&str; 10] = [
+    "done",
+    "reset_by_client",
+    "idle",
+    "half_closed",
+    "drain",
+    "denied",
+    "not_allowed",
+    "proxy_unlisted",
+    "limit",
+    "rate",
+];
 
 /// One answer and when it came.
 #[derive(Debug, Clone)]

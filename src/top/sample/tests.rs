@@ -105,3 +105,9 @@ fn another_process_begins_anew() {
     assert!(!history.push(sample(start, 2, 22, 1000)));
     assert!(history.push(sample(start, 2, 0, 1000)), "the same number, but younger");
 }
+
+#[test]
+fn what_is_no_failure_is_a_reason() {
+    let reasons: Vec<&str> = crate::stats::EndReason::ALL.iter().map(|reason| reason.name()).collect();
+    assert!(NO_FAILURE.iter().all(|name| reasons.contains(name)), "{reasons:?}");
+}
