@@ -1,7 +1,6 @@
-//! spliced forwards TCP: an event loop per core moves bytes socket → pipe → socket.
+//! spliced forwards TCP, unix sockets and UDP: an event loop per core moves the bytes of streams socket → pipe → socket.
 //!
-//! The modules in reading order follow one byte on its way.
-#![doc = ""]
+//! `README.md` has the modules in reading order, the way of one byte, and the invariants they keep.
 
 pub mod ab;
 pub mod address;

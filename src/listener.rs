@@ -1,4 +1,4 @@
-//! Listening sockets: bind, accept, admission.
+//! Listening sockets: how they are bound, what an error of accept(2) means, and a shortage of descriptors.
 
 pub(crate) mod unix;
 

@@ -187,3 +187,31 @@ fn anchor_of(line: &str) -> Option<String> {
             .collect(),
     )
 }
+
+/// The README's table of files has everything that is there, and nothing else.
+#[test]
+fn the_file_map_is_complete() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let table = readme.split("| file | what |").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap();
+    let first_cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let listed: Vec<&str> =
+        first_cells.flat_map(|cell| cell.split('`')).filter(|part| part.contains(['/', '.'])).collect();
+    for path in &listed {
+        assert_eq!(root().join(path).is_dir(), path.ends_with('/'), "{path}");
+        assert!(root().join(path).exists(), "{path} is not there");
+    }
+    let names = |directory: &str| {
+        let entries = fs::read_dir(root().join(directory)).unwrap().map(Result::unwrap);
+        let named = entries.map(|entry| {
+            let end = if entry.file_type().unwrap().is_dir() { "/" } else { "" };
+            format!("{directory}{}{end}", entry.file_name().to_str().unwrap())
+        });
+        named.filter(|name| !name.starts_with('.')).collect::<Vec<_>>()
+    };
+    // What is made by building and testing.
+    let made = ["proptest-regressions/", "src/", "target/"];
+    let directories = names("").into_iter().filter(|name| name.ends_with('/') && !made.contains(&name.as_str()));
+    for path in directories.chain(names("src/")) {
+        assert!(listed.contains(&path.as_str()), "{path} is missing in the README's table of files");
+    }
+}

@@ -1,23 +1,20 @@
 //! Checks across values: what no single value shows.
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+mod loops;
+mod sockets;
 
+use std::collections::HashSet;
+
+use self::loops::loops;
+use self::sockets::{Sockets, is_dual};
 use super::address::Lookup;
 use super::draft::Marks;
-use super::error::{Fault, Mark, quoted};
+use super::error::{Fault, quoted};
 use super::target;
-use crate::address::{Address, UnixName};
-use crate::plan::{Forward, Host, Listen, ListenOptions, Plan, Target, Transport};
+use crate::plan::{Forward, Host, Plan, Target, Transport};
 
-/// Most ports all listeners may have together: the ports of one address, and about what descriptors allow.
-const MOST_PORTS: usize = 65_536;
 /// Most targets one forward may have: together with the ports it bounds the work of looking for loops.
 const MOST_TARGETS: usize = 256;
-/// How long names of targets may be looked up at start, just to find loops; they are found while running as well.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Checks a plan; `marks` has one entry per forward.
 pub(super) fn check(plan: &Plan, marks: &[Marks], lookup: &Lookup) -> Result<(), Fault> {
@@ -167,128 +164,6 @@ fn streams(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
     }
 }
 
-/// One listening port, or unix socket.
-#[derive(Debug, Clone, Copy)]
-struct Socket {
-    transport: Transport,
-    forward: usize,
-    listen: usize,
-    at: Address,
-    /// Place of the port in its range.
-    offset: u16,
-}
-
-/// Every listening port of a plan, by address.
-#[derive(Debug)]
-struct Sockets {
-    all: Vec<Socket>,
-    at: HashMap<(Transport, Address), usize>,
-    /// Those for streams on `[::]` that take IPv4 clients too, by port.
-    dual: HashMap<u16, usize>,
-}
-
-/// The listeners of a forward that speak this, and their marks.
-fn listens<'a>(forward: &'a Forward, marks: &'a Marks, transport: Transport) -> (&'a [Listen], &'a [Mark]) {
-    match transport {
-        Transport::Tcp => (&forward.listen, &marks.listen),
-        Transport::Udp => (&forward.udp.listen, &marks.udp),
-    }
-}
-
-impl Socket {
-    fn listen<'p>(&self, plan: &'p Plan) -> &'p Listen {
-        let forward = &plan.forwards[self.forward];
-        let list = if self.transport == Transport::Udp { &forward.udp.listen } else { &forward.listen };
-        &list[self.listen]
-    }
-}
-
-/// Whether a listener takes the clients of both families.
-fn is_dual(options: &ListenOptions, transport: Transport, at: SocketAddr) -> bool {
-    transport == Transport::Tcp && !options.v6_only && at.is_ipv6() && at.ip().is_unspecified()
-}
-
-/// The wildcard address of a family with the same port.
-fn wildcard(like: SocketAddr) -> Address {
-    let ip = if like.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
-    SocketAddr::new(ip, like.port()).into()
-}
-
-impl Sockets {
-    /// Collects the ports; a port another forward listens on, also through a wildcard address, is a fault.
-    fn of(plan: &Plan, marks: &[Marks]) -> Result<Self, Fault> {
-        let mut sockets = Self { all: Vec::new(), at: HashMap::new(), dual: HashMap::new() };
-        // Any one socket of a family and port, for the wildcard that comes after it.
-        let mut of_family: HashMap<(Transport, bool, u16), usize> = HashMap::new();
-        let all = plan.forwards.iter().zip(marks).enumerate();
-        let all = all.flat_map(|forward| [(Transport::Tcp, forward), (Transport::Udp, forward)]);
-        for (transport, (forward, (planned, marks))) in all {
-            let options = &planned.listen_options;
-            let (planned, marks) = listens(planned, marks, transport);
-            for (listen, at) in planned.iter().enumerate() {
-                let mark = marks[listen];
-                if sockets.all.len() + at.ports.len() > MOST_PORTS {
-                    let message =
-                        format!("found more than {MOST_PORTS} listening ports in all; allowed: at most {MOST_PORTS}");
-                    return Err(Fault::new(mark, message));
-                }
-                for (at, offset) in at.addresses() {
-                    let mut earlier = sockets.at.get(&(transport, at)).copied();
-                    if let Address::Ip(ip) = at {
-                        let of = |v4: bool, takes_all: bool| {
-                            of_family.get(&(transport, v4, ip.port())).filter(|_| takes_all)
-                        };
-                        let is_dual = is_dual(options, transport, ip);
-                        let covered = of(ip.is_ipv4(), ip.ip().is_unspecified()).or_else(|| of(true, is_dual));
-                        let streams = transport == Transport::Tcp;
-                        let by_both = sockets.dual.get(&ip.port()).filter(|_| ip.is_ipv4() && streams);
-                        let wildcard = || sockets.at.get(&(transport, wildcard(ip))).or(by_both).or(covered).copied();
-                        earlier = earlier.or_else(wildcard);
-                        if is_dual {
-                            sockets.dual.insert(ip.port(), sockets.all.len());
-                        }
-                        of_family.insert((transport, ip.is_ipv4(), ip.port()), sockets.all.len());
-                    }
-                    if let Some(earlier) = earlier {
-                        return Err(sockets.taken(plan, earlier, at, mark));
-                    }
-                    sockets.at.insert((transport, at), sockets.all.len());
-                    sockets.all.push(Socket { transport, forward, listen, at, offset });
-                }
-            }
-        }
-        Ok(sockets)
-    }
-
-    fn taken(&self, plan: &Plan, earlier: usize, address: Address, mark: Mark) -> Fault {
-        let owner = &plan.forwards[self.all[earlier].forward];
-        let other = self.all[earlier].listen(plan);
-        let scheme = self.all[earlier].transport.scheme();
-        let message = format!(
-            "found listener {scheme}{address}, but forward {} listens on {scheme}{other} already; allowed: one forward for each address",
-            quoted(&owner.name)
-        );
-        Fault::new(mark, message)
-    }
-
-    /// The socket a connection or a datagram to this address would reach, if it is one of ours.
-    fn reached(&self, transport: Transport, ip: IpAddr, port: u16, local: &HashSet<IpAddr>) -> Option<usize> {
-        // Connecting to the wildcard address reaches the loopback one (ip(7), and the same for IPv6).
-        let ip = match ip {
-            IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            _ => ip,
-        };
-        let address = SocketAddr::new(ip, port);
-        if let Some(exact) = self.at.get(&(transport, address.into())) {
-            return Some(*exact);
-        }
-        let is_local = ip.is_loopback() || local.contains(&ip);
-        let dual = self.dual.get(&port).filter(|_| ip.is_ipv4() && transport == Transport::Tcp);
-        self.at.get(&(transport, wildcard(address))).or(dual).copied().filter(|_| is_local)
-    }
-}
-
 /// The metrics endpoint is a listener too.
 fn metrics(plan: &Plan, marks: &[Marks], sockets: &Sockets) -> Result<(), Fault> {
     let Some(metrics) = plan.metrics else { return Ok(()) };
@@ -308,127 +183,4 @@ fn metrics(plan: &Plan, marks: &[Marks], sockets: &Sockets) -> Result<(), Fault>
             ),
         )),
     }
-}
-
-/// Follows every target that is one of our own listeners; a way that comes back to where it began is a loop.
-fn loops(plan: &Plan, marks: &[Marks], sockets: &Sockets, lookup: &Lookup) -> Result<(), Fault> {
-    let mut ways = Ways::new(plan, sockets, lookup);
-    let ways: Vec<Vec<(usize, usize)>> = sockets.all.iter().map(|socket| ways.from(*socket)).collect();
-    // Depth first without recursion: a chain may be as long as there are ports.
-    let mut state = vec![Visit::New; sockets.all.len()];
-    for start in 0..sockets.all.len() {
-        let mut path = if state[start] == Visit::New { vec![(start, 0)] } else { Vec::new() };
-        while let Some((socket, next)) = path.last_mut() {
-            let (at, way) = (*socket, *next);
-            state[at] = Visit::Open;
-            *next += 1;
-            let Some((target, reached)) = ways[at].get(way) else {
-                state[at] = Visit::Done;
-                path.pop();
-                continue;
-            };
-            match state[*reached] {
-                Visit::Done => {}
-                Visit::New => path.push((*reached, 0)),
-                Visit::Open => {
-                    let mark = marks[sockets.all[at].forward].targets[*target];
-                    return Err(loop_fault(plan, sockets, &path, *reached, mark));
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Visit {
-    New,
-    Open,
-    Done,
-}
-
-/// Where sessions go on from a socket, as far as that is one of our own.
-struct Ways<'p> {
-    plan: &'p Plan,
-    sockets: &'p Sockets,
-    ports: HashSet<u16>,
-    local: HashSet<IpAddr>,
-    lookup: &'p Lookup,
-    names: HashMap<&'p str, Vec<IpAddr>>,
-    /// Listening unix sockets by where their files are.
-    files: HashMap<PathBuf, usize>,
-    begun: Instant,
-}
-
-impl<'p> Ways<'p> {
-    fn new(plan: &'p Plan, sockets: &'p Sockets, lookup: &'p Lookup) -> Self {
-        let ports = sockets.all.iter().filter_map(|socket| Some(socket.at.socket()?.port())).collect();
-        let (local, names) = ((lookup.local)().into_iter().collect(), HashMap::new());
-        let file = |(index, socket): (usize, &Socket)| match socket.at {
-            Address::Unix(name) => Some((name.real_path()?, index)),
-            _ => None,
-        };
-        let files = sockets.all.iter().enumerate().filter_map(file).collect();
-        Self { plan, sockets, ports, local, lookup, names, files, begun: Instant::now() }
-    }
-
-    /// The listener with that name, or with another one for the same file.
-    fn unix(&self, name: UnixName) -> Option<usize> {
-        let listed = self.sockets.at.get(&(Transport::Tcp, Address::Unix(name)));
-        listed.or_else(|| self.files.get(&name.real_path()?)).copied()
-    }
-
-    /// The sockets reached from this one, each with the index of the target that leads there.
-    fn from(&mut self, socket: Socket) -> Vec<(usize, usize)> {
-        let plan = self.plan;
-        let forward = &plan.forwards[socket.forward];
-        let transport = forward.udp.targets.unwrap_or(socket.transport);
-        // Another network namespace has addresses of its own.
-        let here =
-            |at: &usize| plan.forwards[self.sockets.all[*at].forward].listen_options.netns == forward.egress.netns;
-        let mut ways = Vec::new();
-        for (index, target) in forward.targets.iter().enumerate() {
-            let port = if target.ports.len() == 1 { target.ports.first } else { target.ports.first + socket.offset };
-            if let Host::Unix(name) = target.host {
-                ways.extend(self.unix(name).map(|reached| (index, reached)));
-                continue;
-            }
-            // A name costs a question to the resolver, so it is asked only where the port makes a loop possible.
-            if !self.ports.contains(&port) {
-                continue;
-            }
-            let reached = |ip: &IpAddr| {
-                self.sockets.reached(transport, *ip, port, &self.local).filter(&here).map(|at| (index, at))
-            };
-            match &target.host {
-                Host::Unix(_) => {}
-                Host::Ip(ip) => ways.extend(reached(ip)),
-                // Where its records lead is known only while running.
-                Host::Service(_) => {}
-                Host::Name(name) => {
-                    let late = self.begun.elapsed() > PATIENCE;
-                    let ask = || if late { Vec::new() } else { (self.lookup.names)(name).unwrap_or_default() };
-                    let known = self.names.entry(name).or_insert_with(ask);
-                    ways.extend(known.iter().filter_map(|ip| reached(&ip.to_canonical())));
-                }
-            }
-        }
-        ways
-    }
-}
-
-fn loop_fault(plan: &Plan, sockets: &Sockets, path: &[(usize, usize)], back_to: usize, mark: Mark) -> Fault {
-    let from = path.iter().position(|(socket, _)| *socket == back_to).unwrap_or(0);
-    let name = |socket: usize| quoted(&plan.forwards[sockets.all[socket].forward].name);
-    let round: Vec<String> = path[from..].iter().map(|(socket, _)| name(*socket)).collect();
-    let back_to = &sockets.all[back_to];
-    let address = format!("{}{}", back_to.transport.scheme(), back_to.at);
-    let message = if round.len() == 1 {
-        format!("found a loop: forward {} leads back to its own listener {address}", round[0])
-    } else {
-        let shown =
-            if round.len() > 4 { format!("{} … {}", round[0], round[round.len() - 1]) } else { round.join(" → ") };
-        format!("found a loop: {shown} leads back to listener {address}")
-    };
-    Fault::new(mark, format!("{message}; allowed: targets that end outside of this process"))
 }

@@ -11,8 +11,7 @@ use super::nets::{Lists, Written};
 use super::options::{ForwardOptions, Overrides, ProcessOptions};
 use super::value::Maybe;
 use crate::plan::{
-    Access, AccessFiles, Balancing, Egress, Engine, Forward, Health, Limits, Listen, ListenOptions, LogPlan, NetFile,
-    Pattern, Plan, Privileges, Resolving, Target, TcpOptions, Timeouts, Transport, Udp,
+    Access, AccessFiles, Engine, Forward, Limits, Listen, LogPlan, NetFile, Pattern, Plan, Target, Transport, Udp,
 };
 
 /// Everything one file says.
@@ -60,15 +59,8 @@ pub(super) struct Marks {
 impl Draft {
     /// The plan, with every check across values made.
     pub(super) fn build(self, overrides: &Overrides, lookup: &Lookup) -> Result<Plan, Fault> {
-        let user_mark = match overrides.process.user {
-            Some(_) => Some(Mark::Argument("--user")),
-            None => self.user,
-        };
         let process = overrides.process.clone().or(&self.process);
-        if let (Some(user), Some(mark)) = (&process.user, user_mark) {
-            let fault = |why| Fault::new(mark, format!("found {}, but {why}", quoted(&user.to_string())));
-            (lookup.user)(user).map_err(fault)?;
-        }
+        self.check_user(overrides, &process, lookup)?;
         let global_allow: Arc<[Pattern]> = [self.allow, overrides.allow.clone()].concat().into();
         let global_deny: Arc<[Pattern]> = [self.deny, overrides.deny.clone()].concat().into();
         let mut lists = Lists::new(lookup);
@@ -99,6 +91,7 @@ impl Draft {
             forwards.push(forward);
             marks.push(mark);
         }
+        let (resolving, privileges) = (process.resolving(), process.privileges());
         let plan = Plan {
             workers: process.workers.and_then(|n| n.0),
             pin: process.pin.unwrap_or_default(),
@@ -113,26 +106,24 @@ impl Draft {
             control: process.control,
             metrics: process.metrics,
             log: LogPlan { format: process.log_format.unwrap_or_default(), file: process.log_file },
-            resolving: {
-                let default = Resolving::default();
-                Resolving {
-                    how: process.resolve.unwrap_or_default(),
-                    servers: process.resolvers.map_or_else(Vec::new, |servers| servers.0),
-                    interval: process.resolve_interval.and_then(|time| time.0),
-                    least: process.resolve_min.unwrap_or(default.least),
-                    most: process.resolve_max.unwrap_or(default.most),
-                }
-            },
+            resolving,
             pid_file: process.pid_file,
-            privileges: Privileges {
-                user: process.user,
-                keep: process.keep_capabilities.unwrap_or_default(),
-                sandbox: process.sandbox.unwrap_or_default(),
-            },
+            privileges,
             forwards,
         };
         check::check(&plan, &marks, lookup)?;
         Ok(plan)
+    }
+
+    /// The user the process is to become is there.
+    fn check_user(&self, overrides: &Overrides, process: &ProcessOptions, lookup: &Lookup) -> Result<(), Fault> {
+        let mark = match overrides.process.user {
+            Some(_) => Some(Mark::Argument("--user")),
+            None => self.user,
+        };
+        let (Some(user), Some(mark)) = (&process.user, mark) else { return Ok(()) };
+        let fault = |why| Fault::new(mark, format!("found {}, but {why}", quoted(&user.to_string())));
+        (lookup.user)(user).map_err(fault)
     }
 }
 
@@ -178,59 +169,23 @@ impl DraftForward {
                 .map(|(mark, scheme, listen)| (mark, format!("{scheme}{listen}")))
                 .expect("every reader refuses a forward without a listener"),
         };
-        let default = Timeouts::default();
-        let tcp = TcpOptions::default();
         let copy_buffer = options.copy_buffer.unwrap_or(64 << 10);
         let (engine, arms) = options.engine.clone().unwrap_or_else(|| Engine::default().into()).resolve(copy_buffer);
         let forward = Forward {
             name,
             listen,
             targets,
-            balancing: Balancing {
-                balance: options.balance.unwrap_or_default(),
-                retries: options.retries.and_then(|n| n.0),
-                attempt_timeout: options.connect_attempt_timeout.and_then(|time| time.0),
-                attempt_delay: options.connect_attempt_delay.map_or(Some(Balancing::ATTEMPT_DELAY), |time| time.0),
-                health: options.health.map_or(Some(Health::default()), |health| health.0),
-                check: options.check.clone().and_then(|check| check.0),
-                on_down: options.on_down.unwrap_or_default(),
-            },
+            balancing: options.balancing(),
             engine,
             arms,
             copy_buffer,
             pipe_size: options.pipe_size.and_then(|size| size.0),
             max_connections: self.max_connections.and_then(|n| n.0),
-            limits: Limits {
-                max_per_source: self.max_per_source.and_then(|n| n.0),
-                when_full: options.when_full.unwrap_or_default(),
-                connection_rate: options.connection_rate.and_then(|rate| rate.0),
-                connection_rate_per_source: options.connection_rate_per_source.and_then(|rate| rate.0),
-                rate: options.rate.and_then(|rate| rate.0),
-                rate_per_source: options.rate_per_source.and_then(|rate| rate.0),
-            },
-            timeouts: Timeouts {
-                connect: options.connect_timeout.map_or(default.connect, |time| time.0),
-                idle: options.idle_timeout.map_or(default.idle, |time| time.0),
-                half_closed: options.half_closed_timeout.map_or(default.half_closed, |time| time.0),
-            },
+            limits: Limits { max_per_source: self.max_per_source.and_then(|n| n.0), ..options.limits() },
+            timeouts: options.timeouts(),
             stall_warning: options.stall_warning.map_or(Some(Forward::STALL_WARNING), |time| time.0),
-            tcp: TcpOptions {
-                keepalive: options.keepalive.map_or(tcp.keepalive, |time| time.0),
-                user_timeout: options.user_timeout.map_or(tcp.user_timeout, |time| time.0),
-                receive_buffer: options.receive_buffer.map_or(tcp.receive_buffer, |size| size.0),
-                send_buffer: options.send_buffer.map_or(tcp.send_buffer, |size| size.0),
-                dscp: options.dscp.and_then(|dscp| dscp.0),
-                backlog: options.backlog.unwrap_or(tcp.backlog),
-                fast_open: options.fast_open.and_then(|queue| queue.0),
-                mptcp: options.mptcp.unwrap_or(tcp.mptcp),
-            },
-            listen_options: ListenOptions {
-                v6_only: options.v6only.unwrap_or(true),
-                device: options.device.clone().and_then(|device| device.0),
-                netns: options.netns.clone().and_then(|netns| netns.0),
-                unix_mode: options.unix_mode.and_then(|mode| mode.0),
-                unix_owner: options.unix_owner.clone().and_then(|owner| owner.0),
-            },
+            tcp: options.tcp(),
+            listen_options: options.listen(),
             sources: options.source.clone().unwrap_or_default().0,
             udp: Udp {
                 listen: udp_listen,
@@ -238,13 +193,7 @@ impl DraftForward {
                 responses: options.udp_responses.and_then(|n| n.0),
                 targets: to_transport,
             },
-            egress: Egress {
-                send_proxy: options.send_proxy.and_then(|version| version.0),
-                transparent: options.transparent.unwrap_or_default(),
-                mark: options.mark.and_then(|mark| mark.0),
-                device: options.bind_device.clone().and_then(|device| device.0),
-                netns: options.to_netns.clone().and_then(|netns| netns.0),
-            },
+            egress: options.egress(),
             accept_proxy: options.accept_proxy.clone().and_then(|accept| accept.0),
             access,
         };

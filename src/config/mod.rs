@@ -9,6 +9,7 @@
 mod address;
 mod check;
 mod client;
+mod defaults;
 mod depth;
 mod diff;
 mod draft;

@@ -89,18 +89,22 @@ pub(super) fn process(plan: &Plan) -> Vec<(&'static str, String)> {
     }
     line("keep_capabilities", plan.privileges.keep.to_string());
     line("sandbox", plan.privileges.sandbox.to_string());
-    let access = plan.forwards.first().map(|forward| &forward.access);
-    for (key, list) in [("allow", access.map(|a| &*a.global_allow)), ("deny", access.map(|a| &*a.global_deny))] {
-        if let Some(list) = list.filter(|list| !list.is_empty()) {
-            line(key, patterns(list));
+    out.extend(global_access(plan));
+    out
+}
+
+/// Rules of all forwards, which every forward has.
+fn global_access(plan: &Plan) -> Vec<(&'static str, String)> {
+    let Some(access) = plan.forwards.first().map(|forward| &forward.access) else { return Vec::new() };
+    let mut out = Vec::new();
+    for (key, list) in [("allow", &access.global_allow), ("deny", &access.global_deny)] {
+        if !list.is_empty() {
+            out.push((key, patterns(list)));
         }
     }
-    let files = access.map(|access| &access.files);
-    for (key, list) in
-        [("allow_file", files.map(|files| &*files.global_allow)), ("deny_file", files.map(|files| &*files.global_deny))]
-    {
-        if let Some(list) = list.filter(|list| !list.is_empty()) {
-            line(key, paths(list));
+    for (key, list) in [("allow_file", &access.files.global_allow), ("deny_file", &access.files.global_deny)] {
+        if !list.is_empty() {
+            out.push((key, paths(list)));
         }
     }
     out

@@ -60,20 +60,22 @@ pub(super) fn read(text: &str, lookup: &Lookup) -> Result<Draft, Fault> {
     Ok(draft)
 }
 
+/// What a forward has beside its options.
+const OWN: &[&str] = &[
+    "name",
+    "listen",
+    "to",
+    "max_connections",
+    "max_connections_per_source",
+    "timeouts",
+    "allow",
+    "allow_file",
+    "deny",
+    "deny_file",
+];
+
 fn forward(node: &Node, lookup: &Lookup) -> Result<DraftForward, Fault> {
-    let own = [
-        "name",
-        "listen",
-        "to",
-        "max_connections",
-        "max_connections_per_source",
-        "timeouts",
-        "allow",
-        "allow_file",
-        "deny",
-        "deny_file",
-    ];
-    let known: Vec<&str> = [&own, ForwardOptions::KEYS].concat();
+    let known: Vec<&str> = [OWN, ForwardOptions::KEYS].concat();
     refuse_process_options(node, &known)?;
     let mut forward = DraftForward::default();
     for (key, node) in node.entries(FORWARD, &known)? {

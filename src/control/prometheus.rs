@@ -2,12 +2,13 @@
 //!
 //! Written by hand: the client libraries own their counters or write OpenMetrics, and ours live in the workers.
 
-use std::fmt::{self, Display, Write};
+mod page;
 
+pub(super) use self::page::Page;
 use super::snapshot::{NamedForward, Snapshot, WorkerSnapshot, WorkerState};
 use super::{names, targets};
 use crate::arms::ArmSnapshot;
-use crate::stats::{Bytes, HistogramSnapshot};
+use crate::stats::{ByName, Bytes, ForwardSnapshot, HistogramSnapshot};
 
 /// The whole page.
 #[must_use]
@@ -20,96 +21,7 @@ pub fn render(snapshot: &Snapshot) -> String {
     targets::metrics(&mut page, &snapshot.forwards);
     names::metrics(&mut page, &snapshot.names);
     arms(&mut page, &snapshot.forwards);
-    page.text
-}
-
-#[derive(Default)]
-pub(super) struct Page {
-    text: String,
-    family: &'static str,
-}
-
-impl Page {
-    /// What is on it.
-    #[cfg(test)]
-    pub(super) fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// Begins a metric family; the samples that follow belong to it.
-    pub(super) fn family(&mut self, name: &'static str, kind: &str, help: &str) {
-        self.family = name;
-        self.write(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
-    }
-
-    pub(super) fn sample(&mut self, labels: &[(&str, &dyn Display)], value: impl Display) {
-        self.sample_of("", labels, value);
-    }
-
-    fn sample_of(&mut self, suffix: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
-        let (family, labels) = (self.family, Labels(labels));
-        self.write(format_args!("{family}{suffix}{labels} {value}\n"));
-    }
-
-    fn histogram(&mut self, labels: &[(&str, &dyn Display)], times: &HistogramSnapshot) {
-        let mut count = 0;
-        for (i, bucket) in times.buckets.iter().enumerate() {
-            count += bucket;
-            // The last bucket takes what no bound covers: it is the +Inf one, written below.
-            if i + 1 < times.buckets.len() {
-                let bound = (1u64 << i) as f64 / 1e6;
-                self.sample_of("_bucket", &bounded(labels, &bound), count);
-            }
-        }
-        self.sample_of("_bucket", &bounded(labels, &"+Inf"), count);
-        self.sample_of("_sum", labels, times.sum_us as f64 / 1e6);
-        self.sample_of("_count", labels, count);
-    }
-
-    fn write(&mut self, text: fmt::Arguments<'_>) {
-        // Writing to a String cannot fail.
-        let _ = self.text.write_fmt(text);
-    }
-}
-
-/// A bucket's labels.
-fn bounded<'a>(labels: &[(&'a str, &'a dyn Display)], bound: &'a dyn Display) -> Vec<(&'a str, &'a dyn Display)> {
-    [labels, &[("le", bound)]].concat()
-}
-
-struct Labels<'a>(&'a [(&'a str, &'a dyn Display)]);
-
-impl Display for Labels<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return Ok(());
-        }
-        f.write_char('{')?;
-        for (i, (name, value)) in self.0.iter().enumerate() {
-            let comma = if i == 0 { "" } else { "," };
-            write!(f, "{comma}{name}=\"")?;
-            write!(Escaped(f), "{value}")?;
-            f.write_char('"')?;
-        }
-        f.write_char('}')
-    }
-}
-
-/// Escapes a label's value: backslash, quote and line feed, as the format asks.
-struct Escaped<'a, 'b>(&'a mut fmt::Formatter<'b>);
-
-impl Write for Escaped<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for c in text.chars() {
-            match c {
-                '\\' => self.0.write_str("\\\\")?,
-                '"' => self.0.write_str("\\\"")?,
-                '\n' => self.0.write_str("\\n")?,
-                c => self.0.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
+    page.into_text()
 }
 
 fn process(page: &mut Page, snapshot: &Snapshot) {
@@ -164,127 +76,86 @@ fn reloads(page: &mut Page, snapshot: &Snapshot) {
 }
 
 fn workers(page: &mut Page, workers: &[WorkerSnapshot]) {
-    page.family("spliced_worker_up", "gauge", "1 while the worker's event loop runs.");
-    for w in workers {
-        page.sample(&[("worker", &w.id)], u8::from(is_up(w.state)));
-    }
     page.family("spliced_worker_busy_seconds_total", "counter", "CPU time of the worker's thread.");
     for w in workers {
         page.sample(&[("worker", &w.id)], w.busy_seconds);
     }
-    page.family("spliced_worker_turns_total", "counter", "Turns of the worker's event loop.");
-    for w in workers {
-        page.sample(&[("worker", &w.id)], w.turns);
-    }
-    page.family("spliced_worker_batch", "gauge", "1 while the scheduler takes the worker as a batch job.");
-    for w in workers {
-        page.sample(&[("worker", &w.id)], u8::from(w.batch));
-    }
-    page.family("spliced_worker_sessions_open", "gauge", "Sessions the worker holds.");
-    for w in workers {
-        page.sample(&[("worker", &w.id)], w.sessions_open);
-    }
-    page.family("spliced_handed_over_total", "counter", "Accepted sessions the worker gave to another one.");
-    for w in workers {
-        page.sample(&[("worker", &w.id)], w.handed_over);
-    }
-    page.family(
-        "spliced_sessions_moved_total",
-        "counter",
-        "Sessions the worker gave to another one while bytes moved.",
-    );
-    for w in workers {
-        page.sample(&[("worker", &w.id)], w.moved);
-    }
-    page.family(
-        "spliced_accept_paused",
-        "gauge",
-        "1 while the worker does not accept for want of descriptors, slots or tokens of a connection rate.",
-    );
-    for w in workers {
-        page.sample(&[("worker", &w.id)], u8::from(w.accept_paused));
-    }
-    page.family(
-        "spliced_accept_pauses_total",
-        "counter",
-        "Times accepting was paused for want of descriptors, slots or tokens.",
-    );
-    for w in workers {
-        page.sample(&[("worker", &w.id)], w.accept_pauses);
-    }
+    let mut each = |name, kind, help, value: fn(&WorkerSnapshot) -> u64| {
+        page.family(name, kind, help);
+        for w in workers {
+            page.sample(&[("worker", &w.id)], value(w));
+        }
+    };
+    each("spliced_worker_up", "gauge", "1 while the worker's event loop runs.", |w| is_up(w.state).into());
+    each("spliced_worker_turns_total", "counter", "Turns of the worker's event loop.", |w| w.turns);
+    let help = "1 while the scheduler takes the worker as a batch job.";
+    each("spliced_worker_batch", "gauge", help, |w| w.batch.into());
+    each("spliced_worker_sessions_open", "gauge", "Sessions the worker holds.", |w| w.sessions_open);
+    let help = "Accepted sessions the worker gave to another one.";
+    each("spliced_handed_over_total", "counter", help, |w| w.handed_over);
+    let help = "Sessions the worker gave to another one while bytes moved.";
+    each("spliced_sessions_moved_total", "counter", help, |w| w.moved);
+    let help = "1 while the worker does not accept for want of descriptors, slots or tokens of a connection rate.";
+    each("spliced_accept_paused", "gauge", help, |w| w.accept_paused.into());
+    let help = "Times accepting was paused for want of descriptors, slots or tokens.";
+    each("spliced_accept_pauses_total", "counter", help, |w| w.accept_pauses);
 }
 
 fn forwards(page: &mut Page, forwards: &[NamedForward]) {
-    page.family("spliced_sessions_open", "gauge", "Sessions open now.");
-    for f in forwards {
-        page.sample(&[("forward", &f.name)], f.counters.sessions_open);
-    }
-    page.family(
-        "spliced_sessions_accepted_total",
-        "counter",
-        "Connections taken from the listeners, refused ones too.",
-    );
-    for f in forwards {
-        page.sample(&[("forward", &f.name)], f.counters.sessions_accepted);
-    }
-    page.family("spliced_session_ends_total", "counter", "Sessions ended, by reason.");
-    for f in forwards {
-        for (reason, ends) in &f.counters.ends {
-            page.sample(&[("forward", &f.name), ("reason", reason)], ends);
+    let each = |page: &mut Page, name, kind, help, value: fn(&ForwardSnapshot) -> u64| {
+        page.family(name, kind, help);
+        for f in forwards {
+            page.sample(&[("forward", &f.name)], value(&f.counters));
         }
-    }
+    };
+    let by_name = |page: &mut Page, name, help, label, counts: fn(&ForwardSnapshot) -> &ByName| {
+        page.family(name, "counter", help);
+        for f in forwards {
+            for (kind, count) in counts(&f.counters) {
+                page.sample(&[("forward", &f.name), (label, kind)], count);
+            }
+        }
+    };
+    each(page, "spliced_sessions_open", "gauge", "Sessions open now.", |c| c.sessions_open);
+    let help = "Connections taken from the listeners, refused ones too.";
+    each(page, "spliced_sessions_accepted_total", "counter", help, |c| c.sessions_accepted);
+    by_name(page, "spliced_session_ends_total", "Sessions ended, by reason.", "reason", |c| &c.ends);
     page.family("spliced_bytes_total", "counter", "Bytes delivered, by direction and by the path they took.");
     for f in forwards {
         for (direction, path, bytes) in by_path(&f.counters.bytes) {
             page.sample(&[("forward", &f.name), ("direction", &direction), ("path", &path)], bytes);
         }
     }
-    page.family(
-        "spliced_fallbacks_total",
-        "counter",
-        "Times bytes were copied that should have been spliced, by reason.",
-    );
-    for f in forwards {
-        for (reason, times) in &f.counters.fallbacks {
-            page.sample(&[("forward", &f.name), ("reason", reason)], times);
-        }
-    }
-    page.family("spliced_connect_retries_total", "counter", "Attempts to connect after another had failed.");
-    for f in forwards {
-        page.sample(&[("forward", &f.name)], f.counters.retries);
-    }
-    page.family("spliced_rate_waits_total", "counter", "Times a direction waited for bytes of its rate.");
-    for f in forwards {
-        page.sample(&[("forward", &f.name)], f.counters.rate_waits);
-    }
+    let help = "Times bytes were copied that should have been spliced, by reason.";
+    by_name(page, "spliced_fallbacks_total", help, "reason", |c| &c.fallbacks);
+    let help = "Attempts to connect after another had failed.";
+    each(page, "spliced_connect_retries_total", "counter", help, |c| c.retries);
+    let help = "Times a direction waited for bytes of its rate.";
+    each(page, "spliced_rate_waits_total", "counter", help, |c| c.rate_waits);
     page.family("spliced_proxy_headers_total", "counter", "PROXY headers accepted from clients and sent to backends.");
     for f in forwards {
         page.sample(&[("forward", &f.name), ("direction", &"received")], f.counters.proxy_received);
         page.sample(&[("forward", &f.name), ("direction", &"sent")], f.counters.proxy_sent);
     }
-    page.family("spliced_stalls_total", "counter", "Times bytes waited too long, by the side that took none.");
-    for f in forwards {
-        for (side, stalls) in &f.counters.stalls {
-            page.sample(&[("forward", &f.name), ("side", side)], stalls);
-        }
-    }
-    page.family("spliced_stalled", "gauge", "Directions of sessions whose bytes wait too long now.");
-    for f in forwards {
-        page.sample(&[("forward", &f.name)], f.counters.stalled);
-    }
+    let help = "Times bytes waited too long, by the side that took none.";
+    by_name(page, "spliced_stalls_total", help, "side", |c| &c.stalls);
+    let help = "Directions of sessions whose bytes wait too long now.";
+    each(page, "spliced_stalled", "gauge", help, |c| c.stalled);
     datagrams(page, forwards);
-    page.family("spliced_connect_seconds", "histogram", "From the first connect call to the connected backend.");
-    for f in forwards {
-        page.histogram(&[("forward", &f.name)], &f.counters.connect_time);
-    }
-    page.family("spliced_first_byte_seconds", "histogram", "From accept to the backend's first byte.");
-    for f in forwards {
-        page.histogram(&[("forward", &f.name)], &f.counters.first_byte_time);
-    }
-    page.family("spliced_session_seconds", "histogram", "From accept to the end of the session.");
-    for f in forwards {
-        page.histogram(&[("forward", &f.name)], &f.counters.session_time);
-    }
+    times(page, forwards);
+}
+
+fn times(page: &mut Page, forwards: &[NamedForward]) {
+    let mut each = |name, help, times: fn(&ForwardSnapshot) -> &HistogramSnapshot| {
+        page.family(name, "histogram", help);
+        for f in forwards {
+            page.histogram(&[("forward", &f.name)], times(&f.counters));
+        }
+    };
+    let help = "From the first connect call to the connected backend.";
+    each("spliced_connect_seconds", help, |c| &c.connect_time);
+    each("spliced_first_byte_seconds", "From accept to the backend's first byte.", |c| &c.first_byte_time);
+    each("spliced_session_seconds", "From accept to the end of the session.", |c| &c.session_time);
 }
 
 /// Families that would be empty are left out.
@@ -370,105 +241,4 @@ fn arms(page: &mut Page, forwards: &[NamedForward]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::snapshot::tests::{plan, snapshot, stats, trial};
-    use super::*;
-
-    fn page(name: &str) -> String {
-        render(&snapshot(&plan(name), &stats()))
-    }
-
-    #[test]
-    fn samples_carry_the_counters() {
-        let page = page("web");
-        for line in [
-            r#"spliced_sessions_open{forward="web"} 11"#,
-            r#"spliced_sessions_accepted_total{forward="web"} 55"#,
-            r#"spliced_session_ends_total{forward="web",reason="done"} 44"#,
-            r#"spliced_bytes_total{forward="web",direction="client_to_backend",path="splice"} 1100"#,
-            r#"spliced_bytes_total{forward="web",direction="backend_to_client",path="copy"} 77"#,
-            r#"spliced_pipes{state="in_use"} 11"#,
-            r#"spliced_pipes_budget 128"#,
-            r#"spliced_reloads_total{result="ok"} 3"#,
-            r#"spliced_reloads_total{result="failed"} 1"#,
-            r#"spliced_config_generation 4"#,
-            r#"spliced_last_reload_timestamp_seconds 1.5"#,
-            r#"spliced_last_reload_success 1"#,
-            r#"spliced_worker_panics_total 2"#,
-            r#"spliced_worker_busy_seconds_total{worker="1"} 5"#,
-            r#"spliced_worker_up{worker="1"} 0"#,
-            r#"spliced_worker_batch{worker="0"} 1"#,
-            r#"spliced_worker_batch{worker="1"} 0"#,
-            r#"spliced_log_dropped_total{reason="write_failed"} 2"#,
-        ] {
-            assert!(page.lines().any(|found| found == line), "{line} is missing in\n{page}");
-        }
-    }
-
-    #[test]
-    fn histograms_are_cumulative_and_in_seconds() {
-        let page = page("web");
-        // 3 µs is below 4 µs, 30 µs below 32 µs.
-        for line in [
-            r#"spliced_connect_seconds_bucket{forward="web",le="0.000001"} 0"#,
-            r#"spliced_connect_seconds_bucket{forward="web",le="0.000004"} 1"#,
-            r#"spliced_connect_seconds_bucket{forward="web",le="0.000016"} 1"#,
-            r#"spliced_connect_seconds_bucket{forward="web",le="0.000032"} 2"#,
-            r#"spliced_connect_seconds_bucket{forward="web",le="1073.741824"} 2"#,
-            r#"spliced_connect_seconds_bucket{forward="web",le="+Inf"} 2"#,
-            r#"spliced_connect_seconds_sum{forward="web"} 0.000033"#,
-            r#"spliced_connect_seconds_count{forward="web"} 2"#,
-        ] {
-            assert!(page.lines().any(|found| found == line), "{line} is missing in\n{page}");
-        }
-    }
-
-    #[test]
-    fn every_family_is_described_once_and_every_sample_has_a_number() {
-        well_formed(&page("web"));
-    }
-
-    fn well_formed(page: &str) {
-        let mut families = std::collections::HashSet::new();
-        let mut current = "";
-        for line in page.lines() {
-            if let Some(help) = line.strip_prefix("# HELP ") {
-                current = help.split(' ').next().unwrap();
-                assert!(families.insert(current), "{current} twice");
-            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
-                assert!(kind.starts_with(&format!("{current} ")), "{line}");
-            } else {
-                assert!(line.starts_with(current), "{line} is not of {current}");
-                let (_, value) = line.rsplit_once(' ').unwrap();
-                value.parse::<f64>().unwrap();
-            }
-        }
-    }
-
-    #[test]
-    fn arms_have_a_label_of_their_own() {
-        let (plan, stats) = trial();
-        let page = render(&snapshot(&plan, &stats));
-        for line in [
-            r#"spliced_arm_sessions_open{forward="web",arm="copy-64KiB"} 2"#,
-            r#"spliced_arm_sessions_total{forward="web",arm="splice"} 2"#,
-            r#"spliced_arm_bytes_total{forward="web",arm="splice",direction="client_to_backend",path="splice"} 2000000"#,
-            r#"spliced_arm_syscalls_total{forward="web",arm="copy-64KiB"} 40"#,
-            r#"spliced_arm_measured_turns_total{forward="web",arm="splice"} 2"#,
-            r#"spliced_arm_measured_bytes_total{forward="web",arm="splice"} 2000000"#,
-            r#"spliced_arm_measured_cpu_seconds_total{forward="web",arm="splice"} 0.001"#,
-            r#"spliced_arm_first_byte_seconds_bucket{forward="web",arm="splice",le="0.000004"} 2"#,
-            r#"spliced_arm_session_seconds_count{forward="web",arm="splice"} 0"#,
-        ] {
-            assert!(page.lines().any(|found| found == line), "{line} is missing in\n{page}");
-        }
-        well_formed(&page);
-        assert!(!self::page("web").contains("spliced_arm_"), "no family without samples");
-    }
-
-    #[test]
-    fn label_values_are_escaped() {
-        let page = page("a\"b\\c\nd");
-        assert!(page.contains(r#"spliced_sessions_open{forward="a\"b\\c\nd"} 11"#), "{page}");
-    }
-}
+mod tests;

@@ -68,7 +68,8 @@ fn refuse_open_directory(path: &Path, parent: &Path) -> Result<(), RunError> {
     if everybody_writes && !sticky {
         let parent = parent.display();
         let why = format!(
-            "everybody may write {parent} (mode {:04o}) and put another socket in its place;              chmod o-w {parent}, or choose another path",
+            "everybody may write {parent} (mode {:04o}) and put another socket in its place; \
+             chmod o-w {parent}, or choose another path",
             mode & 0o7777
         );
         return Err(failed(path, &why));

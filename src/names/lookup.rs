@@ -41,10 +41,12 @@ pub(super) enum Trouble {
 #[derive(Debug)]
 pub(super) struct Lookup {
     resolving: Resolving,
-    /// The last good addresses of each name, which stand in for a family, or a host of a service, that fails.
-    last: HashMap<String, Vec<IpAddr>>,
+    /// What the last good look-up of each host has brought.
+    last: HashMap<Host, Last>,
 }
 
+/// The last good addresses of a name, or of each host of a service: they stand in for a family, or a host, that fails.
+type Last = HashMap<String, Vec<IpAddr>>;
 type Addresses = (Vec<IpAddr>, Duration);
 
 impl Trouble {
@@ -63,22 +65,25 @@ impl Lookup {
 
     /// Looks a host up. May take as long as the timeouts of the name servers come to.
     pub(super) fn look_up(&mut self, host: &Host) -> Result<Found, Trouble> {
-        let (mut places, holds) = match host {
-            Host::Ip(ip) => (vec![Place::of(*ip)], Duration::MAX),
+        let mut last = self.last.remove(host).unwrap_or_default();
+        let found = match host {
+            Host::Ip(ip) => Ok((vec![Place::of(*ip)], Duration::MAX)),
             Host::Name(name) => {
-                let (addresses, holds) = self.addresses(name)?;
-                (addresses.into_iter().map(Place::of).collect(), holds)
+                let found = self.addresses(name, &mut last);
+                found.map(|(addresses, holds)| (addresses.into_iter().map(Place::of).collect(), holds))
             }
-            Host::Service(name) => self.service(name)?,
-            Host::Unix(_) => (Vec::new(), Duration::MAX),
+            Host::Service(name) => self.service(name, &mut last),
+            Host::Unix(_) => Ok((Vec::new(), Duration::MAX)),
         };
+        self.last.insert(host.clone(), last);
+        let (mut places, holds) = found?;
         places.sort_unstable();
         places.dedup_by_key(|place| (place.ip, place.entry.map(|entry| entry.port)));
         places.truncate(MOST_PLACES);
         Ok(Found { places, holds })
     }
 
-    fn addresses(&mut self, name: &str) -> Result<Addresses, Trouble> {
+    fn addresses(&self, name: &str, last: &mut Last) -> Result<Addresses, Trouble> {
         if self.resolving.how == Resolve::System {
             return system(name);
         }
@@ -89,10 +94,10 @@ impl Lookup {
         if is_localhost(name) {
             return Ok((vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()], UNTIMED));
         }
-        let last = self.last.get(name).map_or(&[][..], Vec::as_slice);
-        match self.by_servers(name, |settings, name| both_families(settings, name, last)) {
+        let before = last.get(name).map_or(&[][..], Vec::as_slice);
+        match self.by_servers(name, |settings, name| both_families(settings, name, before)) {
             Ok(found) => {
-                self.last.insert(name.to_owned(), found.0.clone());
+                last.insert(name.to_owned(), found.0.clone());
                 Ok(found)
             }
             // Servers that were named are to be asked, and nobody else.
@@ -129,7 +134,7 @@ impl Lookup {
     }
 
     /// The hosts of a service with what its records say (RFC 2782).
-    fn service(&mut self, name: &str) -> Result<(Vec<Place>, Duration), Trouble> {
+    fn service(&self, name: &str, last: &mut Last) -> Result<(Vec<Place>, Duration), Trouble> {
         let ask = |settings: &Settings, name: &str| {
             let said = exchange::ask(settings, &[(name, Kind::Service)]).pop();
             match said.unwrap_or_else(|| Err(Failure { text: "no answer".to_owned(), is_silent: true }))? {
@@ -145,10 +150,13 @@ impl Lookup {
         }
         let (mut places, mut trouble) = (Vec::new(), None);
         let hosts: BTreeSet<String> = all.iter().map(|service| service.host.clone()).collect();
+        // Services whose hosts have a new name each time would have us remember all of them.
+        last.retain(|name, _| name.strip_suffix('.').is_some_and(|host| hosts.contains(host)));
         for host in hosts.iter().take(MOST_HOSTS) {
             // A host's name in a record is complete.
             let name = format!("{host}.");
-            let (addresses, time) = match (self.addresses(&name), self.last.get(&name)) {
+            let found = self.addresses(&name, last);
+            let (addresses, time) = match (found, last.get(&name)) {
                 (Ok(found), _) => found,
                 (Err(Trouble::Failed(_)), Some(last)) => (last.clone(), UNTIMED),
                 (Err(why), _) => {
@@ -222,7 +230,56 @@ fn system(name: &str) -> Result<Addresses, Trouble> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+    use std::thread;
+
+    use simple_dns::rdata::{A, RData, SRV};
+    use simple_dns::{CLASS, Name, Packet, ResourceRecord};
+
     use super::*;
+
+    /// Answers so many questions: a service has one host, whose name is new each time, and every host has an address.
+    fn serve(socket: &UdpSocket, questions: usize) {
+        let (mut buffer, mut services) = ([0; 512], 0);
+        for _ in 0..questions {
+            let (read, client) = socket.recv_from(&mut buffer).unwrap();
+            let question = Packet::parse(&buffer[..read]).unwrap();
+            let mut answer = Packet::new_reply(question.id());
+            let asked = question.questions[0].clone().into_owned();
+            let name = asked.qname.clone();
+            let target = format!("host-{services}.example");
+            let data = match asked.qtype {
+                simple_dns::QTYPE::TYPE(simple_dns::TYPE::SRV) => {
+                    services += 1;
+                    let target = Name::new_unchecked(&target).into_owned();
+                    Some(RData::SRV(SRV { priority: 1, weight: 1, port: 80, target }))
+                }
+                simple_dns::QTYPE::TYPE(simple_dns::TYPE::A) => Some(RData::A(A { address: 0x0a00_0001 })),
+                _ => None,
+            };
+            answer.answers.extend(data.map(|data| ResourceRecord::new(name, CLASS::IN, 1, data)));
+            answer.questions.push(asked);
+            socket.send_to(&answer.build_bytes_vec().unwrap(), client).unwrap();
+        }
+    }
+
+    #[test]
+    fn of_a_service_whose_hosts_are_new_each_time_only_the_present_ones_are_remembered() {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let servers = vec![socket.local_addr().unwrap()];
+        let answers = thread::spawn(move || serve(&socket, 20 * 3));
+        let (mut lookup, host) = (
+            Lookup::new(&Resolving { servers, ..Resolving::default() }),
+            Host::Service("_web._tcp.example".to_owned()),
+        );
+        for _ in 0..20 {
+            let found = lookup.look_up(&host).unwrap();
+            assert_eq!(found.places.len(), 1, "{found:?}");
+        }
+        assert_eq!(lookup.last[&host].keys().collect::<Vec<_>>(), ["host-19.example."]);
+        answers.join().unwrap();
+    }
 
     #[test]
     fn priorities_become_levels_and_weights_stay() {

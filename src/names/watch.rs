@@ -28,7 +28,8 @@ const STACK: usize = 256 * 1024;
 #[must_use]
 pub fn names(plan: &Plan) -> BTreeSet<Host> {
     let targets = plan.forwards.iter().flat_map(|forward| &forward.targets);
-    targets.map(|target| &target.host).filter(|host| !matches!(host, Host::Ip(_))).cloned().collect()
+    let is_name = |host: &&Host| matches!(host, Host::Name(_) | Host::Service(_));
+    targets.map(|target| &target.host).filter(is_name).cloned().collect()
 }
 
 /// What is known of the names, for people.

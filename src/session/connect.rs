@@ -3,22 +3,17 @@
 //! What the client sends meanwhile waits in the kernel.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use mio::Registry;
-use mio::unix::SourceFd;
-use socket2::Socket;
 
+use super::attempt::{begin, connect_end, give_up, is_exhausted};
 use super::early::{EARLY, look_ahead};
 use super::race::Earlier;
 use super::{End, Phase, Ready, Session, Side, Step, millis};
 use crate::address::Address;
-use crate::netns;
 use crate::plan::{Forward, WhenFull};
 use crate::stats::{EndReason, ForwardStats};
-use crate::sys;
 use crate::upstream::{Ask, Ejected, Hop, Lease, Pick, Rival, SourcePool, Trace, Upstreams};
 
 /// How often a session that waits for room at a target looks for itself; it is told when there is some.
@@ -239,52 +234,56 @@ impl Session {
                 }
                 Pick::Nothing => return Step::End(last.unwrap_or(End::of(EndReason::NoTarget))),
             };
-            let mut buffer = [0; EARLY];
-            // A header for the target goes before anything of the client's.
-            let may_early = by.forward.tcp.fast_open.is_some() && by.forward.egress.send_proxy.is_none();
-            let early = if may_early && !address.is_unix() { look_ahead(&self.client, &mut buffer) } else { &[] };
-            match begin(address, self.origin.client, by, connecting.attempts, early) {
-                Ok(Begun { socket, local, early }) => {
-                    (connecting.early, connecting.queue_until) = (early as u16, 0);
-                    by.stats.retries.add(u64::from(connecting.attempts > 0));
-                    self.attempt = connecting.attempts;
-                    connecting.attempts += 1;
-                    connecting.set_next(left, by.forward, by.now_us / 1000);
-                    connecting.set_race(by);
-                    by.trace.forget(self.trace);
-                    // Clients with that address in another network namespace are others.
-                    let local = local.filter(|_| by.forward.egress.netns.is_none());
-                    self.trace = local.zip(address.socket()).map_or(0, |(local, target)| {
-                        by.trace.remember(local, target, connecting.hop, self.origin.forward)
-                    });
-                    self.target = Some(address);
-                    (self.backend_ready, self.backend_failed) = (Ready::default(), false);
-                    (self.backend, self.lease) = (Some(socket), Some(lease));
-                    return Step::Wait;
-                }
-                // The listener's queue is full, and no event tells when it has room (connect(2)).
-                Err(e) if address.is_unix() && e.kind() == io::ErrorKind::WouldBlock => {
-                    self.target = Some(address);
-                    if connecting.wait_for_queue(left, by.forward, by.now_us / 1000) {
-                        return Step::Wait;
-                    }
-                    connecting.attempts += 1;
-                    self.lease = Some(lease);
-                    self.fail(End::of(EndReason::ConnectTimeout), by);
-                }
-                Err(e) if is_exhausted(&e) => {
-                    (connecting.wait, connecting.next_ms) = (Wait::Descriptor, 0);
-                    return Step::Wait;
-                }
-                Err(e) => {
-                    by.stats.retries.add(u64::from(connecting.attempts > 0));
-                    connecting.attempts += 1;
-                    self.target = Some(address);
-                    self.lease = Some(lease);
-                    self.fail(connect_end(&e), by);
-                }
+            if self.try_address(lease, address, left, by) {
+                return Step::Wait;
             }
         }
+    }
+
+    /// Begins to connect to an address; whether there is something to wait for, and not the next one to be tried at once.
+    fn try_address(&mut self, lease: Lease, address: Address, left: u32, by: &mut Connector<'_>) -> bool {
+        let Phase::Connecting(connecting) = &mut self.phase else { return true };
+        let now_ms = by.now_us / 1000;
+        // Written only where it is needed.
+        let mut buffer;
+        let mut early: &[u8] = &[];
+        // A header for the target goes before anything of the client's.
+        if by.forward.tcp.fast_open.is_some() && by.forward.egress.send_proxy.is_none() && !address.is_unix() {
+            buffer = [0; EARLY];
+            early = look_ahead(&self.client, &mut buffer);
+        }
+        let error = match begin(address, self.origin.client, by, connecting.attempts, early) {
+            Ok(begun) => {
+                (connecting.early, connecting.queue_until) = (begun.early as u16, 0);
+                by.stats.retries.add(u64::from(connecting.attempts > 0));
+                self.attempt = connecting.attempts;
+                connecting.attempts += 1;
+                connecting.set_next(left, by.forward, now_ms);
+                connecting.set_race(by);
+                by.trace.forget(self.trace);
+                self.trace = begun.remember(address, connecting.hop, self.origin.forward, by);
+                self.target = Some(address);
+                (self.backend_ready, self.backend_failed) = (Ready::default(), false);
+                (self.backend, self.lease) = (Some(begun.socket), Some(lease));
+                return true;
+            }
+            Err(e) if is_exhausted(&e) => {
+                (connecting.wait, connecting.next_ms) = (Wait::Descriptor, 0);
+                return true;
+            }
+            Err(e) => e,
+        };
+        self.target = Some(address);
+        // The listener's queue is full, and no event tells when it has room (connect(2)).
+        let is_queued = address.is_unix() && error.kind() == io::ErrorKind::WouldBlock;
+        if is_queued && connecting.wait_for_queue(left, by.forward, now_ms) {
+            return true;
+        }
+        by.stats.retries.add(u64::from(!is_queued && connecting.attempts > 0));
+        connecting.attempts += 1;
+        self.lease = Some(lease);
+        self.fail(if is_queued { End::of(EndReason::ConnectTimeout) } else { connect_end(&error) }, by);
+        false
     }
 
     /// Notes that the present address has failed.
@@ -394,116 +393,4 @@ impl Connecting {
             pick => pick,
         }
     }
-}
-
-/// An attempt that is on its way.
-pub(super) struct Begun {
-    pub(super) socket: Socket,
-    pub(super) local: Option<SocketAddr>,
-    /// Bytes of the client's that went with the SYN.
-    early: usize,
-}
-
-/// Makes the socket and starts the handshake, from the first source address that has a port left; also says which local
-/// address it has got.
-pub(super) fn begin(
-    address: Address,
-    client: Address,
-    by: &Connector<'_>,
-    attempt: u32,
-    early: &[u8],
-) -> io::Result<Begun> {
-    if by.forward.egress.transparent {
-        // The client of a unix socket has no address, and a unix socket shows none.
-        return match (client.ip(), address.ip()) {
-            (Some(from), Some(to)) if from.is_ipv4() == to.is_ipv4() => {
-                begin_from(Some(from), address, by, attempt, early)
-            }
-            _ => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
-        };
-    }
-    let ip = match address.ip() {
-        Some(ip) if !by.sources.is_empty() => ip,
-        _ => return begin_from(None, address, by, attempt, early),
-    };
-    // Going out from another address than those asked for would be worse than trying the next target.
-    let mut last = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
-    for source in by.sources.turn(ip) {
-        match begin_from(Some(source), address, by, attempt, early) {
-            // That an address has no port left says more than that there is no such address.
-            Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => {
-                last = if connect_end(&last).reason == EndReason::NoPorts { last } else { e };
-            }
-            result => return result,
-        }
-    }
-    Err(last)
-}
-
-fn begin_from(
-    source: Option<IpAddr>,
-    address: Address,
-    by: &Connector<'_>,
-    attempt: u32,
-    early: &[u8],
-) -> io::Result<Begun> {
-    let socket = netns::stream(by.forward.egress.netns.as_deref(), address, by.forward.tcp.mptcp)?;
-    sys::set_options(&socket, address, &by.forward.tcp)?;
-    if let Some(ip) = address.ip().filter(|_| by.forward.egress.is_marked()) {
-        sys::set_egress(&socket, &by.forward.egress, ip.is_ipv6())?;
-    }
-    if let Some(source) = source {
-        sys::bind_source(&socket, source).map_err(|e| {
-            by.sources.lacks(source, &e);
-            // Without its number, which connect(2) gives too, for another reason: no port is left.
-            io::Error::new(e.kind(), e)
-        })?;
-    }
-    let early = start_handshake(&socket, address, early)?;
-    let local = socket.local_addr().ok().and_then(|l| l.as_socket());
-    by.registry
-        .register(&mut SourceFd(&socket.as_raw_fd()), super::backend_token(by.key, attempt), sys::interest())
-        .inspect_err(|_| give_up(&socket))?;
-    Ok(Begun { socket, local, early })
-}
-
-/// Begins to connect; how many of the early bytes went with the SYN. Asks again when it was interrupted: nothing else tells whether the handshake has begun (EALREADY, EISCONN) or not.
-fn start_handshake(socket: &Socket, address: Address, early: &[u8]) -> io::Result<usize> {
-    let to = address.to_sock_addr()?;
-    if !early.is_empty()
-        && let Some(sent) = sys::connect_with(socket, &to, early)?
-    {
-        return Ok(sent);
-    }
-    loop {
-        match socket.connect(&to).map_err(|e| (e.raw_os_error(), e)) {
-            Ok(()) | Err((Some(libc::EINPROGRESS | libc::EALREADY | libc::EISCONN), _)) => return Ok(0),
-            Err((Some(libc::EINTR), _)) => {}
-            Err((_, e)) => return Err(e),
-        }
-    }
-}
-
-/// Makes closing an attempt send a reset: the backend may have taken the connection already, and an empty stream that
-/// ends with a FIN would look like a client that had nothing to say.
-pub(super) fn give_up(socket: &Socket) {
-    let _ = socket.set_linger(Some(Duration::ZERO));
-}
-
-pub(super) fn is_exhausted(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
-}
-
-pub(super) fn connect_end(error: &io::Error) -> End {
-    let reason = match error.raw_os_error() {
-        Some(libc::ECONNREFUSED) => EndReason::Refused,
-        // A reset that answers a SYN is reported as a refusal (tcp_reset in net/ipv4/tcp_input.c), so the handshake was
-        // over here: the backend took the connection and reset it before this worker looked.
-        Some(libc::ECONNRESET | libc::EPIPE) => EndReason::ResetByBackend,
-        Some(libc::ETIMEDOUT) => EndReason::ConnectTimeout,
-        // No port is left towards this target (`__inet_hash_connect` in net/ipv4/inet_hashtables.c).
-        Some(libc::EADDRNOTAVAIL) => EndReason::NoPorts,
-        _ => EndReason::ConnectFailed,
-    };
-    End { reason, errno: error.raw_os_error() }
 }

@@ -7,6 +7,7 @@
 //! sockets, so that a truncated stream never looks complete.
 
 mod advance;
+mod attempt;
 mod connect;
 mod early;
 mod header;

@@ -4,7 +4,8 @@
 
 use socket2::Socket;
 
-use super::connect::{Begun, Connecting, begin, connect_end, give_up, is_exhausted};
+use super::attempt::{begin, connect_end, give_up, is_exhausted};
+use super::connect::Connecting;
 use super::{Connector, End, Phase, Ready, Session, Step, backend_token, key_of, millis};
 use crate::address::Address;
 use crate::stats::EndReason;
@@ -60,8 +61,8 @@ impl Session {
         let (port_offset, tried, rival_of) = (connecting.port_offset, &connecting.tried, connecting.rival);
         let pick = by.upstreams.choose(&Ask { client, port_offset, tried, rival_of, now_ms });
         let Pick::To { lease, address, left, rival } = pick else { return };
-        let (socket, local) = match begin(address, client, by, connecting.attempts, &[]) {
-            Ok(Begun { socket, local, .. }) => (socket, local),
+        let begun = match begin(address, client, by, connecting.attempts, &[]) {
+            Ok(begun) => begun,
             Err(e) if is_exhausted(&e) => return,
             Err(e) => {
                 let last = connecting.last.take();
@@ -71,13 +72,16 @@ impl Session {
                 return;
             }
         };
-        let (Some(before), Some(held)) = (self.backend.replace(socket), self.lease.replace(lease)) else { return };
+        let trace = begun.remember(address, connecting.hop, self.origin.forward, by);
+        let (Some(before), Some(held)) = (self.backend.replace(begun.socket), self.lease.replace(lease)) else {
+            return;
+        };
         connecting.earlier = Some(Earlier {
             socket: before,
             lease: held,
             address: self.target.unwrap_or(address),
             attempt: self.attempt,
-            trace: std::mem::take(&mut self.trace),
+            trace: std::mem::replace(&mut self.trace, trace),
             ready: std::mem::take(&mut self.backend_ready),
             failed: std::mem::take(&mut self.backend_failed),
             next_ms: connecting.next_ms,
@@ -87,9 +91,6 @@ impl Session {
         connecting.attempts += 1;
         connecting.rival = rival;
         connecting.set_next(left, by.forward, now_ms);
-        self.trace = local
-            .zip(address.socket())
-            .map_or(0, |(local, target)| by.trace.remember(local, target, connecting.hop, self.origin.forward));
         self.target = Some(address);
     }
 

@@ -5,6 +5,7 @@
 //! instance one answer a second each and nothing else.
 
 mod app;
+mod figures;
 mod plain;
 mod sample;
 mod targets;

@@ -7,9 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::ask;
+use super::figures::{bits, count, pair, share, time_up};
 use super::sample::History;
 use super::targets;
-use super::view::{bits, count, pair, share, time_up};
 use crate::ab::Table;
 
 /// Asks twice, `interval` apart, and prints what happened in between.

@@ -6,8 +6,9 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row as TableRow, Table};
 
+use super::figures::count;
 use super::sample::Row;
-use super::view::{Palette, count};
+use super::view::Palette;
 
 /// Most lines the pane takes: a small terminal has 24.
 const MOST_LINES: usize = 9;

@@ -234,10 +234,10 @@ impl Upstreams {
                 }
             }
         }
-        let other = |a: &Member, b: &Member| a.target == b.target && a.endpoint.is_ipv4() != b.endpoint.is_ipv4();
-        self.is_mixed = self.members.iter().any(|a| self.members.iter().any(|b| other(a, b)));
         // In the order of the configuration, and of the answer, which is sorted.
         self.members.sort_by_key(|member| (member.target, member.endpoint.place(), member.endpoint.ports().first));
+        let other = |a: &Member, b: &Member| a.target == b.target && a.endpoint.is_ipv4() != b.endpoint.is_ipv4();
+        self.is_mixed = self.members.windows(2).any(|pair| other(&pair[0], &pair[1]));
     }
 
     /// Where a session is to connect, or to connect next.

@@ -1,4 +1,8 @@
 //! How the control thread and other workers tell a worker things.
+//!
+//! A mailbox has no bound of its own, as whoever posts must not wait. What may be in it is bounded by what stands behind
+//! it: a descriptor for each connection and session, one word for each time the worker has marked itself as waiting for a
+//! slot or for room, and what the control thread says, which waits for a change before it begins the next one.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;

@@ -1,11 +1,13 @@
 //! One event loop per core: poll, drive, time out, accept.
 //!
-//! A worker shares nothing with the others but a table of session counts, slots, and a mailbox each. Within a turn the
+//! What a worker shares with the others is [`Shared`], the load and the mailbox of each ([`Peer`]), and what is known of
+//! targets ([`Targets`](crate::upstream::Targets)), whose lock is taken only where an address is new. Within a turn the
 //! order is fixed: first every ready session is driven, then deadlines, then the mailbox, and only then new
 //! connections. So a slab key that is freed in a turn is not given to a new session before every event of that turn
 //! has been looked at, and a stale event can reach nobody.
 //!
-//! A turn reads the clock once, allocates nothing, and takes no lock.
+//! A turn reads the clock once. Moving the bytes of a session takes no lock and allocates nothing per event; beginning and
+//! ending one may, and the system calls of datagrams allocate.
 
 mod accept;
 mod change;
@@ -64,7 +66,7 @@ const TRIM_MS: u64 = 500;
 /// The load of a worker that takes no more connections: more than any other can have.
 const GONE: usize = usize::MAX / 2;
 
-/// What workers share. Nothing in it is locked.
+/// What workers share. Only limits per source take a lock, of a part of their table, when a session begins and ends.
 #[derive(Debug)]
 pub struct Shared {
     /// What limits connections and bytes of the process.

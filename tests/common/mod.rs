@@ -14,6 +14,7 @@ pub(crate) mod path;
 pub(crate) mod pattern;
 pub(crate) mod peer;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod shortage;
 pub(crate) mod spliced;
 pub(crate) mod stats;

@@ -6,6 +6,7 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
 use super::super::app::tests::watched;
+use super::super::figures::time;
 use super::super::sample::tests::sample;
 use super::*;
 
