@@ -98,7 +98,7 @@ pub(crate) fn set_fast_open(socket: &Socket, address: Address, forward: &Forward
 }
 
 /// Sets which clients it is for. `[::]:80` beside `0.0.0.0:80` is two listeners, not a conflict, unless asked otherwise.
-fn narrow(socket: &Socket, address: SocketAddr, forward: &Forward) -> io::Result<()> {
+pub(crate) fn narrow(socket: &Socket, address: SocketAddr, forward: &Forward) -> io::Result<()> {
     let options = &forward.listen_options;
     if address.is_ipv6() {
         socket.set_only_v6(options.v6_only)?;

@@ -232,6 +232,8 @@ fn datagrams_have_no_stream_around_them() {
         ("accept_proxy: [10.0.0.0/8]", "found accept_proxy"),
         ("send_proxy: v2", "found send_proxy"),
         ("transparent: on", "found transparent"),
+        ("netns: other", "found netns"),
+        ("v6only: off", "found v6only: off"),
         ("check: connect", "found a check of targets that take datagrams without send or expect"),
     ] {
         let text = format!("forwards:\n- {{listen: \"udp:127.0.0.1:1\", to: \"10.0.0.2:1\", {key}}}\n");

@@ -123,7 +123,7 @@ fn what_the_drain_time_cuts_is_logged_before_the_end() {
     assert_eq!(open.spliced.wait(LONG).code(), Some(0));
     let text = open.spliced.text();
     assert!(text.contains("drain time is over: ending 1 session now"), "{text}");
-    assert_eq!(open.spliced.logged("reason=drain").len(), 1, "{text}");
+    assert_eq!(open.spliced.says("reason=drain").len(), 1, "{text}");
     assert!(!open.control.exists());
 }
 
@@ -264,7 +264,7 @@ fn a_full_log_disk_costs_lines_and_nothing_else() {
         drop((connect(open.port.address()), accept(&open.backend)));
     }
     open.spliced.stats_until("lost lines are counted", |stats| stats.number("/log_lost") == 20);
-    assert_eq!(open.spliced.logged("/dev/full").len(), 1, "said once: {}", open.spliced.text());
+    assert_eq!(open.spliced.says("/dev/full").len(), 1, "said once: {}", open.spliced.text());
     open.ping();
     drop((open.client, open.server));
     open.spliced.ended("done", 21);

@@ -49,7 +49,7 @@ fn service_survives_and_resumes() {
         if used <= Duration::from_millis(50) { Ok(()) } else { Err(format!("{used:?} of CPU time")) }
     });
     assert!(clients.served.iter().all(|client| echoes(client, 2, LONG)), "open sessions go on");
-    assert_eq!(spliced.logged(NO_MORE).len(), 1, "one line, not one for each try");
+    assert_eq!(spliced.says(NO_MORE).len(), 1, "one line, not one for each try");
     // Room for the rest, one at a time.
     clients.serve_all();
     drop(clients);
@@ -128,7 +128,7 @@ fn other_shortages_are_waited_out() {
             .start();
         let client = connect(port.address());
         assert!(echoes(&client, 3, LONG), "served after {errno} is over");
-        assert_eq!(spliced.logged(NO_MORE).len(), 1, "{errno}: one line");
+        assert_eq!(spliced.says(NO_MORE).len(), 1, "{errno}: one line");
         assert!(spliced.trace().contains(&format!("{errno} ")), "nothing was injected");
         drop(client);
         spliced.ended("done", 1);
@@ -157,6 +157,6 @@ fn a_lasting_shortage_is_not_tried_in_a_spin() {
         if tries <= 300 { Ok(()) } else { Err(format!("{tries} tries")) }
     });
     assert!(tries() >= 3, "{} tries in a second", tries());
-    assert_eq!(spliced.logged(NO_MORE).len(), 1, "one line");
+    assert_eq!(spliced.says(NO_MORE).len(), 1, "one line");
     drop(client);
 }

@@ -90,8 +90,8 @@ fn a_killed_target_costs_what_it_had_in_flight_and_comes_back() {
     assert!(stats.number("/forwards/0/targets/1/ejections") >= 1);
     assert!(stats.number("/total/retries") >= 3, "each failed attempt was made good");
     assert_eq!(stats.ends("refused"), 0);
-    assert!(!spliced.logged("is ejected for 700ms").is_empty(), "{}", spliced.text());
-    assert!(!spliced.logged("answers again").is_empty(), "{}", spliced.text());
+    assert!(!spliced.says("is ejected for 700ms").is_empty(), "{}", spliced.text());
+    assert!(!spliced.says("answers again").is_empty(), "{}", spliced.text());
     spliced.finish();
 }
 
@@ -120,8 +120,8 @@ fn a_stopped_target_is_found_by_its_silence() {
         assert_eq!(seen.lost(), lost);
     });
     assert!(spliced.stats().ends("target_down") >= 1);
-    assert!(!spliced.logged("is down: 2 failed checks in a row: not the expected answer within 150ms; its").is_empty());
-    assert!(!spliced.logged("is up: 2 good checks in a row").is_empty());
+    assert!(!spliced.says("is down: 2 failed checks in a row: not the expected answer within 150ms; its").is_empty());
+    assert!(!spliced.says("is up: 2 good checks in a row").is_empty());
     finish(spliced);
 }
 
@@ -297,7 +297,7 @@ fn an_answer_that_is_not_the_expected_one_is_a_failed_check() {
     let options = r#"check: { send: "PING\r\n", expect: "+PONG", interval: 100ms, rise: 1, fall: 1 }"#;
     let spliced = Launcher::config(&config(&port, &[address], options)).start();
     state_is(&spliced, 0, "DOWN");
-    assert!(!spliced.logged("the answer was \"-LOADING\", without \"+PONG\"").is_empty(), "{}", spliced.text());
+    assert!(!spliced.says("the answer was \"-LOADING\", without \"+PONG\"").is_empty(), "{}", spliced.text());
     *answer.lock().expect("no panic") = "+PONG";
     state_is(&spliced, 0, "UP");
     finish(spliced);

@@ -58,7 +58,7 @@ fn storm(over: Duration) -> Cost {
         thread::park_timeout(next.saturating_duration_since(Instant::now()));
     }
     let (took, cpu) = (begun.elapsed(), process.cpu() - before);
-    assert_eq!(spliced.logged(NO_MORE).len(), 1, "one line, not one for each try or client");
+    assert_eq!(spliced.says(NO_MORE).len(), 1, "one line, not one for each try or client");
     // Relief: the first who waits is served, though thousands have come after it.
     let freed = Instant::now();
     clients.relieve(4);

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use common::cannot_run;
@@ -93,6 +93,34 @@ fn a_listener_on_a_device_hears_nobody_else() {
         let outcome = Launcher::config(&config).inside(&chain.forwarder).outcome();
         assert_eq!(outcome.code, Some(1), "{}", outcome.text);
         assert!(outcome.text.contains("device eth7") && outcome.text.contains("`ip link`"), "{}", outcome.text);
+    });
+}
+
+/// Datagrams too.
+#[test]
+fn datagrams_come_by_the_device_alone() {
+    with_namespaces("datagrams_come_by_the_device_alone", || {
+        let chain = Chain::new(true);
+        let server = chain.server.enter(|| UdpSocket::bind(Chain::BACK)).expect("a free port");
+        server.set_read_timeout(Some(LONG)).expect("a deadline");
+        let config = format!(
+            "udp_timeout: 300ms\nforwards: [{{listen: \"udp:0.0.0.0:9000\", to: \"{}\", device: to_client}}]\n",
+            Chain::BACK
+        );
+        let spliced = Launcher::config(&config).inside(&chain.forwarder).start();
+        let send = |from: &Netns, to: &str, text: &[u8]| {
+            let socket = from.enter(|| UdpSocket::bind("0.0.0.0:0")).expect("a port");
+            socket.send_to(text, address(to)).expect("sent");
+        };
+        // By loopback and by the other link first: had they been taken they would arrive first.
+        send(&chain.forwarder, "127.0.0.1:9000", b"inside");
+        send(&chain.server, "10.0.0.1:9000", b"behind");
+        send(&chain.client, "10.0.1.1:9000", b"right");
+        let mut text = [0; 16];
+        let n = server.recv(&mut text).expect("a datagram");
+        assert_eq!(&text[..n], b"right");
+        assert_eq!(spliced.stats().number("/total/sessions_accepted"), 1);
+        spliced.finish();
     });
 }
 
@@ -292,7 +320,7 @@ fn without_mptcp_tcp_is_used() {
             let client = namespace.connect(address("127.0.0.1:9000"));
             assert!(echoes(&client, 1, Duration::from_secs(10)));
         }
-        assert_eq!(spliced.logged("no Multipath TCP").len(), 1, "{}", spliced.text());
+        assert_eq!(spliced.says("no Multipath TCP").len(), 1, "{}", spliced.text());
         drop(echo);
         spliced.finish();
     });

@@ -125,7 +125,7 @@ fn an_answer_is_asked_for_again_when_it_runs_out_and_no_session_is_cut() {
         let targets = stats.0["forwards"][0]["targets"].as_array().expect("a list");
         targets.len() == 2 && targets.iter().all(|target| target.get("gone").is_none())
     });
-    assert!(!spliced.logged("web.example is 127.0.0.3, 127.0.0.4").is_empty(), "{}", spliced.text());
+    assert!(!spliced.says("web.example is 127.0.0.3, 127.0.0.4").is_empty(), "{}", spliced.text());
     assert_eq!(failures(&spliced), 0);
     end(&mut spliced);
 }
@@ -155,8 +155,8 @@ fn a_server_that_is_gone_or_has_lost_the_name_changes_nothing() {
     let before = failures(&spliced);
     until("nobody answers", LONG, || failures(&spliced) >= before + 2);
     assert_eq!(session(port.address()).1, 2);
-    assert_eq!(spliced.logged("cannot resolve web.example").len(), 1, "once for all: {}", spliced.text());
-    assert_eq!(spliced.logged("its last addresses stay in use").len(), 1);
+    assert_eq!(spliced.says("cannot resolve web.example").len(), 1, "once for all: {}", spliced.text());
+    assert_eq!(spliced.says("its last addresses stay in use").len(), 1);
     server.run();
     server.set("127.0.0.2 web.example\n");
     until("it is well again", LONG, || spliced.stats().0["names"][0]["error"].is_null());
@@ -237,7 +237,7 @@ fn answers_of_every_bad_kind_are_no_answers() {
         until("it is well again", LONG, || spliced.stats().0["names"][0]["error"].is_null());
     }
     assert!(spliced.logged("SERVFAIL").len() == 1 && spliced.logged("REFUSED").len() == 1, "{}", spliced.text());
-    assert!(!spliced.logged("cannot be used").is_empty(), "{}", spliced.text());
+    assert!(!spliced.says("cannot be used").is_empty(), "{}", spliced.text());
     end(&mut spliced);
 }
 
@@ -292,7 +292,7 @@ fn resolv_conf_is_followed_in_the_sandbox_also_after_a_change_of_the_user() {
     write(1);
     let mut spliced = launcher.through(mounted(&conf.display().to_string())).start();
     assert_eq!(session(port.address()).1, 2, "the name is found through the search list");
-    assert!(!spliced.logged("sandbox:").is_empty(), "{}", spliced.text());
+    assert!(!spliced.says("sandbox:").is_empty(), "{}", spliced.text());
     first.stop();
     until("the server is gone", LONG, || failures(&spliced) >= 1);
     write(2);

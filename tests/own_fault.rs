@@ -35,7 +35,7 @@ fn a_source_this_host_has_not_ejects_no_target() {
         assert_eq!((target["state"].as_str(), target["failures"].as_u64()), (Some("UP"), Some(0)), "{target}");
     }
     assert!(spliced.logged("is ejected").is_empty(), "{}", spliced.text());
-    assert_eq!(spliced.logged(&format!("cannot connect from source {NOBODYS}")).len(), 1, "{}", spliced.text());
+    assert_eq!(spliced.says(&format!("cannot connect from source {NOBODYS}")).len(), 1, "{}", spliced.text());
     // With one this host has, both serve at once.
     spliced.reload_with(&text("127.0.0.1"));
     for byte in 0..4u8 {

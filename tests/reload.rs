@@ -83,8 +83,8 @@ fn a_changed_target_is_for_new_sessions_and_the_listener_stays() {
     let expected =
         format!("~ forward \"web\": to {was} -> {is}, engine auto -> copy, idle_timeout none -> 1h\n= 1 unchanged\n");
     assert_eq!(said, expected);
-    assert!(!spliced.logged("configuration 2 is in effect").is_empty());
-    assert!(!spliced.logged("idle_timeout none -> 1h").is_empty(), "the log has it too");
+    assert!(!spliced.says("configuration 2 is in effect").is_empty());
+    assert!(!spliced.says("idle_timeout none -> 1h").is_empty(), "the log has it too");
 
     let mut after = session(&port, &new);
     ping(&mut after);
@@ -419,7 +419,7 @@ fn without_a_file_there_is_nothing_to_reload() {
     let spliced = Launcher::forward(port.address(), echo.address()).start();
     spliced.signal(Signal::SIGHUP);
     eventually("it says so", LONG, || spliced.logged("SIGHUP: ").pop().ok_or_else(|| spliced.text()));
-    assert!(!spliced.logged("started without a file").is_empty());
+    assert!(!spliced.says("started without a file").is_empty());
     let (code, said) = spliced.reload();
     assert!(code == Some(2) && said.contains("started without a file"), "{said}");
     assert!(echoes(&connect(port.address()), 1, LONG));

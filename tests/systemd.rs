@@ -194,7 +194,7 @@ fn an_activated_socket_refuses_nobody_while_the_service_restarts() {
     for run in 0..2 {
         let early: Vec<TcpStream> = (0..5).map(|_| connect(front)).collect();
         let mut spliced = activated(Launcher::forward(front, back_address), &socket).start_without_control();
-        assert_eq!(spliced.logged("1 listener comes from the service manager").len(), 1);
+        assert_eq!(spliced.says("1 listener comes from the service manager").len(), 1);
         for client in early {
             assert!(echoes(&client, run, LONG), "one that waited before run {run}");
         }

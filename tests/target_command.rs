@@ -60,8 +60,8 @@ fn a_drained_target_keeps_its_sessions_and_gets_no_new_ones() {
         seen.answers(0, 10);
         assert_eq!(seen.lost(), 0);
     });
-    assert_eq!(spliced.logged("drained by command").len(), 1);
-    assert_eq!(spliced.logged("enabled by command").len(), 1);
+    assert_eq!(spliced.says("drained by command").len(), 1);
+    assert_eq!(spliced.says("enabled by command").len(), 1);
     drop(held);
     spliced.finish();
 }

@@ -177,7 +177,7 @@ fn a_device_is_the_only_way_out() {
         wrong.finish();
         // One that is not there yet is worth a line, and counts once it is.
         let early = config(&chain, "bind_device: late0, connect_timeout: 1s");
-        assert_eq!(early.logged("there is no device \"late0\" yet").len(), 1, "{}", early.text());
+        assert_eq!(early.says("there is no device \"late0\" yet").len(), 1, "{}", early.text());
         chain.client.is_turned_away(Chain::FRONT);
         early.ended("connect_failed", 1);
         early.finish();

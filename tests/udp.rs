@@ -63,7 +63,7 @@ fn the_command_line_takes_datagrams() {
     let spliced = Launcher::with_arguments([&["forward".to_owned()], &addresses[..]].concat()).start();
     assert_eq!(ask(&client(listen), b"hello"), b"hello");
     let said = format!("listening on udp:{listen}, forward \"udp:{listen}\", to {}", echo.address());
-    assert!(!spliced.logged(&said).is_empty(), "{}", spliced.text());
+    assert!(!spliced.says(&said).is_empty(), "{}", spliced.text());
 }
 
 #[test]

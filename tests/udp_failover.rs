@@ -149,14 +149,14 @@ fn flows_of_a_target_that_dies_begin_anew_and_it_comes_back() {
     assert!(all(&clients).iter().all(|who| who == b"second"));
     let stats = spliced.stats();
     assert!(stats.ends("refused") >= 1 && counter(&spliced, 0, "ejections") >= 1, "{}", spliced.text());
-    assert!(!spliced.logged("is ejected").is_empty());
+    assert!(!spliced.says("is ejected").is_empty());
     let _first = Target::start(first_at, "first");
     eventually("the first has flows again", LONG, || {
         let who = ask_again(&client(listen), b"who");
         if who == b"first" { Ok(()) } else { Err("it is the second".to_owned()) }
     });
     state_is(&spliced, 0, "UP");
-    assert!(!spliced.logged("answers again").is_empty(), "{}", spliced.text());
+    assert!(!spliced.says("answers again").is_empty(), "{}", spliced.text());
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn datagrams_go_into_a_stream_of_each_client_and_come_back() {
     let listen = udp::address();
     let to = format!("tcp:{}", backend.local_addr().expect("bound"));
     let spliced = run(&format!("udp:{listen}"), &to, "");
-    assert!(!spliced.logged(&format!("listening on udp:{listen}, forward \"dns\", to {to}")).is_empty());
+    assert!(!spliced.says(&format!("listening on udp:{listen}, forward \"dns\", to {to}")).is_empty());
     let clients = [client(listen), client(listen)];
     let streams: Vec<TcpStream> = clients
         .iter()

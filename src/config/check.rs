@@ -54,6 +54,9 @@ fn datagrams(forward: &Forward, marks: &Marks) -> Result<(), Fault> {
         ("accept_proxy", forward.accept_proxy.is_some()),
         ("send_proxy", egress.send_proxy.is_some()),
         ("transparent", egress.transparent),
+        ("netns", forward.listen_options.netns.is_some()),
+        // The client's address would be one by which no answer can be sent.
+        ("v6only: off", !forward.listen_options.v6_only),
     ];
     match stray.into_iter().find(|(_, is)| *is) {
         Some((key, _)) => {

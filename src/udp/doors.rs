@@ -239,9 +239,7 @@ fn bind(address: SocketAddr, forward: &Forward, shared: bool) -> io::Result<Sock
     if shared {
         socket.set_reuse_port(true)?;
     }
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
+    listener::narrow(&socket, address, forward)?;
     buffers::set_of_listener(&socket, forward)?;
     socket::prepare(&socket, Some(address))?;
     socket.bind(&address.into())?;

@@ -81,6 +81,14 @@ impl Spliced {
         lines.iter().filter(|line| line.contains(text)).cloned().collect()
     }
 
+    /// The same, once there is one: what is done may be seen before what is said of it has been read.
+    pub(crate) fn says(&self, text: &str) -> Vec<String> {
+        eventually("it is logged", LONG, || match self.logged(text) {
+            lines if lines.is_empty() => Err(format!("no {text:?} in\n{}", self.text())),
+            lines => Ok(lines),
+        })
+    }
+
     /// Standard error so far.
     pub(crate) fn text(&self) -> String {
         self.lines.lock().expect("no panic while held").join("\n")
