@@ -338,8 +338,8 @@ fn forward() -> impl Strategy<Value = Forward> {
                         mptcp: tcp.4.is_multiple_of(7),
                     },
                     listen_options: ListenOptions {
-                        v6_only: tcp.4 % 4 < 2,
-                        netns: tcp.4.is_multiple_of(9).then(|| "/proc/1/ns/net".to_owned()),
+                        v6_only: tcp.4 % 4 < 2 || has_udp,
+                        netns: (tcp.4.is_multiple_of(9) && !has_udp).then(|| "/proc/1/ns/net".to_owned()),
                         device: tcp.4.is_multiple_of(6).then(|| "eth0.7".to_owned()),
                         unix_mode: tcp.4.is_multiple_of(2).then_some(tcp.4 & 0o777 | 0o200),
                         unix_owner: (tcp.4.is_multiple_of(3))
