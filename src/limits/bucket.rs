@@ -14,7 +14,7 @@ use crate::plan::Rate;
 /// What the clock says at its start: more than any burst lasts, so that a new bucket, whose word is 0, is a full one.
 pub(super) const BEGIN_NS: u64 = 1 << 60;
 
-const SECOND_NS: u128 = 1_000_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// How fast buckets of one kind fill and how much they hold, or nothing when there is no limit.
 #[derive(Debug, Default)]
@@ -62,9 +62,11 @@ impl Meter {
         let burst_ns = rate.map_or(0, |rate| {
             // Tokens that are taken one by one, connections, have their cost rounded up each; the bucket shall hold just
             // so many. Bytes are taken in thousands, and one of them may cost less than a nanosecond.
-            let together = (u128::from(rate.burst) * SECOND_NS).div_ceil(u128::from(rate.per_second));
-            let one_by_one = u128::from(rate.burst) * u128::from(cost_ns(rate.per_second, 1));
-            u64::try_from(if rate.per_second > 1_000_000 { together } else { one_by_one }).unwrap_or(u64::MAX)
+            if rate.per_second > 1_000_000 {
+                share_up(rate.burst, SECOND_NS, rate.per_second)
+            } else {
+                rate.burst.saturating_mul(cost_ns(rate.per_second, 1))
+            }
         });
         let burst_ns = burst_ns.min(BEGIN_NS / 2);
         let before = self.burst_ns.swap(burst_ns, Ordering::Relaxed);
@@ -85,9 +87,20 @@ impl Meter {
     }
 }
 
+/// `a * b / c`, rounded down. Divisions of 128 bits cost several times those of 64, and few need them.
+fn share(a: u64, b: u64, c: u64) -> u64 {
+    let wide = || u64::try_from(u128::from(a) * u128::from(b) / u128::from(c)).unwrap_or(u64::MAX);
+    a.checked_mul(b).map_or_else(wide, |product| product / c)
+}
+
+/// `a * b / c`, rounded up.
+fn share_up(a: u64, b: u64, c: u64) -> u64 {
+    let wide = || u64::try_from((u128::from(a) * u128::from(b)).div_ceil(u128::from(c))).unwrap_or(u64::MAX);
+    a.checked_mul(b).map_or_else(wide, |product| product.div_ceil(c))
+}
+
 fn cost_ns(per_second: u64, tokens: usize) -> u64 {
-    let ns = (tokens as u128 * SECOND_NS).div_ceil(u128::from(per_second));
-    u64::try_from(ns).unwrap_or(u64::MAX / 4)
+    share_up(tokens as u64, SECOND_NS, per_second)
 }
 
 impl Speed {
@@ -108,7 +121,7 @@ impl Speed {
     }
 
     fn worth(self, ns: u64) -> usize {
-        usize::try_from(u128::from(ns) * u128::from(self.per_second) / SECOND_NS).unwrap_or(usize::MAX)
+        usize::try_from(share(ns, self.per_second, SECOND_NS)).unwrap_or(usize::MAX)
     }
 }
 
@@ -130,19 +143,16 @@ impl Bucket {
     /// in the order they asked.
     pub fn grant(&self, speed: Speed, now_ns: u64, wanted: usize, portion: usize) -> Grant {
         let full_ns = now_ns.saturating_sub(speed.burst_ns);
-        let grant_from = |until: u64| {
+        let mut until = self.spent_until_ns.load(Ordering::Acquire);
+        loop {
             let at_ns = until.max(full_ns);
-            let there = speed.worth(now_ns.saturating_sub(at_ns));
-            Grant { tokens: wanted.min((there / 2).max(portion)), at_ns }
-        };
-        let spend = |until: u64| {
-            let grant = grant_from(until);
-            Some(grant.at_ns.saturating_add(speed.cost_ns(grant.tokens)))
-        };
-        match self.spent_until_ns.fetch_update(Ordering::AcqRel, Ordering::Acquire, spend) {
-            Ok(until) | Err(until) => {
-                let grant = grant_from(until);
-                Grant { at_ns: grant.at_ns.max(now_ns), ..grant }
+            let there = || speed.worth(now_ns.saturating_sub(at_ns));
+            let tokens = if wanted <= portion { wanted } else { wanted.min((there() / 2).max(portion)) };
+            let after = at_ns.saturating_add(speed.cost_ns(tokens));
+            let swap = self.spent_until_ns.compare_exchange_weak(until, after, Ordering::AcqRel, Ordering::Acquire);
+            match swap {
+                Ok(_) => return Grant { tokens, at_ns: at_ns.max(now_ns) },
+                Err(other) => until = other,
             }
         }
     }
@@ -160,7 +170,7 @@ impl Bucket {
     /// Gives tokens back that were not used.
     pub fn refund(&self, speed: Speed, tokens: usize) {
         if tokens > 0 {
-            let back_ns = (tokens as u128 * SECOND_NS / u128::from(speed.per_second)) as u64;
+            let back_ns = share(tokens as u64, SECOND_NS, speed.per_second);
             let give = |until: u64| Some(until.saturating_sub(back_ns));
             let _ = self.spent_until_ns.fetch_update(Ordering::AcqRel, Ordering::Acquire, give);
         }
@@ -220,6 +230,16 @@ mod tests {
     }
 
     #[test]
+    fn shares_are_exact_at_every_size() {
+        for (a, b, c) in [(7, 3, 2), (u64::MAX, 3, 4), (1 << 40, 1 << 40, 1 << 30), (0, 5, 9), (u64::MAX, 2, u64::MAX)] {
+            let product = u128::from(a) * u128::from(b);
+            assert_eq!(u128::from(share(a, b, c)), product / u128::from(c), "{a} * {b} / {c}");
+            assert_eq!(u128::from(share_up(a, b, c)), product.div_ceil(u128::from(c)), "{a} * {b} / {c} up");
+        }
+        assert_eq!((share(u64::MAX, 2, 1), share_up(u64::MAX, 2, 1)), (u64::MAX, u64::MAX), "too large: the most there is");
+    }
+
+    #[test]
     fn those_who_wait_are_served_in_turn() {
         let (bucket, speed) = (Bucket::default(), speed(1000, 100));
         for tokens in [50, 25, 12, 10, 10] {
@@ -265,10 +285,10 @@ mod tests {
                 used += (grant.tokens - unused) as u128;
                 grants += 1;
                 let last = grant.at_ns.max(now);
-                let allowed = u128::from(last - BEGIN_NS) * u128::from(per_second) / SECOND_NS
+                let allowed = u128::from(last - BEGIN_NS) * u128::from(per_second) / u128::from(SECOND_NS)
                     + u128::from(burst) + portion as u128 + 2
                     // Each refund is rounded by less than a nanosecond's worth.
-                    + grants * (u128::from(per_second) / SECOND_NS + 1);
+                    + grants * (u128::from(per_second) / u128::from(SECOND_NS) + 1);
                 prop_assert!(used <= allowed, "{used} of {allowed}");
             }
         }
