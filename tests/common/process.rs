@@ -42,6 +42,12 @@ impl Thread {
     }
 }
 
+/// Filters of system calls that this process runs under, and so every program it starts: 0 unless a service manager or a
+/// container has put some around it.
+pub(crate) fn filters_around_us() -> u32 {
+    Process(std::process::id()).threads()[0].field("Seccomp_filters").parse().expect("a number")
+}
+
 impl Process {
     /// Its threads now.
     pub(crate) fn threads(self) -> Vec<Thread> {
