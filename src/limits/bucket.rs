@@ -231,12 +231,17 @@ mod tests {
 
     #[test]
     fn shares_are_exact_at_every_size() {
-        for (a, b, c) in [(7, 3, 2), (u64::MAX, 3, 4), (1 << 40, 1 << 40, 1 << 30), (0, 5, 9), (u64::MAX, 2, u64::MAX)] {
+        for (a, b, c) in [(7, 3, 2), (u64::MAX, 3, 4), (1 << 40, 1 << 40, 1 << 30), (0, 5, 9), (u64::MAX, 2, u64::MAX)]
+        {
             let product = u128::from(a) * u128::from(b);
             assert_eq!(u128::from(share(a, b, c)), product / u128::from(c), "{a} * {b} / {c}");
             assert_eq!(u128::from(share_up(a, b, c)), product.div_ceil(u128::from(c)), "{a} * {b} / {c} up");
         }
-        assert_eq!((share(u64::MAX, 2, 1), share_up(u64::MAX, 2, 1)), (u64::MAX, u64::MAX), "too large: the most there is");
+        assert_eq!(
+            (share(u64::MAX, 2, 1), share_up(u64::MAX, 2, 1)),
+            (u64::MAX, u64::MAX),
+            "too large: the most there is"
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use spliced::ab::pattern::Pattern;
 
 /// Longest single read and write.
 const STEP: usize = 128 << 10;
-/// A session that stands still for so long has failed.
+/// A session that stands still for so long, in both directions, has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest stream, in bytes; sizes are spread evenly over their magnitudes, so that most are small.
 const LONGEST: u32 = 26;
@@ -160,7 +160,7 @@ impl Traffic {
                 self.tally.whole[0].fetch_add(1, Ordering::Relaxed);
             }
             Kind::ClientResets => {
-                self.send(&stream, order.seed, order.up / 2).map_err(|e| format!("send: {e}"))?;
+                self.send(&stream, order.seed, order.up / 2, &AtomicU64::new(0)).map_err(|e| format!("send: {e}"))?;
                 reset(stream);
             }
             Kind::BackendResets => {
@@ -186,7 +186,8 @@ impl Traffic {
             Kind::AfterFin => self.both_ways(stream, (!order.seed, order.down), (order.seed, order.up), false),
             Kind::ClientResets => return self.expect_reset(stream, order.seed, order.up).map_err(fail),
             Kind::BackendResets => {
-                self.send(stream, !order.seed, order.down / 2).map_err(|e| fail(format!("send: {e}")))?;
+                self.send(stream, !order.seed, order.down / 2, &AtomicU64::new(0))
+                    .map_err(|e| fail(format!("send: {e}")))?;
                 let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
                 return Ok(());
             }
@@ -204,11 +205,12 @@ impl Traffic {
         incoming: (u64, u64),
         at_once: bool,
     ) -> Result<(), String> {
+        let moved = AtomicU64::new(0);
         let send = || {
-            self.send(stream, out.0, out.1).map_err(|e| format!("send: {e}"))?;
+            self.send(stream, out.0, out.1, &moved).map_err(|e| format!("send: {e}"))?;
             stream.shutdown(Shutdown::Write).map_err(|e| format!("FIN: {e}"))
         };
-        let receive = || match self.receive(stream, incoming.0)? {
+        let receive = || match self.receive(stream, incoming.0, &moved)? {
             (n, None) if n == incoming.1 => Ok(()),
             (n, None) => Err(format!("a FIN after {n} of {} bytes", incoming.1)),
             (n, Some(e)) => Err(format!("after {n} of {} bytes: {e}", incoming.1)),
@@ -229,7 +231,7 @@ impl Traffic {
     }
 
     fn expect_reset(&self, stream: &TcpStream, seed: u64, at_most: u64) -> Result<(), String> {
-        match self.receive(stream, seed)? {
+        match self.receive(stream, seed, &AtomicU64::new(0))? {
             (_, Some(e)) if e.kind() == ErrorKind::ConnectionReset => {
                 self.tally.resets.fetch_add(1, Ordering::Relaxed);
                 Ok(())
@@ -239,19 +241,28 @@ impl Traffic {
         }
     }
 
-    fn send(&self, mut stream: &TcpStream, seed: u64, len: u64) -> io::Result<()> {
+    /// `moved` goes up with what was sent.
+    fn send(&self, mut stream: &TcpStream, seed: u64, len: u64, moved: &AtomicU64) -> io::Result<()> {
         let mut place = 0;
         while place < len {
             let step = usize::try_from(len - place).unwrap_or(STEP).min(STEP);
             stream.write_all(self.pattern.bytes(seed, place, step))?;
             place += step as u64;
+            moved.store(place, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    /// Compares what comes until the stream ends, with a FIN or an error.
-    fn receive(&self, mut stream: &TcpStream, seed: u64) -> Result<(u64, Option<io::Error>), String> {
+    /// Compares what comes until the stream ends, with a FIN or an error. While the other direction has `moved`, nothing
+    /// need come: on a slow host a long request takes longer than anybody's patience.
+    fn receive(
+        &self,
+        mut stream: &TcpStream,
+        seed: u64,
+        moved: &AtomicU64,
+    ) -> Result<(u64, Option<io::Error>), String> {
         let (mut place, mut buffer) = (0, vec![0; STEP]);
+        let mut moved_before = moved.load(Ordering::Relaxed);
         loop {
             match stream.read(&mut buffer) {
                 Ok(0) => return Ok((place, None)),
@@ -261,6 +272,12 @@ impl Traffic {
                     self.tally.bytes.fetch_add(n as u64, Ordering::Relaxed);
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    let moved_now = moved.load(Ordering::Relaxed);
+                    if std::mem::replace(&mut moved_before, moved_now) == moved_now {
+                        return Ok((place, Some(e)));
+                    }
+                }
                 Err(e) => return Ok((place, Some(e))),
             }
         }
