@@ -19,7 +19,6 @@ mod targets;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +42,7 @@ use crate::gather::{Board, Transit};
 use crate::limits;
 use crate::listener::Shortage;
 use crate::names::Known;
+use crate::panics;
 use crate::plan::{Plan, Scheduling};
 use crate::stats::{ForwardSnapshot, SessionRecord, WorkerState};
 use crate::sys;
@@ -50,11 +50,6 @@ use crate::sys::pipes::Limits;
 use crate::udp;
 use crate::upstream::Trace;
 use crate::worker::{Message, Shared};
-
-/// So many failed workers …
-const MOST_PANICS: usize = 5;
-/// … in this time are no accident: the process gives up.
-const PANIC_WINDOW: Duration = Duration::from_secs(60);
 
 /// All workers of the process.
 #[derive(Debug)]
@@ -89,9 +84,10 @@ pub struct Fleet {
     next_thread: u64,
     /// A change that is not in effect in every worker yet.
     settling: Option<Settling>,
-    /// When workers failed, not longer ago than [`PANIC_WINDOW`].
-    failures: VecDeque<Instant>,
+    /// When threads failed lately.
+    failures: panics::Recent,
     panics: u64,
+    helper_panics: u64,
     /// Nobody is replaced any more.
     ending: bool,
     descriptors: (u64, u64),
@@ -140,8 +136,9 @@ impl Fleet {
             on_end,
             next_thread: 0,
             settling: None,
-            failures: VecDeque::new(),
+            failures: panics::Recent::default(),
             panics: 0,
+            helper_panics: 0,
             ending: false,
             descriptors,
             pinning: String::new(),
@@ -196,6 +193,18 @@ impl Fleet {
     #[must_use]
     pub fn panics(&self) -> u64 {
         self.panics
+    }
+
+    /// A thread beside the workers has panicked and goes on.
+    pub fn note_helper_panic(&mut self, now: Instant) {
+        self.helper_panics += 1;
+        self.failures.note(now);
+    }
+
+    /// How often threads beside the workers have panicked so far.
+    #[must_use]
+    pub fn helper_panics(&self) -> u64 {
+        self.helper_panics
     }
 
     /// Whether splice is in use: this build has it and the kernel has not refused it.
@@ -291,8 +300,7 @@ impl Fleet {
             if matches!(end, WorkerEnd::Panicked(_)) {
                 seat.state = WorkerState::Panicked;
                 self.panics += 1;
-                self.failures.push_back(now);
-                self.failures.retain(|at| now.saturating_duration_since(*at) < PANIC_WINDOW);
+                self.failures.note(now);
             }
             if id < self.serving && !self.ending && !self.has_given_up() {
                 self.replace(id);
@@ -302,10 +310,21 @@ impl Fleet {
         ends
     }
 
-    /// Whether workers have failed so often that replacing them is no answer: the process is to end.
+    /// Whether threads have failed so often that replacing them is no answer: the process is to end.
     #[must_use]
     pub fn has_given_up(&self) -> bool {
-        self.failures.len() >= MOST_PANICS
+        self.failures.are_too_many()
+    }
+
+    /// Waits at most so long for workers that were told to stop.
+    pub fn await_end(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        let left =
+            || self.seats.iter().filter_map(|seat| seat.thread.as_ref()).any(|thread| !thread.handle.is_finished());
+        while left() && Instant::now() < until {
+            // One says that it ends a moment before it has.
+            let _ = self.ended.recv_timeout(Duration::from_millis(10));
+        }
     }
 
     /// Workers whose end [`Self::reap`] has not told yet.

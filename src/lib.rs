@@ -17,6 +17,7 @@ pub mod listener;
 pub mod manual;
 pub mod names;
 mod netns;
+pub mod panics;
 pub mod plan;
 pub mod probe;
 pub mod proxy;

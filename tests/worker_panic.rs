@@ -160,7 +160,7 @@ fn after_five_in_a_minute_the_process_gives_up() {
         spliced.text()
     };
     assert_eq!(spliced.logged("worker 0 panicked: ").len(), 5, "{text}");
-    assert!(text.contains("workers panicked again and again"), "{text}");
+    assert!(text.contains("threads panicked again and again"), "{text}");
 }
 
 #[test]

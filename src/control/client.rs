@@ -137,6 +137,8 @@ struct Stats {
     reloads: Reloads,
     #[serde(default)]
     worker_panics: u64,
+    #[serde(default)]
+    helper_panics: u64,
     pipes: Pipes,
     total: Counters,
     forwards: Vec<Forward>,
@@ -252,7 +254,7 @@ fn table(stats: &Stats) -> String {
     for worker in &stats.workers {
         describe_worker(&mut out, worker);
     }
-    describe_reloads(&mut out, &stats.reloads, stats.worker_panics);
+    describe_reloads(&mut out, &stats.reloads, (stats.worker_panics, stats.helper_panics));
     if stats.forwards.len() > 1 {
         out.push_str("\nall forwards\n");
         counters(&mut out, &stats.total);
@@ -271,14 +273,17 @@ fn table(stats: &Stats) -> String {
     out
 }
 
-fn describe_reloads(out: &mut String, reloads: &Reloads, panics: u64) {
+fn describe_reloads(out: &mut String, reloads: &Reloads, (workers, others): (u64, u64)) {
     let Reloads { ok, failed, generation, .. } = reloads;
     if ok + failed > 0 {
         let last = if reloads.last_ok == Some(false) { ", the last one failed" } else { "" };
         line(out, 0, "configuration", &format!("{generation}, {ok} reloads, {failed} failed{last}"));
     }
-    if panics > 0 {
-        line(out, 0, "panics", &format!("{panics} workers panicked; please report this"));
+    if workers > 0 {
+        line(out, 0, "panics", &format!("{workers} workers panicked; please report this"));
+    }
+    if others > 0 {
+        line(out, 0, "panics", &format!("{others} of other threads; please report this"));
     }
 }
 

@@ -23,6 +23,7 @@ use super::reload::{Reloader, Source};
 use super::service::{Service, TOKENS};
 use super::{RunError, metrics};
 use crate::fleet::{Fleet, Ready};
+use crate::panics;
 use crate::plan::Plan;
 use crate::socket_file::SocketFile;
 use crate::systemd::Notifier;
@@ -127,6 +128,7 @@ impl EventLoop {
         let metrics = metrics.map(|listener| Service::new("metrics", listener, registry, METRICS));
         let metrics = metrics.transpose().map_err(failed)?;
         let waker = Arc::new(Waker::new(registry, WAKER).map_err(failed)?);
+        panics::wake(&waker);
         let mut fleet = Fleet::new(plan, doors, Arc::clone(&waker));
         fleet.inherit_datagrams(datagrams);
         let ready = fleet.prepare(plan).map_err(|error| RunError::new(error.to_string()))?;
@@ -176,28 +178,39 @@ impl EventLoop {
     /// Turns until the process is to end; then waits for the workers and the log.
     ///
     /// # Errors
-    /// When no worker is left though nobody asked for an end, or the poller fails.
+    /// When no worker is left though nobody asked for an end, the poller fails, or this thread panics.
     pub(super) fn run(&mut self) -> Result<(), RunError> {
+        let result = panics::caught(|| self.turn()).unwrap_or_else(|why| {
+            let message = "nobody else can do its work, so the process ends. Please report this";
+            Err(RunError::new(format!("the control thread panicked: {why}; {message}")))
+        });
+        self.process.fleet.stop();
+        if result.is_err() {
+            // Sessions are reset by their workers; the end of the process would close them as if they were complete.
+            self.process.fleet.await_end(STOP_LIMIT);
+        }
+        self.process.log.finish();
+        result
+    }
+
+    fn turn(&mut self) -> Result<(), RunError> {
         let mut events = Events::with_capacity(64);
-        let result = loop {
+        loop {
             let now = Instant::now();
             if let Some(result) = self.tick(now) {
-                break result;
+                return result;
             }
             let timeout = self.next_tick(now).map(|at| at.saturating_duration_since(now));
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => break Err(RunError::new(format!("the control thread's poller failed: {error}"))),
+                Err(error) => return Err(RunError::new(format!("the control thread's poller failed: {error}"))),
                 Ok(()) => {}
             }
             let now = Instant::now();
             for event in &events {
                 self.dispatch(event.token(), now);
             }
-        };
-        self.process.fleet.stop();
-        self.process.log.finish();
-        result
+        }
     }
 
     fn dispatch(&mut self, token: Token, now: Instant) {
@@ -298,7 +311,7 @@ impl EventLoop {
             process.fleet.nudge();
         }
         if self.process.fleet.has_given_up() {
-            let message = "workers panicked again and again, so starting others is no answer; the errors above say why. \
+            let message = "threads panicked again and again, so starting others is no answer; the errors above say why. \
                            Please report them";
             return Some(Err(RunError::new(message.to_owned())));
         }

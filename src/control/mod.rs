@@ -66,7 +66,7 @@ impl std::error::Error for RunError {}
 /// Once the listeners are bound the process gives up what it does not need: see [`crate::sandbox`].
 ///
 /// # Errors
-/// An address, file or socket that cannot be opened, named in the message; or workers panicked again and again.
+/// An address, file or socket that cannot be opened, named in the message; or threads panicked again and again.
 pub fn run(plan: Plan, source: Option<Source>, mut predecessor: Option<Predecessor>) -> Result<(), RunError> {
     let plan = Arc::new(plan);
     let config = source.as_ref().map(|source| source.path.as_path());

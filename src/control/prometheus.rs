@@ -73,6 +73,9 @@ fn reloads(page: &mut Page, snapshot: &Snapshot) {
     }
     page.family("spliced_worker_panics_total", "counter", "Workers that panicked.");
     page.sample(&[], snapshot.worker_panics);
+    let help = "Panics of other threads: of health checks, name look-ups, the session log.";
+    page.family("spliced_helper_panics_total", "counter", help);
+    page.sample(&[], snapshot.helper_panics);
 }
 
 fn workers(page: &mut Page, workers: &[WorkerSnapshot]) {

@@ -22,6 +22,7 @@ use super::service::Service;
 use super::snapshot::Reloads;
 use super::socket;
 use crate::config::{self, ConfigError, Diff, Overrides};
+use crate::panics;
 use crate::plan::Plan;
 use crate::session_log::SessionLog;
 
@@ -84,8 +85,12 @@ impl Reloader {
         let waker = Arc::clone(waker);
         let read = move || {
             crate::sys::leave_signals_to_main();
-            // Nobody waits any more when it took too long.
-            let _ = say.send(config::load_again(&source.path, &source.overrides));
+            if let Ok(read) = panics::caught(|| config::load_again(&source.path, &source.overrides)) {
+                // Nobody waits any more when it took too long.
+                let _ = say.send(read);
+            }
+            // So that one who panicked is found at once.
+            drop(say);
             if let Err(error) = waker.wake() {
                 warn!("cannot wake the control thread: {error}");
             }

@@ -27,6 +27,8 @@ pub struct Sources<'a> {
     pub reloads: Reloads,
     /// Workers that have panicked.
     pub worker_panics: u64,
+    /// The same of other threads.
+    pub helper_panics: u64,
     /// When the process began to serve.
     pub started: Instant,
     /// True once no new sessions are taken.
@@ -77,6 +79,8 @@ pub struct Snapshot {
     pub reloads: Reloads,
     /// Workers that have panicked; each was replaced.
     pub worker_panics: u64,
+    /// How often other threads have panicked; each went on.
+    pub helper_panics: u64,
     /// Sources that limits per source know: those with a session, and those whose bucket is not full again yet.
     pub sources: usize,
     /// One entry per worker.
@@ -205,6 +209,7 @@ impl Snapshot {
             log_lost: sources.log_lost,
             reloads: sources.reloads,
             worker_panics: sources.worker_panics,
+            helper_panics: sources.helper_panics,
             sources: sources.sources,
             pipes: workers.iter().fold(Pipes::default(), |sum, worker| sum.plus(worker.pipes)),
             workers,

@@ -1,7 +1,6 @@
 //! The place of a worker, and the thread that has it.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -9,6 +8,7 @@ use mio::{Poll, Waker};
 use slab::Slab;
 
 use super::Fleet;
+use crate::panics;
 use crate::plan::{Pin, Plan};
 use crate::pump::Pumps;
 use crate::sandbox::{self, Role};
@@ -107,14 +107,10 @@ fn run(id: usize, mut worker: Worker, cpu: Option<usize>) -> WorkerEnd {
         log::warn!("cannot pin worker {id}: {e}; it runs where the scheduler puts it");
     }
     // The worker moves into the closure, so that after a panic its sessions are reset while it unwinds.
-    match catch_unwind(AssertUnwindSafe(move || worker.run())) {
+    match panics::caught(move || worker.run()) {
         Ok(Ok(())) => WorkerEnd::Finished,
         Ok(Err(e)) => WorkerEnd::Panicked(format!("its poller failed: {e}")),
-        Err(payload) => {
-            let text = payload.downcast_ref::<&str>().copied().map(str::to_owned);
-            let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
-            WorkerEnd::Panicked(text.unwrap_or_else(|| "without a message".to_owned()))
-        }
+        Err(why) => WorkerEnd::Panicked(why),
     }
 }
 

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Place;
+use super::exchange::Failure;
 use super::lookup::{Found, Lookup, Trouble};
+use crate::panics;
 use crate::plan::{Host, Plan, Resolving};
 use crate::sandbox::{self, Role};
 
@@ -103,7 +105,7 @@ impl Resolver {
         for (i, host) in names.into_iter().enumerate() {
             shares[i % count].push(Watched { host, places: Vec::new(), failed: 0, due: Instant::now() });
         }
-        let start = |share| {
+        let start = |mut share: Vec<Watched>| {
             let (stop, stopped) = channel();
             let (tell, known, resolving) = (tell.clone(), known.clone(), resolving.clone());
             let thread = std::thread::Builder::new().name("resolver".into()).stack_size(STACK);
@@ -111,7 +113,14 @@ impl Resolver {
                 .spawn(move || {
                     crate::sys::leave_signals_to_main();
                     sandbox::enter(Role::Resolver);
-                    Watch { lookup: Lookup::new(&resolving), resolving, known, tell, stopped }.run(share);
+                    let mut watch = Watch { lookup: Lookup::new(&resolving), resolving, known, tell, stopped };
+                    panics::go_on(|again| {
+                        if again {
+                            watch.begin_anew(&mut share);
+                        }
+                        watch.run(&mut share);
+                        Ok(())
+                    });
                 })
                 .map(|_| stop)
         };
@@ -139,7 +148,16 @@ struct Watch<T> {
 }
 
 impl<T: Fn(&Host, &[Place])> Watch<T> {
-    fn run(mut self, mut names: Vec<Watched>) {
+    /// Goes on after a panic, which counts as a failed look-up of the name it was in.
+    fn begin_anew(&mut self, names: &mut [Watched]) {
+        self.lookup = Lookup::new(&self.resolving);
+        if let Some(next) = names.iter_mut().min_by_key(|watched| watched.due) {
+            let trouble = Trouble::Failed(Failure { text: "the look-up panicked".to_owned(), is_silent: false });
+            self.settle(next, Err(trouble));
+        }
+    }
+
+    fn run(&mut self, names: &mut [Watched]) {
         while let Some(next) = names.iter_mut().min_by_key(|watched| watched.due) {
             let wait = next.due.saturating_duration_since(Instant::now());
             if self.stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
@@ -150,13 +168,18 @@ impl<T: Fn(&Host, &[Place])> Watch<T> {
             if self.stopped.try_recv() != Err(TryRecvError::Empty) {
                 return;
             }
-            let pause = match &result {
-                Ok(found) => self.good(next, found),
-                Err(trouble) => self.bad(next, trouble),
-            };
-            next.due = Instant::now() + pause;
-            self.note(next, result);
+            self.settle(next, result);
         }
+    }
+
+    /// What comes of a look-up, and when the next one is.
+    fn settle(&self, watched: &mut Watched, result: Result<Found, Trouble>) {
+        let pause = match &result {
+            Ok(found) => self.good(watched, found),
+            Err(trouble) => self.bad(watched, trouble),
+        };
+        watched.due = Instant::now() + pause;
+        self.note(watched, result);
     }
 
     fn good(&self, watched: &mut Watched, found: &Found) -> Duration {

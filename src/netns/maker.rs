@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Pid, gettid};
 use socket2::Socket;
 
+use crate::panics;
 use crate::sys;
 
 /// Sockets of each family that are kept ready: a burst of so many connections waits for nobody.
@@ -115,7 +116,7 @@ impl Maker {
             // Whoever asked may have given up.
             let _ = say.send(step());
         };
-        let gone = || io::Error::other("the thread of the network namespace has failed; restart spliced");
+        let gone = || io::Error::other("the thread of the network namespace has failed; the log says why");
         self.jobs.send(Box::new(job)).map_err(|_| gone())?;
         match answer.recv_timeout(patience) {
             Ok(result) => result,
@@ -135,6 +136,14 @@ impl Maker {
     }
 }
 
+/// Does what it is asked to. Nobody else could: the right to enter the namespace may be gone.
+fn work(inbox: &mpsc::Receiver<Job>) {
+    panics::go_on(|_| {
+        inbox.iter().for_each(|job| job());
+        Ok(())
+    });
+}
+
 fn open(name: &str) -> io::Result<Arc<Maker>> {
     if let Some(maker) = find(name) {
         return Ok(maker);
@@ -148,7 +157,7 @@ fn open(name: &str) -> io::Result<Arc<Maker>> {
         let failed = result.is_err();
         let _ = say.send((result, gettid()));
         if !failed {
-            inbox.iter().for_each(|job| job());
+            work(&inbox);
         }
     })?;
     let (result, id) = entered
@@ -195,4 +204,21 @@ fn enter(name: &str) -> io::Result<()> {
         };
         failed("setns", errno.into(), advice)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_panics_fails_alone() {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let thread = thread::spawn(move || work(&inbox));
+        let maker = Maker { jobs, ready: Default::default(), stocked: AtomicBool::new(false) };
+        let failed = maker.run(|| -> io::Result<()> { panic!("a job") }, LONG_PATIENCE).unwrap_err();
+        assert!(failed.to_string().contains("has failed"), "{failed}");
+        assert_eq!(maker.run(|| Ok(7), LONG_PATIENCE).unwrap(), 7);
+        drop(maker);
+        thread.join().unwrap();
+    }
 }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
+use crate::panics;
 use crate::plan::{LogFormat, Plan};
 use crate::sandbox::{self, Role};
 use crate::stats::SessionRecord;
@@ -117,7 +118,13 @@ impl SessionLog {
         let thread = thread::Builder::new().name("session-log".to_owned()).spawn(move || {
             crate::sys::leave_signals_to_main();
             sandbox::enter(Role::Log);
-            writer.run(&records);
+            panics::go_on(|again| {
+                if again {
+                    writer.give_up_lines();
+                }
+                writer.run(&records);
+                Ok(())
+            });
             // Nobody waits any more when the process did not care to.
             let _ = done.send(());
         });
@@ -214,9 +221,17 @@ impl Writer {
         }
     }
 
+    /// After a panic: whatever lines were about to be written, they are not written twice.
+    fn give_up_lines(&mut self) {
+        self.shared.lost.fetch_add(self.lines.lines().count() as u64, Ordering::Relaxed);
+        self.lines.clear();
+    }
+
     fn add(&mut self, batch: &[SessionRecord]) {
         let now = Instant::now();
         for record in batch {
+            #[cfg(test)]
+            assert!(record.forward.name != tests::FATAL, "asked to");
             if self.throttle.admit(&record.forward.name, record.reason, now) == Verdict::Write {
                 self.formatter.line(record, &mut self.lines);
             }
@@ -248,6 +263,9 @@ mod tests {
     use super::*;
     use crate::plan::{Host, LogPlan, Ports, example};
     use crate::stats::{Bytes, EndReason};
+
+    /// A record of a forward with this name makes the log thread panic.
+    pub(super) const FATAL: &str = "fatal";
 
     /// A plan with one forward, 0.0.0.0:9000-9010 to ports 8000-8010 of `host`.
     pub(super) fn plan(name: &str, host: Host) -> Plan {
@@ -295,6 +313,31 @@ mod tests {
         assert_eq!(ports, [true; 500]);
         assert!(text.starts_with("before\n"), "the file is appended to");
         assert_eq!(log.lost(), 0);
+    }
+
+    #[test]
+    fn after_a_panic_it_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = start(&path, LogFormat::Json);
+        let sender = log.sender().unwrap();
+        let fatal = SessionRecord {
+            forward: Arc::new(plan(FATAL, Host::Ip([10, 0, 0, 2].into())).forwards.remove(0)),
+            ..record(EndReason::Done, 2)
+        };
+        sender.send(vec![record(EndReason::Done, 1), fatal]).unwrap();
+        // Not of the same write.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while log.lost() == 0 {
+            assert!(Instant::now() < deadline, "the line that was about to be written is counted as lost");
+            thread::park_timeout(Duration::from_millis(5));
+        }
+        sender.send(vec![record(EndReason::Done, 3)]).unwrap();
+        drop(sender);
+        log.finish();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.lines().count() == 1 && text.contains("127.0.0.1:3"), "{text}");
+        assert_eq!(log.lost(), 1);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::panics;
+
 /// Bytes a writable pipe takes without blocking: PIPE_BUF, see pipe(7).
 const PIECE: usize = 4096;
 
@@ -25,7 +27,10 @@ impl Write for Stderr {
     fn write(&mut self, message: &[u8]) -> io::Result<usize> {
         // Locked over the look and the write, so that no other thread fills the room that was seen.
         let mut stderr = io::stderr().lock();
-        write_or_drop(&mut stderr, message);
+        // A panic in here would poison the logger's own lock, and panic in every thread that logs after it.
+        if panics::caught(|| write_or_drop(&mut stderr, message)).is_err() {
+            DROPPED.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(message.len())
     }
 

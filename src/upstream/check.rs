@@ -23,6 +23,7 @@ use super::balance::Random;
 use super::endpoint::{Endpoint, State};
 use super::targets::Targets;
 use crate::deadline::Deadlines;
+use crate::panics;
 use crate::plan::{Check, Egress, OnDown, Transport};
 use crate::sandbox::{self, Role};
 
@@ -75,9 +76,10 @@ impl Checker {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let (orders, inbox) = channel();
-        let asker = Asker {
+        let mut asker = Asker {
             poll,
             inbox,
+            wanted: Vec::new(),
             groups: Vec::new(),
             subjects: Slab::new(),
             deadlines: Deadlines::default(),
@@ -89,7 +91,12 @@ impl Checker {
         thread::Builder::new().name("checks".into()).spawn(move || {
             crate::sys::leave_signals_to_main();
             sandbox::enter(Role::Check);
-            asker.run();
+            panics::go_on(|again| {
+                if again {
+                    asker.begin_anew();
+                }
+                asker.run().map_err(|e| format!("its poller failed: {e}"))
+            });
         })?;
         Ok(Self { orders: Some(orders), waker })
     }
@@ -97,7 +104,7 @@ impl Checker {
     /// Asks the targets of these forwards from now on, and of no others: those are up again.
     pub fn check(&self, forwards: Vec<Checked>) {
         if let Some(orders) = &self.orders {
-            // A thread that has failed has said so.
+            // A thread that has failed too often ends the process.
             let _ = orders.send(forwards);
             let _ = self.waker.wake();
         }
@@ -115,6 +122,8 @@ impl Drop for Checker {
 struct Asker {
     poll: Poll,
     inbox: Receiver<Vec<Checked>>,
+    /// What was asked for last, whole also after a panic.
+    wanted: Vec<Checked>,
     groups: Vec<Checked>,
     /// Their keys are the tokens of their sockets and the keys of their timers.
     subjects: Slab<Subject>,
@@ -140,21 +149,24 @@ struct Subject {
 }
 
 impl Asker {
-    fn run(mut self) {
+    fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         loop {
             let next_ms = self.deadlines.next_ms().unwrap_or(u64::MAX).min(self.look_ms);
             let timeout = if self.groups.is_empty() { None } else { Some(next_ms.saturating_sub(self.now_ms())) };
             match self.poll.poll(&mut events, timeout.map(Duration::from_millis)) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return log::error!("health checks have ended: the poller failed: {e}; restart the process"),
+                Err(e) => return Err(e),
                 Ok(()) => {}
             }
             loop {
                 match self.inbox.try_recv() {
-                    Ok(groups) => self.regroup(groups),
+                    Ok(groups) => {
+                        self.wanted.clone_from(&groups);
+                        self.regroup(groups);
+                    }
                     Err(std::sync::mpsc::TryRecvError::Empty) => break,
-                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
+                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return Ok(()),
                 }
             }
             for event in events.iter().filter(|event| event.token() != WAKER) {
@@ -165,6 +177,18 @@ impl Asker {
             }
             self.expire();
         }
+    }
+
+    /// Goes on after a panic: what was under way is given up, and every address asked soon. How it stands is kept.
+    fn begin_anew(&mut self) {
+        let is_wanted = |old: &Checked| self.wanted.iter().any(|new| Arc::ptr_eq(&new.targets, &old.targets));
+        // Who is asked no more is up again, and a panic may have come before that was said.
+        for old in self.groups.iter().filter(|old| !is_wanted(old)) {
+            let endpoints = old.targets.views().into_iter().flat_map(|view| view.endpoints);
+            endpoints.for_each(|endpoint| endpoint.set_down(false, old.targets.now_ms()));
+        }
+        self.groups.clone_from(&self.wanted);
+        (self.subjects, self.deadlines, self.look_ms) = (Slab::new(), Deadlines::default(), 0);
     }
 
     fn now_ms(&self) -> u64 {

@@ -16,6 +16,7 @@ fn the_table_shows_what_a_snapshot_holds() {
         "\"panicked\"",
         "4, 3 reloads, 1 failed\n",
         "2 workers panicked",
+        "3 of other threads",
     ] {
         assert!(text.contains(part), "{part} is missing in\n{text}");
     }

@@ -12,6 +12,7 @@ use crate::control::snapshot::{Reloads, Snapshot, Sources};
 use crate::control::targets::{self, Request, TargetSnapshot};
 use crate::control::{metrics, prometheus, socket};
 use crate::fleet::{Fleet, WorkerEnd};
+use crate::panics::{self, Panicked};
 use crate::session_log::SessionLog;
 use crate::systemd::Facts;
 
@@ -58,6 +59,7 @@ impl Process {
             past: self.fleet.past(),
             reloads: self.reloads,
             worker_panics: self.fleet.panics(),
+            helper_panics: self.fleet.helper_panics(),
             started: self.started,
             draining: self.draining,
             splices: self.fleet.splices(),
@@ -82,7 +84,8 @@ impl Process {
         socket::answer(request, self)
     }
 
-    /// Says how workers ended. One that panicked takes its own sessions with it and nobody else's.
+    /// Says how workers ended. One that panicked takes its own sessions with it and nobody else's; a thread beside them
+    /// that panicked goes on.
     pub(super) fn reap(&mut self, now: Instant) {
         for (id, end) in self.fleet.reap(now) {
             if let WorkerEnd::Panicked(why) = end {
@@ -94,6 +97,12 @@ impl Process {
                 };
                 error!("worker {id} panicked: {why}; {then}. Please report this");
             }
+        }
+        for Panicked { thread, why } in panics::take() {
+            self.fleet.note_helper_panic(now);
+            let then =
+                if self.fleet.has_given_up() { "" } else { "; it goes on with what it had, and no session is harmed" };
+            error!("thread {thread:?} panicked: {why}{then}. Please report this");
         }
     }
 }

@@ -22,6 +22,7 @@ fn samples_carry_the_counters() {
         r#"spliced_last_reload_timestamp_seconds 1.5"#,
         r#"spliced_last_reload_success 1"#,
         r#"spliced_worker_panics_total 2"#,
+        r#"spliced_helper_panics_total 3"#,
         r#"spliced_worker_busy_seconds_total{worker="1"} 5"#,
         r#"spliced_worker_up{worker="1"} 0"#,
         r#"spliced_worker_batch{worker="0"} 1"#,
