@@ -15,6 +15,8 @@ use common::deadline::until;
 use common::peer::{Echo, Reserved, backend, echoes, with_deadlines};
 use common::spliced::{Launcher, Spliced};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use socket2::{Domain, Socket, Type};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -200,6 +202,8 @@ fn mistakes_have_their_place() {
     let bad = lists.write("bad", "10.0.0.0/8\n10.0.0.0/8 10.1.0.0/16\n");
     let binary = lists.directory.path().join("binary");
     fs::write(&binary, b"\xff\xfe").expect("our own directory");
+    let large = lists.directory.path().join("large");
+    fs::File::create(&large).and_then(|file| file.set_len((64 << 20) + 1)).expect("a file without blocks");
     let file = |value: &str| {
         lists.write(
             "config",
@@ -224,7 +228,11 @@ fn mistakes_have_their_place() {
             format!("{}:2:12: ", lists.directory.path().join("config").display()),
             "UTF-8",
         ),
-        ("/dev/zero", format!("{}:2:12: ", lists.directory.path().join("config").display()), "64MiB"),
+        (
+            large.to_str().expect("UTF-8"),
+            format!("{}:2:12: ", lists.directory.path().join("config").display()),
+            "more than 64MiB",
+        ),
     ] {
         let (code, said) = check(&[], &file(value));
         let expected = if value == "[]" { Some(0) } else { Some(2) };
@@ -237,4 +245,36 @@ fn mistakes_have_their_place() {
             .outcome();
     assert_eq!(outcome.code, Some(2));
     assert!(outcome.text.contains("--allow-file: found \"/nowhere/list\""), "{}", outcome.text);
+}
+
+/// What is no regular file would hold up its reader, or say something else the next time: a list that comes out empty
+/// would let everybody in.
+#[test]
+fn a_list_is_a_regular_file() {
+    let (lists, port, echo) = (Lists::new(), Reserved::loopback(), Echo::start(backend()));
+    let (fifo, socket) = (lists.directory.path().join("fifo"), lists.directory.path().join("socket"));
+    mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("our own directory");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("our own directory");
+    let list = lists.write("list", "127.0.0.9\n");
+    let with = |list: &Path| config(&port, &echo, &format!("deny_file: {}", list.display()), "");
+    let spliced = Launcher::config(&with(&list)).start();
+    for (path, is) in [
+        (fifo.as_path(), "a pipe"),
+        (lists.directory.path(), "a directory"),
+        (socket.as_path(), "a socket"),
+        ("/dev/zero".as_ref(), "a device"),
+    ] {
+        let expected = format!(
+            "found \"{}\", which cannot be read (it is {is}, and only a regular file can be read again: write what it \
+             says into one); allowed: a file with an address or a network a line",
+            path.display()
+        );
+        let (code, said) = check(&[], &lists.write("config", &with(path)));
+        assert!(code == Some(2) && said.contains(&expected), "{said}");
+        spliced.replace_config(&with(path));
+        let (code, said) = spliced.reload();
+        assert!(code != Some(0) && said.contains(&expected), "{said}");
+        assert!(!is_served([127, 0, 0, 9], port.address()) && is_served([127, 0, 0, 8], port.address()));
+    }
+    spliced.reload_with(&with(&list));
 }

@@ -15,6 +15,7 @@ use common::deadline::{LONG, eventually, until};
 use common::peer::{Echo, Reserved, accept, backend, connect, echoes};
 use common::spliced::{Launcher, Spliced};
 use common::stats::Stats;
+use common::strace::{Injection, can_attach};
 use nix::sys::signal::Signal;
 
 /// A forward as YAML in one line.
@@ -244,12 +245,17 @@ fn a_bad_file_leaves_the_old_one_running() {
 /// Reading hangs, as on a file system that is gone: nothing else does.
 #[test]
 fn a_file_that_hangs_holds_up_nothing() {
+    if !can_attach() {
+        return;
+    }
     let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
     let good = config("", &[forward("web", &port, echo.address(), "")]);
     let mut spliced = start(&good);
-    let file = spliced.config();
-    fs::remove_file(&file).unwrap();
-    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let hang = |spliced: &Spliced| {
+        Injection::attach_all(spliced.process().0, &["openat:delay_enter=1000000000:when=1"])
+            .unwrap_or_else(|why| panic!("strace: {why}"))
+    };
+    let hanging = hang(&spliced);
     spliced.signal(Signal::SIGHUP);
     until("a thread reads the file", LONG, || thread_named(&spliced, "reload"));
     for _ in 0..3 {
@@ -258,17 +264,55 @@ fn a_file_that_hangs_holds_up_nothing() {
     }
     // What was asked for meanwhile is done once more when the first reading has ended.
     spliced.signal(Signal::SIGHUP);
-    let pipe = fs::OpenOptions::new().write(true).open(&file).unwrap();
     spliced.replace_config(&good.replace("name: web", "name: other"));
-    drop(pipe);
+    assert!(thread_named(&spliced, "reload"));
+    drop(hanging);
     spliced.stats_until("the file is read again", |stats| stats.number("/reloads/generation") == 2);
     assert_eq!(spliced.stats().0.pointer("/forwards/0/name").unwrap(), "other");
-    fs::remove_file(&file).unwrap();
-    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let hanging = hang(&spliced);
     spliced.signal(Signal::SIGHUP);
     until("a thread reads the file", LONG, || thread_named(&spliced, "reload"));
     spliced.signal(Signal::SIGTERM);
-    assert_eq!(spliced.wait(LONG).code(), Some(0), "the end does not wait for the file");
+    until("the end does not wait for the file", LONG, || !spliced.logged("stopped").is_empty());
+    // strace itself keeps what it holds up.
+    drop(hanging);
+    assert_eq!(spliced.wait(LONG).code(), Some(0));
+}
+
+/// A start reads from a pipe whatever comes; a reload would wait for ever, or find nothing.
+#[test]
+fn a_pipe_is_read_at_the_start_and_refused_at_a_reload() {
+    let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
+    let dir = tempfile::tempdir().unwrap();
+    let (fifo, control) = (dir.path().join("fifo"), dir.path().join("control"));
+    let text = config(&format!("control: {}", control.display()), &[forward("web", &port, echo.address(), "")]);
+    let said = "a regular file can be read again: write what it says into one";
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let writer = std::thread::spawn({
+        let (fifo, text) = (fifo.clone(), text.clone());
+        move || fs::write(fifo, text)
+    });
+    let spliced = Launcher::file(&fifo).start_at(&control);
+    writer.join().unwrap().unwrap();
+    let (code, answer) = spliced.reload();
+    assert!(code != Some(0) && answer.contains("(it is a pipe, and only ") && answer.contains(said), "{answer}");
+    fs::remove_file(&fifo).unwrap();
+    fs::create_dir(&fifo).unwrap();
+    let (code, answer) = spliced.reload();
+    assert!(code != Some(0) && answer.contains("(it is a directory, and only ") && answer.contains(said), "{answer}");
+    fs::remove_dir(&fifo).unwrap();
+    fs::write(&fifo, &text).unwrap();
+    let (code, answer) = spliced.reload();
+    assert_eq!(code, Some(0), "{answer}");
+    drop(spliced);
+    // As a shell passes what `<(…)` says.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(text.as_bytes()).unwrap();
+    drop(writer);
+    let spliced = Launcher::file("/dev/stdin".as_ref()).standard_input(reader.into()).start_at(&control);
+    let (code, answer) = spliced.reload();
+    assert!(code != Some(0) && answer.contains(said), "{answer}");
+    assert!(echoes(&connect(port.address()), 1, LONG));
 }
 
 fn thread_named(spliced: &Spliced, name: &str) -> bool {

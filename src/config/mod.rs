@@ -21,6 +21,7 @@ mod names;
 mod nets;
 mod node;
 mod options;
+mod regular;
 mod render;
 mod running;
 mod source;
@@ -82,9 +83,10 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Plan, ConfigError> {
 /// The same for a process that runs, which reads its file again.
 ///
 /// # Errors
-/// As [`load`], but for a user that is not there: who the process is does not change any more.
+/// As [`load`], but for a user that is not there: who the process is does not change any more. Also a file that is no
+/// regular one: a pipe that the start has read says nothing a second time.
 pub fn load_again(path: &Path, overrides: &Overrides) -> Result<Plan, ConfigError> {
-    let (name, text) = source::read(path)?;
+    let (name, text) = source::read_again(path)?;
     parse(&name, &text, overrides, &Lookup::running())
 }
 

@@ -1,7 +1,6 @@
 //! Lists of networks in files of their own: one a line, `#` begins a comment.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::address::Lookup;
 use super::error::{Fault, Mark, quoted};
 use super::node::Node;
-use super::value;
+use super::{regular, value};
 use crate::plan::{NetFile, NetSet};
 
 /// Most bytes such a file may have: some millions of networks.
@@ -33,12 +32,12 @@ pub(super) struct Lists<'a> {
 /// The text of a list as it is on this host.
 ///
 /// # Errors
-/// What open(2) or read(2) reports, or a file that is too large or no text.
+/// What open(2) or read(2) reports, or a file that is none, too large or no text.
 pub(super) fn text_of(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    regular::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MOST_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more than 64MiB"));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 64MiB"));
     }
     Ok(text)
 }

@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::Format;
 use super::error::{ConfigError, Fault, Mark, printable, quoted};
+use super::{Format, regular};
 
 /// Most bytes a file may have.
 pub const MOST_BYTES: u64 = 1 << 20;
@@ -19,13 +19,25 @@ const ANY_FORMAT: &str =
 /// # Errors
 /// A file that cannot be read, is larger than [`MOST_BYTES`] or no UTF-8.
 pub fn read(path: &Path) -> Result<(String, String), ConfigError> {
+    read_opened(path, |path| File::open(path))
+}
+
+/// The same of a regular file alone, which nobody has to wait for.
+///
+/// # Errors
+/// As [`read`], and what the file is instead.
+pub(super) fn read_again(path: &Path) -> Result<(String, String), ConfigError> {
+    read_opened(path, regular::open)
+}
+
+fn read_opened(path: &Path, open: impl FnOnce(&Path) -> io::Result<File>) -> Result<(String, String), ConfigError> {
     let name = if path == Path::new("-") { "<stdin>".to_owned() } else { path.to_string_lossy().into_owned() };
     let fault = |message: String| ConfigError { place: Some((printable(&name), 1, 1)), message };
     let mut bytes = Vec::new();
     let result = if path == Path::new("-") {
         io::stdin().lock().take(MOST_BYTES + 1).read_to_end(&mut bytes)
     } else {
-        File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes))
+        open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes))
     };
     match result {
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => {

@@ -1,8 +1,8 @@
 //! Changing the configuration while running.
 //!
-//! The file is read and checked by a thread of its own: a file system that hangs, a FIFO in the file's place or a name
-//! that takes seconds to look up hold up neither signals nor statistics. What may fail after that is done before
-//! anything changes; see [`Fleet::prepare`](crate::fleet::Fleet::prepare).
+//! The file is read and checked by a thread of its own: a file system that hangs or a name that takes seconds to look up
+//! hold up neither signals nor statistics. What may fail after that is done before anything changes; see
+//! [`Fleet::prepare`](crate::fleet::Fleet::prepare).
 
 use std::io;
 use std::net::SocketAddr;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -376,7 +376,9 @@ fn say(parts: &[Part], sandbox: Confinement) -> io::Result<()> {
 fn check_reach(prepared: &Prepared) {
     let denied = |result: io::Result<File>| result.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
     let who = user::describe;
-    for path in prepared.config.iter().chain(&prepared.lists).filter(|path| denied(File::open(path))) {
+    // The start may have read a FIFO, which nobody writes to any more: opening it would wait for that.
+    let at_once = |path: &PathBuf| OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    for path in prepared.config.iter().chain(&prepared.lists).filter(|path| denied(at_once(path))) {
         warn!(
             "user {} cannot read {}: a reload will fail, and so will an upgrade; let it read the file and its directories",
             who(),

@@ -56,11 +56,23 @@ impl Injection {
     /// # Errors
     /// What strace said.
     pub(crate) fn attach(thread: u32, faults: &[impl AsRef<str>]) -> Result<Self, String> {
+        Self::attach_to(thread, &[], faults)
+    }
+
+    /// The same for every thread of a process, also those that begin later; each counts its own calls.
+    ///
+    /// # Errors
+    /// What strace said.
+    pub(crate) fn attach_all(process: u32, faults: &[impl AsRef<str>]) -> Result<Self, String> {
+        Self::attach_to(process, &["-f"], faults)
+    }
+
+    fn attach_to(thread: u32, options: &[&str], faults: &[impl AsRef<str>]) -> Result<Self, String> {
         let directory = TempDir::with_prefix("spliced-strace-").expect("a temporary directory");
         let faults: Vec<&str> = faults.iter().map(AsRef::as_ref).collect();
         let calls: Vec<&str> = faults.iter().filter_map(|fault| fault.split(':').next()).collect();
         let mut command = Command::new("strace");
-        command.args(["-qq", "-o"]).arg(directory.path().join("trace"));
+        command.args(options).args(["-qq", "-o"]).arg(directory.path().join("trace"));
         command.arg("-e").arg(format!("trace={}", calls.join(",")));
         for fault in &faults {
             command.arg("-e").arg(format!("inject={fault}"));
