@@ -291,6 +291,45 @@ fn two_hundred_slow_clients_keep_nobody_out() {
     spliced.finish();
 }
 
+/// Each asks for a page longer than what the kernel keeps for it, and reads none of it.
+#[test]
+fn clients_that_do_not_read_their_page_keep_nobody_out() {
+    let (port, metrics) = (Reserved::loopback(), metrics_address());
+    let forward = |i: usize| {
+        let [high, low] = u16::try_from(i).unwrap().to_be_bytes();
+        format!(
+            "  - {{ name: \"forward {i}\", listen: \"127.1.{high}.{low}:{}\", to: \"127.0.0.1:9\" }}\n",
+            port.address().port()
+        )
+    };
+    let forwards: String = (1..=80).map(forward).collect();
+    let mut spliced = Launcher::config(&format!("workers: 1\nmetrics: {metrics}\nforwards:\n{forwards}")).start();
+    let page = get(metrics, "/metrics").1;
+    let begun = Instant::now();
+    let stuck: Vec<TcpStream> = (0..70)
+        .map(|_| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            // As little as there can be, and small segments, by which the other side's room goes: less than the page.
+            socket.set_recv_buffer_size(1).unwrap();
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::TcpMaxSeg, &536).unwrap();
+            socket.connect(&metrics.into()).unwrap();
+            let mut client: TcpStream = socket.into();
+            client.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            client
+        })
+        .collect();
+    for _ in 0..5 {
+        let (status, served) = get(metrics, "/metrics");
+        assert!(status.starts_with("HTTP/1.1 200") && served.ends_with('\n'), "{status}");
+        assert!(served.len() > page.len() / 2, "{} of {} bytes", served.len(), page.len());
+    }
+    // Otherwise their time was over, and this has shown nothing.
+    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?} in all", begun.elapsed());
+    drop(stuck);
+    spliced.signal(Signal::SIGTERM);
+    assert_eq!(spliced.wait(LONG).code(), Some(0));
+}
+
 /// An instance that has no place for one more client, or ends at that moment, closes without an answer. Whether the
 /// question still finds somebody is chance, so there are many.
 #[test]

@@ -13,7 +13,7 @@ use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use slab::Slab;
 
-/// Connections one service holds at a time; a next one takes the place of the oldest whose request is not complete.
+/// Connections one service holds at a time; a next one takes the place of the one that has stood still for longest.
 pub(super) const MAX_CONNECTIONS: usize = 64;
 /// Descriptors a service keeps, so that it answers when sessions have all others.
 const SPARES: usize = 2;
@@ -107,6 +107,8 @@ pub(super) struct Service<A: Acceptor> {
 struct Connection<S> {
     stream: S,
     until: Instant,
+    /// Since when it stands still: it began, or took a part of its answer.
+    since: Instant,
     step: Step,
 }
 
@@ -246,12 +248,15 @@ impl<A: Acceptor> Service<A> {
         answer: &mut dyn FnMut(&[u8]) -> Answer,
     ) {
         if self.connections.len() >= MAX_CONNECTIONS {
-            let Some(oldest) = self.dispensable() else {
-                debug!("{}: {MAX_CONNECTIONS} requests are being answered, one more was refused", self.name);
+            let Some(stillest) = self.dispensable() else {
+                debug!("{}: {MAX_CONNECTIONS} requests wait for their answers, one more was refused", self.name);
                 return;
             };
-            debug!("{}: {MAX_CONNECTIONS} connections are open, the oldest without a request was closed", self.name);
-            self.close(oldest, registry);
+            debug!(
+                "{}: {MAX_CONNECTIONS} connections are open, the one that stood still for longest was closed",
+                self.name
+            );
+            self.close(stillest, registry);
         }
         let entry = self.connections.vacant_entry();
         let key = entry.key();
@@ -260,18 +265,16 @@ impl<A: Acceptor> Service<A> {
             debug!("{}: a connection could not be watched: {error}", self.name);
             return;
         }
-        entry.insert(Connection { stream, until: now + TIME_LIMIT, step: Step::Reading(Vec::new()) });
+        entry.insert(Connection { stream, until: now + TIME_LIMIT, since: now, step: Step::Reading(Vec::new()) });
         self.advance(key, registry, answer);
     }
 
-    /// The connection that is given up for a new one: the oldest whose request is not complete, so that clients who
-    /// send nothing keep nobody out; else the oldest that has its answer. One that is being answered is never given up.
+    /// The connection that is given up for a new one: the one that has stood still for longest, so that clients who send
+    /// no request, or do not read their answer, keep nobody out. The bytes of a request are no movement: it comes at once
+    /// from whoever means it. One whose answer is still to come is never given up.
     fn dispensable(&self) -> Option<usize> {
-        let oldest = |is: fn(&Step) -> bool| {
-            let some = self.connections.iter().filter(|(_, connection)| is(&connection.step));
-            some.min_by_key(|(_, connection)| connection.until).map(|(key, _)| key)
-        };
-        oldest(|step| matches!(step, Step::Reading(_))).or_else(|| oldest(|step| matches!(step, Step::Closing(_))))
+        let some = self.connections.iter().filter(|(_, connection)| !matches!(connection.step, Step::Waiting));
+        some.min_by_key(|(_, connection)| connection.since).map(|(key, _)| key)
     }
 
     fn advance(&mut self, key: usize, registry: &Registry, answer: &mut dyn FnMut(&[u8]) -> Answer) {
@@ -336,7 +339,7 @@ impl<S: Channel> Connection<S> {
                 Step::Writing(reply, written) if *written < reply.len() => {
                     match self.stream.write(&reply[*written..]) {
                         Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                        Ok(n) => *written += n,
+                        Ok(n) => (*written, self.since) = (*written + n, Instant::now()),
                         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                         Err(error) => return Err(error),
                     }

@@ -149,20 +149,7 @@ fn a_long_answer_arrives_whole_though_the_client_sends_on() {
     let mut client = bench.connect();
     client.write_all(&[b'a'; 10_000]).unwrap();
     client.set_nonblocking(true).unwrap();
-    let mut received = 0;
-    let mut chunk = vec![0; 1 << 16];
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        assert!(Instant::now() < deadline, "only {received} bytes arrived");
-        bench.turn();
-        match client.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(n) => received += n,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => panic!("after {received} bytes: {error}"),
-        }
-    }
-    assert_eq!(received, 4 << 20);
+    assert_eq!(read_while(&mut bench, &mut client, 0), 4 << 20);
 }
 
 #[test]
@@ -173,6 +160,56 @@ fn an_endless_request_is_cut_off() {
     bench.turn();
     assert_eq!(bench.open(), 0);
     assert_eq!(read_all(&mut client), b"");
+}
+
+#[test]
+fn when_full_who_does_not_read_the_answer_makes_room() {
+    let mut bench = Bench::new();
+    bench.answer = |request| if request.is_empty() { Answer::More } else { Answer::Reply(vec![b'x'; 1 << 20]) };
+    let asks = |bench: &mut Bench| {
+        let mut client = bench.connect();
+        client.write_all(b"\n").unwrap();
+        bench.turn();
+        client
+    };
+    // The first one is the oldest, but it has read some a moment ago.
+    let mut slow = asks(&mut bench);
+    let mut stuck: Vec<_> = (1..MAX_CONNECTIONS).map(|_| asks(&mut bench)).collect();
+    slow.set_nonblocking(true).unwrap();
+    let (mut chunk, mut read) = (vec![0; 1 << 16], 0);
+    while let Ok(n) = slow.read(&mut chunk) {
+        read += n;
+    }
+    bench.turn();
+    assert_eq!(bench.open(), MAX_CONNECTIONS);
+    let mut honest = Vec::new();
+    for _ in 0..3 {
+        let mut client = asks(&mut bench);
+        client.set_nonblocking(true).unwrap();
+        honest.push(read_while(&mut bench, &mut client, 0));
+    }
+    assert_eq!(honest, [1 << 20; 3]);
+    assert_eq!(read_while(&mut bench, &mut slow, read), 1 << 20, "who reads is not given up");
+    assert!(read_all(&mut stuck[0]).len() < 1 << 20, "the first of the others went");
+    drop(stuck);
+    bench.turn();
+    assert_eq!(bench.open(), 0);
+}
+
+/// Reads to the end while the service turns; how much there was.
+fn read_while(bench: &mut Bench, client: &mut Client, mut received: usize) -> usize {
+    let mut chunk = vec![0; 1 << 16];
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        assert!(Instant::now() < deadline, "only {received} bytes arrived");
+        bench.turn();
+        match client.read(&mut chunk) {
+            Ok(0) => return received,
+            Ok(n) => received += n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => panic!("after {received} bytes: {error}"),
+        }
+    }
 }
 
 #[test]
@@ -200,7 +237,7 @@ fn when_full_the_oldest_without_a_request_makes_room() {
 }
 
 #[test]
-fn who_is_being_answered_is_not_given_up() {
+fn whose_answer_is_still_to_come_is_not_given_up() {
     let mut bench = Bench::new();
     bench.answer = |request| if request.is_empty() { Answer::More } else { Answer::Later };
     let mut held: Vec<_> = (0..MAX_CONNECTIONS)
