@@ -64,6 +64,11 @@ pub(crate) fn backend() -> TcpListener {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port")
 }
 
+/// A backend that goes away in the middle of a test: nobody else comes in its place.
+pub(crate) fn own_backend() -> TcpListener {
+    TcpListener::bind((own_loopback(), 0)).expect("a free port")
+}
+
 /// A listening socket whose peers stop sending early: its connections have a small receive buffer. A smaller one
 /// still would have the kernel send by its timers, which is slow.
 pub(crate) fn backend_with_small_buffers() -> TcpListener {

@@ -11,7 +11,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use common::deadline::{LONG, eventually, until};
-use common::peer::{Echo, Reserved, accept, backend, connect, echoes};
+use common::peer::{Echo, Reserved, accept, backend, connect, echoes, own_loopback};
 use common::spliced::{Launcher, can_inject};
 use common::strace::{Injection, can_attach};
 
@@ -103,14 +103,14 @@ fn ports_that_are_dealt_to_workers_survive_theirs() {
     if !can_inject() {
         return;
     }
-    let (echo, first) = (Echo::start(backend()), free_range());
+    let (echo, ip, first) = (Echo::start(backend()), own_loopback(), 10_000);
     let config = format!(
-        "workers: 2\nengine: copy\ngather: off\nforwards:\n  - {{ name: range, listen: \"127.0.0.1:{first}-{}\", to: \"{}\" }}\n",
+        "workers: 2\nengine: copy\ngather: off\nforwards:\n  - {{ name: range, listen: \"{ip}:{first}-{}\", to: \"{}\" }}\n",
         first + 19,
         echo.address()
     );
     let spliced = Launcher::config(&config).inject(&[&lying_recv(60)]).start();
-    let ports = || (first..first + 20).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let ports = || (first..first + 20).map(|port| SocketAddr::from((ip, port)));
     let mut served = 0;
     // Each round every port is tried until it has answered; panics cut some of them.
     while spliced.stats().number("/worker_panics") < 2 {
@@ -121,16 +121,6 @@ fn ports_that_are_dealt_to_workers_survive_theirs() {
     }
     ports().for_each(|port| until("the port is served", LONG, || try_echo(&connect(port)).is_ok()));
     assert!(served >= 20);
-}
-
-/// Twenty ports in a row that nobody has.
-fn free_range() -> u16 {
-    eventually("a free range of ports", LONG, || {
-        let first = backend().local_addr().expect("an address").port();
-        let free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-        let end = first.checked_add(20).ok_or("too high")?;
-        if (first..end).all(free) { Ok(first) } else { Err("taken".to_owned()) }
-    })
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::deadline::{LONG, eventually, until};
-use common::peer::{Echo, Reserved, accept, backend, connect, echoes};
+use common::peer::{Echo, Reserved, accept, backend, connect, echoes, metrics_address};
 use common::spliced::{Launcher, Spliced};
 use common::stats::Stats;
 use nix::sys::signal::Signal;
@@ -280,7 +280,7 @@ fn thread_named(spliced: &Spliced, name: &str) -> bool {
 #[test]
 fn metrics_and_log_move() {
     let (port, echo) = (Reserved::loopback(), Echo::start(backend()));
-    let (one, two) = (free_address(), free_address());
+    let (one, two) = (metrics_address(), metrics_address());
     let dir = tempfile::tempdir().unwrap();
     let log = |name: &str| dir.path().join(name);
     let text = |metrics: SocketAddr, log: &Path| {
@@ -310,11 +310,6 @@ fn metrics_and_log_move() {
     assert!(page.contains("spliced_reloads_total{result=\"failed\"} 1"), "{page}");
     assert!(page.contains("spliced_last_reload_success 0"), "{page}");
     spliced.finish();
-}
-
-fn free_address() -> SocketAddr {
-    // Nobody else takes a port this soon after: the system hands them out in turn.
-    backend().local_addr().unwrap()
 }
 
 fn get(address: SocketAddr, path: &str) -> String {

@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 
 use common::deadline::{LONG, eventually};
-use common::peer::{Reserved, accept, backend, connect, connect_or_reset, metrics_address};
+use common::peer::{Reserved, accept, backend, connect, connect_or_reset, metrics_address, own_backend};
 use common::spliced::{Launcher, Spliced};
 use common::udp;
 use serde_json::Value;
@@ -171,7 +171,7 @@ fn check_histogram(name: &str, family: &Family) {
 
 /// A running instance that has forwarded something in both ways a session can go, and its metrics page.
 fn scraped(engine: &str) -> (Spliced, String) {
-    let (port, target) = (Reserved::loopback(), backend());
+    let (port, target) = (Reserved::loopback(), own_backend());
     let address = metrics_address();
     let launcher = Launcher::forward(port.address(), target.local_addr().unwrap()).option("--engine", engine);
     let spliced = launcher.option("--metrics", address.to_string()).start();
