@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{spliced, stderr, wait_for};
+use super::{stderr, wait_for};
 
 /// A running process: its parent and its command line. Zombies do not count: they wait for an init.
 fn running() -> BTreeMap<u32, (u32, String)> {
@@ -53,8 +53,9 @@ fn assert_gone(family: &BTreeMap<u32, String>) {
 fn started(name: &str, args: &[&str]) -> (Child, PathBuf, BTreeMap<u32, String>) {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("ab-{name}"));
     fs::create_dir_all(&directory).expect("a directory");
-    let process = spliced()
-        .arg("ab")
+    // Who is started in the background by a script ignores SIGINT, and so does what he starts.
+    let process = Command::new("env")
+        .args(["--default-signal=INT", env!("CARGO_BIN_EXE_spliced"), "ab"])
         .args(args)
         .env("TMPDIR", &directory)
         .stdout(Stdio::piped())

@@ -1,11 +1,6 @@
 //! What the tests of all promises share: the program under test, peers, patterns, deadlines, namespaces.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    unused_macros,
-    reason = "every test file is a program of its own and uses its part of this module"
-)]
+#![allow(dead_code, unused_imports, unused_macros, reason = "each test program has a copy and uses its part of it")]
 
 pub(crate) mod deadline;
 pub(crate) mod dns;

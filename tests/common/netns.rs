@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::panic::resume_unwind;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -23,9 +23,9 @@ pub(crate) struct Netns {
     handle: File,
 }
 
-/// Runs a test body that needs network namespaces: here, or else in a user namespace where the test is root.
-/// `name` is the full name of the test in its program.
-pub(crate) fn with_namespaces(name: &str, body: impl FnOnce()) {
+/// Runs a test body that needs network namespaces: here, or else in a user namespace where the test is root. To be called
+/// on the test's own thread, which has the test's name.
+pub(crate) fn with_namespaces(body: impl FnOnce()) {
     let may = thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join().expect("no panic");
     let Err(why) = may else { return body() };
     if std::env::var_os(INSIDE).is_some() {
@@ -34,15 +34,22 @@ pub(crate) fn with_namespaces(name: &str, body: impl FnOnce()) {
     if !Command::new("unshare").args(["-Urn", "true"]).status().is_ok_and(|status| status.success()) {
         return cannot_run(&format!("no network namespace ({why}) and `unshare -Urn` is refused; run it as root"));
     }
+    let test = thread::current();
+    let name = test.name().expect("the thread of a test");
     let program = std::env::current_exe().expect("the test's own program");
-    let status = Command::new("unshare")
+    let output = Command::new("unshare")
         .arg("-Urn")
         .arg(program)
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
-        .status()
+        .stderr(Stdio::inherit())
+        .output()
         .expect("unshare was there a moment ago");
-    assert!(status.success(), "{name} failed inside the user namespace: {status}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("{said}");
+    assert!(output.status.success(), "{name} failed inside the user namespace: {}", output.status);
+    // A name that no test has would run none of them, and that is no failure.
+    assert!(said.contains("test result: ok. 1 passed;"), "{name} did not run inside the user namespace");
 }
 
 impl Netns {

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -45,9 +45,28 @@ impl Reserved {
     }
 }
 
+/// A loopback address that no other test has: 127.0.0.0/8 is a whole network.
+pub(crate) fn own_loopback() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    assert!(next < 200, "no address is given twice");
+    Ipv4Addr::new(127, 30 + next, high, low.max(1))
+}
+
+/// An address for a metrics endpoint that no other test has.
+pub(crate) fn metrics_address() -> SocketAddr {
+    (own_loopback(), 9464).into()
+}
+
 /// A listening socket on 127.0.0.1 with a port the system chose.
 pub(crate) fn backend() -> TcpListener {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port")
+}
+
+/// A backend that goes away in the middle of a test: nobody else comes in its place.
+pub(crate) fn own_backend() -> TcpListener {
+    TcpListener::bind((own_loopback(), 0)).expect("a free port")
 }
 
 /// A listening socket whose peers stop sending early: its connections have a small receive buffer. A smaller one

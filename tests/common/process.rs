@@ -4,8 +4,17 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 /// State CLOSE_WAIT in `/proc/net/tcp`: the peer has closed and the program has not.
 pub(crate) const CLOSE_WAIT: u8 = 8;
+
+/// Lets this process have as many descriptors as it may, for all of its tests and what they start; how many that is.
+pub(crate) fn all_descriptors() -> u64 {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit");
+    hard
+}
 
 /// A process by its number.
 #[derive(Debug, Clone, Copy)]

@@ -2,7 +2,8 @@
 //! them.
 //!
 //! A target answers every request of four bytes with its number and the same four bytes. It is the test's own program,
-//! started again: a test file that uses it has `#[test] #[ignore] fn target() { common::target::serve(); }`.
+//! started again: the `main.rs` of a program that uses it has
+//! `#[test] #[ignore] fn target() { common::target::serve(); }`.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -21,7 +21,7 @@ use super::Spliced;
 /// A user without rights that no other test uses: some limits are counted per user.
 pub(crate) fn ordinary_user() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    100_000 + std::process::id() % 50_000 * 64 + NEXT.fetch_add(1, Ordering::Relaxed)
+    100_000 + std::process::id() % 50_000 * 256 + NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A copy of a program in a directory that is given to a user. Another process makes it: a file that is open for
