@@ -6,6 +6,7 @@
 mod common;
 
 mod drain_delay;
+mod helper_panic;
 mod life;
 mod sandbox;
 mod shutdown;

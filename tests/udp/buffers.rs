@@ -87,7 +87,7 @@ fn dropped(namespace: &Netns, listen: SocketAddr) -> u64 {
 /// own socket has as little room, and whose loss counts as well.
 #[test]
 fn what_finds_the_queue_full_is_counted() {
-    with_namespaces("what_finds_the_queue_full_is_counted", || {
+    with_namespaces(|| {
         let namespace = Netns::new();
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let (sink, client) = namespace.enter(|| {

@@ -6,6 +6,7 @@
 mod common;
 
 mod buffers;
+mod egress;
 mod failover;
 mod flows;
 mod limits;

@@ -1,9 +1,7 @@
 //! What datagrams to a target carry beside bytes: a mark, a device. Each is seen by the kernel's own packet filter, in
 //! network namespaces.
 
-#![cfg(target_os = "linux")]
-
-mod common;
+use crate::common;
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -64,7 +62,7 @@ fn filter(namespace: &Netns, rules: &[&str]) {
 
 #[test]
 fn datagrams_to_the_target_have_the_mark_and_answers_have_none() {
-    with_namespaces("datagrams_to_the_target_have_the_mark_and_answers_have_none", || {
+    with_namespaces(|| {
         let chain = Chain::new(true);
         let (marked, unmarked) = ("udp dport 9001 meta mark 0x00000007", "udp dport 9001 meta mark != 0x00000007");
         let (answers, others) = ("udp sport 9000 meta mark 0x00000000", "udp sport 9000 meta mark != 0x00000000");
@@ -86,7 +84,7 @@ fn datagrams_to_the_target_have_the_mark_and_answers_have_none() {
 /// Two ways lead to the target, and routing prefers the first.
 #[test]
 fn a_device_is_the_way_datagrams_take() {
-    with_namespaces("a_device_is_the_way_datagrams_take", || {
+    with_namespaces(|| {
         let chain = Chain::new(true);
         let ip = |last: u8| [10, 0, 3, last].into();
         link((&chain.server, "eth1", ip(2), 24), (&chain.forwarder, "to_other", ip(1), 24));
@@ -119,7 +117,7 @@ fn a_device_is_the_way_datagrams_take() {
 /// A flow for which there is no device yet is dropped and counted; the next datagram finds it.
 #[test]
 fn a_device_that_is_not_there_yet_counts_once_it_is() {
-    with_namespaces("a_device_that_is_not_there_yet_counts_once_it_is", || {
+    with_namespaces(|| {
         let chain = Chain::new(true);
         let server = server(&chain, Chain::BACK);
         let spliced = start(&chain, Chain::BACK, ", bind_device: late0");

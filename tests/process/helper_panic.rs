@@ -3,9 +3,7 @@
 //!
 //! The panics are real ones: a system call tells of more bytes than fit the buffer it was given, which no kernel does.
 
-#![cfg(target_os = "linux")]
-
-mod common;
+use crate::common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
