@@ -29,7 +29,7 @@ fn insist(found: &Metadata) -> io::Result<()> {
     match what(found.file_type()) {
         None => Ok(()),
         Some(what) => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
+            if found.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::InvalidInput },
             format!("it is {what}, and only a regular file can be read again: write what it says into one"),
         )),
     }
