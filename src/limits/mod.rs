@@ -102,7 +102,7 @@ impl Limits {
     /// second value is for workers to be told.
     #[must_use]
     pub fn admit(&self, limits: &ForwardLimits, worker: usize, now_us: u64) -> (Admission, Told) {
-        self.admit_or(limits, worker, limits.refuses.load(Ordering::Relaxed), now_us)
+        self.admit_or(limits, worker, limits.refuses(), now_us)
     }
 
     /// As [`admit`](Self::admit) for what cannot wait.
@@ -244,6 +244,12 @@ impl ForwardLimits {
         }
         self.sources.update(limits.max_per_source, limits.connection_rate_per_source, limits.rate_per_source);
         self.has_byte_rate.store(has_byte_rate(limits), Ordering::Relaxed);
+    }
+
+    /// Whether one too many is refused and does not wait.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        self.refuses.load(Ordering::Relaxed)
     }
 
     /// Whether bytes are limited, of the forward or of each source.

@@ -58,10 +58,15 @@ impl Worker {
         }
         let forward = self.parts.listeners[index].forward;
         let limits = &self.parts.routes[forward].edition.limits;
+        // Nobody waits in the queue here. A slot taken for a connection that may not be there would have another worker
+        // refuse one that is.
+        if limits.refuses() {
+            return self.take_from(index, None);
+        }
         let (admission, told) = self.parts.shared.limits.admit(limits, self.parts.id, self.now_us);
         self.tell(told);
         let until_ms = match admission {
-            Admission::Enter | Admission::Refuse(_) => return self.take_from(index, admission),
+            Admission::Enter | Admission::Refuse(_) => return self.take_from(index, Some(admission)),
             Admission::Wait => self.now_ms() + SLOT_PAUSE_MS,
             Admission::WaitUntil(us) => us.div_ceil(1000),
         };
@@ -69,8 +74,8 @@ impl Worker {
         self.pause(until_ms);
     }
 
-    /// Takes one connection, if there is one, and does with it what has been decided.
-    fn take_from(&mut self, index: usize, admission: Admission) {
+    /// Takes one connection, if there is one, and does with it what has been decided, or is now.
+    fn take_from(&mut self, index: usize, decided: Option<Admission>) {
         let listener = &mut self.parts.listeners[index];
         let forward = listener.forward;
         match sys::accept(&listener.socket) {
@@ -86,7 +91,12 @@ impl Worker {
                 };
                 let accepted =
                     Accepted { socket, client, forward, listener, port_offset, hop, ticket: None, spare: None };
-                if let Admission::Refuse(reason) = admission {
+                let refused = match decided {
+                    Some(Admission::Refuse(reason)) => Err(reason),
+                    Some(_) => Ok(()),
+                    None => self.admit_at_once(forward),
+                };
+                if let Err(reason) = refused {
                     return self.turn_down(&accepted, reason);
                 }
                 match self.count_source(forward, client) {
@@ -104,7 +114,7 @@ impl Worker {
                 if kind == AcceptError::Empty {
                     listener.ready = false;
                 }
-                if admission == Admission::Enter {
+                if decided == Some(Admission::Enter) {
                     let told = self.parts.shared.limits.withdraw(&self.parts.routes[forward].edition.limits);
                     self.tell(told);
                 }
@@ -113,6 +123,14 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Takes a slot for a connection that is there, or says which limit it would break.
+    fn admit_at_once(&mut self, forward: usize) -> Result<(), EndReason> {
+        let limits = &self.parts.routes[forward].edition.limits;
+        let (admitted, told) = self.parts.shared.limits.admit_at_once(limits, self.now_us);
+        self.tell(told);
+        admitted
     }
 
     /// A connection to a unix socket inherits nothing from its listener.
