@@ -84,7 +84,7 @@ pub struct Fleet {
     next_thread: u64,
     /// A change that is not in effect in every worker yet.
     settling: Option<Settling>,
-    /// When threads failed lately.
+    /// When workers failed lately.
     failures: panics::Recent,
     panics: u64,
     helper_panics: u64,
@@ -195,10 +195,9 @@ impl Fleet {
         self.panics
     }
 
-    /// A thread beside the workers has panicked and goes on.
-    pub fn note_helper_panic(&mut self, now: Instant) {
+    /// A thread beside the workers has panicked.
+    pub fn note_helper_panic(&mut self) {
         self.helper_panics += 1;
-        self.failures.note(now);
     }
 
     /// How often threads beside the workers have panicked so far.
@@ -310,7 +309,7 @@ impl Fleet {
         ends
     }
 
-    /// Whether threads have failed so often that replacing them is no answer: the process is to end.
+    /// Whether workers have failed so often that replacing them is no answer: the process is to end.
     #[must_use]
     pub fn has_given_up(&self) -> bool {
         self.failures.are_too_many()

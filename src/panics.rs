@@ -2,7 +2,8 @@
 //!
 //! A worker is replaced, see [`Fleet::reap`](crate::fleet::Fleet::reap). The threads beside them, which look up names,
 //! check targets, write the session log and make sockets in other namespaces, go on: they have what nobody could give
-//! to another one, such as the end of a channel or a namespace the process may not enter any more. The control thread
+//! to another one, such as the end of a channel or a namespace the process may not enter any more. However often they
+//! panic, sessions are worth more than what they do, so they never give up and never end the process. The control thread
 //! tells and counts it either way.
 
 use std::any::Any;
@@ -14,12 +15,17 @@ use std::time::{Duration, Instant};
 
 use mio::Waker;
 
-/// So many failed threads …
+/// So many failed workers …
 const MOST: usize = 5;
 /// … in this time are no accident: the process gives up.
 const WINDOW: Duration = Duration::from_secs(60);
+/// From a helper's panic to its next try: the first time, and at the most.
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(10);
+/// So long without a panic makes the next one the first again.
+const CALM: Duration = Duration::from_secs(60);
 
-/// When threads failed lately.
+/// When workers failed lately.
 #[derive(Debug, Default)]
 pub struct Recent(VecDeque<Instant>);
 
@@ -37,13 +43,15 @@ impl Recent {
     }
 }
 
-/// A thread that has panicked and goes on.
+/// A thread beside the workers has panicked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Panicked {
     /// Its name.
     pub thread: String,
     /// What it said.
     pub why: String,
+    /// What that means for the process.
+    pub then: &'static str,
 }
 
 /// What the control thread has not heard of yet, and how it is woken. Threads begin before there is a control thread's
@@ -70,23 +78,57 @@ pub fn take() -> Vec<Panicked> {
     std::mem::take(&mut news().panicked)
 }
 
-/// Does a thread's work until that ends well. After a panic, or an error, it is told and done again, with true: then
-/// whatever the work holds may be halfway. A thread that fails again and again ends: so does the process.
-pub fn go_on(mut work: impl FnMut(bool) -> Result<(), String>) {
-    let mut recent = Recent::default();
-    let mut again = false;
-    while let Err(why) = caught(|| work(again)).and_then(|result| result) {
-        let mut news = news();
-        news.panicked.push(Panicked { thread: thread::current().name().unwrap_or("without a name").to_owned(), why });
-        if let Some(Err(e)) = news.waker.as_ref().map(|waker| waker.wake()) {
-            log::debug!("cannot wake the control thread: {e}");
-        }
-        drop(news);
-        recent.note(Instant::now());
-        if recent.are_too_many() {
+/// Tells the control thread that this one has panicked.
+pub fn tell(why: String, then: &'static str) {
+    let thread = thread::current().name().unwrap_or("without a name").to_owned();
+    let mut news = news();
+    news.panicked.push(Panicked { thread, why, then });
+    if let Some(Err(e)) = news.waker.as_ref().map(|waker| waker.wake()) {
+        log::debug!("cannot wake the control thread: {e}");
+    }
+}
+
+/// What a thread beside the workers does.
+pub trait Helper {
+    /// Its work, until it is told to end. After a panic or an error, which count as the same, it is called again, with
+    /// true: whatever it holds may be halfway then.
+    ///
+    /// # Errors
+    /// Why it cannot go on as it is.
+    fn work(&mut self, again: bool) -> Result<(), String>;
+
+    /// Lets that time pass before the next try, but no more of it once the thread is told to end. False: there is no
+    /// next try.
+    fn pause(&mut self, time: Duration) -> bool;
+}
+
+/// Does a thread's work until it is told to end. Each panic is told, and the work taken up again after a pause that
+/// grows, so that one that comes at every try costs next to nothing.
+pub fn go_on(helper: &mut impl Helper) {
+    let (mut pauses, mut again) = (Pauses::default(), false);
+    while let Err(why) = caught(|| helper.work(again)).and_then(|result| result) {
+        tell(why, "it goes on with what it had, and so do sessions");
+        let time = pauses.next(Instant::now());
+        if !caught(|| helper.pause(time)).unwrap_or(true) {
             return;
         }
         again = true;
+    }
+}
+
+/// From tries that failed to the next ones.
+#[derive(Debug, Default)]
+struct Pauses {
+    /// When the last one failed, and what the pause was.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Pauses {
+    fn next(&mut self, now: Instant) -> Duration {
+        let recent = self.last.filter(|(at, _)| now.saturating_duration_since(*at) < CALM);
+        let pause = recent.map_or(SHORTEST, |(_, pause)| (pause * 2).min(LONGEST));
+        self.last = Some((now, pause));
+        pause
     }
 }
 
@@ -119,22 +161,55 @@ mod tests {
     }
 
     #[test]
-    fn work_goes_on_after_a_panic_and_not_for_ever() {
-        let (mut done, mut begun) = (Vec::new(), 0);
-        go_on(|again| {
-            begun += 1;
-            done.push(again);
-            if begun < 3 { panic!("number {begun}") } else { Ok(()) }
-        });
-        assert_eq!(done, [false, true, true]);
-        let mut tries = 0;
-        go_on(|_| {
-            tries += 1;
-            Err("of no use".to_owned())
-        });
-        assert_eq!(tries, MOST);
+    fn pauses_grow_until_there_is_calm() {
+        let (mut now, mut pauses) = (Instant::now(), Pauses::default());
+        let mut next = |after: u64| {
+            now += Duration::from_secs(after);
+            u64::try_from(pauses.next(now).as_millis()).unwrap()
+        };
+        let grown: Vec<u64> = (0..9).map(|_| next(1)).collect();
+        assert_eq!(grown, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(next(59), 10_000, "not a minute yet");
+        assert_eq!((next(60), next(1)), (100, 200));
+    }
+
+    /// Fails a number of times; told to end in a pause or by then.
+    #[derive(Default)]
+    struct Failing {
+        again: Vec<bool>,
+        failures: usize,
+        pauses: Vec<Duration>,
+        ends_after: Option<usize>,
+    }
+
+    impl Helper for Failing {
+        fn work(&mut self, again: bool) -> Result<(), String> {
+            self.again.push(again);
+            match self.again.len() {
+                n if n > self.failures => Ok(()),
+                n if n % 2 == 0 => Err(format!("number {n}")),
+                n => panic!("number {n}"),
+            }
+        }
+
+        fn pause(&mut self, time: Duration) -> bool {
+            self.pauses.push(time);
+            self.ends_after != Some(self.pauses.len())
+        }
+    }
+
+    #[test]
+    fn work_goes_on_however_often_it_panics() {
+        let mut helper = Failing { failures: 50, ..Failing::default() };
+        go_on(&mut helper);
+        assert_eq!((helper.again.len(), helper.again.iter().position(|again| *again)), (51, Some(1)));
+        assert_eq!((helper.pauses.len(), helper.pauses[..2].to_vec()), (50, vec![SHORTEST, SHORTEST * 2]));
+        let mut ending = Failing { failures: 50, ends_after: Some(2), ..Failing::default() };
+        go_on(&mut ending);
+        assert_eq!(ending.again.len(), 2, "told to end, it does not try again");
         let own = thread::current().name().map(str::to_owned);
         let said: Vec<String> = take().into_iter().filter(|p| Some(&p.thread) == own.as_ref()).map(|p| p.why).collect();
-        assert_eq!(said, ["number 1", "number 2", "of no use", "of no use", "of no use", "of no use", "of no use"]);
+        let expected: Vec<String> = (1..=50).chain(1..=2).map(|n| format!("number {n}")).collect();
+        assert_eq!(said, expected);
     }
 }

@@ -311,7 +311,7 @@ impl EventLoop {
             process.fleet.nudge();
         }
         if self.process.fleet.has_given_up() {
-            let message = "threads panicked again and again, so starting others is no answer; the errors above say why. \
+            let message = "worker threads panicked again and again, so starting others is no answer; the errors above say why. \
                            Please report them";
             return Some(Err(RunError::new(message.to_owned())));
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::Place;
 use super::exchange::Failure;
 use super::lookup::{Found, Lookup, Trouble};
-use crate::panics;
+use crate::panics::{self, Helper};
 use crate::plan::{Host, Plan, Resolving};
 use crate::sandbox::{self, Role};
 
@@ -105,7 +105,7 @@ impl Resolver {
         for (i, host) in names.into_iter().enumerate() {
             shares[i % count].push(Watched { host, places: Vec::new(), failed: 0, due: Instant::now() });
         }
-        let start = |mut share: Vec<Watched>| {
+        let start = |share: Vec<Watched>| {
             let (stop, stopped) = channel();
             let (tell, known, resolving) = (tell.clone(), known.clone(), resolving.clone());
             let thread = std::thread::Builder::new().name("resolver".into()).stack_size(STACK);
@@ -113,14 +113,8 @@ impl Resolver {
                 .spawn(move || {
                     crate::sys::leave_signals_to_main();
                     sandbox::enter(Role::Resolver);
-                    let mut watch = Watch { lookup: Lookup::new(&resolving), resolving, known, tell, stopped };
-                    panics::go_on(|again| {
-                        if again {
-                            watch.begin_anew(&mut share);
-                        }
-                        watch.run(&mut share);
-                        Ok(())
-                    });
+                    let watch = Watch { lookup: Lookup::new(&resolving), resolving, known, tell, stopped };
+                    panics::go_on(&mut Share { watch, names: share });
                 })
                 .map(|_| stop)
         };
@@ -145,6 +139,26 @@ struct Watch<T> {
     known: Known,
     tell: T,
     stopped: Receiver<()>,
+}
+
+/// What one thread has to do.
+struct Share<T> {
+    watch: Watch<T>,
+    names: Vec<Watched>,
+}
+
+impl<T: Fn(&Host, &[Place])> Helper for Share<T> {
+    fn work(&mut self, again: bool) -> Result<(), String> {
+        if again {
+            self.watch.begin_anew(&mut self.names);
+        }
+        self.watch.run(&mut self.names);
+        Ok(())
+    }
+
+    fn pause(&mut self, time: Duration) -> bool {
+        self.watch.stopped.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
+    }
 }
 
 impl<T: Fn(&Host, &[Place])> Watch<T> {

@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Pid, gettid};
 use socket2::Socket;
 
-use crate::panics;
+use crate::panics::{self, Helper};
 use crate::sys;
 
 /// Sockets of each family that are kept ready: a burst of so many connections waits for nobody.
@@ -136,12 +136,19 @@ impl Maker {
     }
 }
 
-/// Does what it is asked to. Nobody else could: the right to enter the namespace may be gone.
-fn work(inbox: &mpsc::Receiver<Job>) {
-    panics::go_on(|_| {
-        inbox.iter().for_each(|job| job());
+/// What one thread is asked to do. Nobody else could: the right to enter the namespace may be gone.
+struct Jobs(mpsc::Receiver<Job>);
+
+impl Helper for Jobs {
+    fn work(&mut self, _: bool) -> Result<(), String> {
+        self.0.iter().for_each(|job| job());
         Ok(())
-    });
+    }
+
+    /// A job that panicked is done with, and who asked for the next one, which may be a worker, is not to wait for it.
+    fn pause(&mut self, _: Duration) -> bool {
+        true
+    }
 }
 
 fn open(name: &str) -> io::Result<Arc<Maker>> {
@@ -157,7 +164,7 @@ fn open(name: &str) -> io::Result<Arc<Maker>> {
         let failed = result.is_err();
         let _ = say.send((result, gettid()));
         if !failed {
-            work(&inbox);
+            panics::go_on(&mut Jobs(inbox));
         }
     })?;
     let (result, id) = entered
@@ -213,7 +220,7 @@ mod tests {
     #[test]
     fn a_job_that_panics_fails_alone() {
         let (jobs, inbox) = mpsc::channel::<Job>();
-        let thread = thread::spawn(move || work(&inbox));
+        let thread = thread::spawn(move || panics::go_on(&mut Jobs(inbox)));
         let maker = Maker { jobs, ready: Default::default(), stocked: AtomicBool::new(false) };
         let failed = maker.run(|| -> io::Result<()> { panic!("a job") }, LONG_PATIENCE).unwrap_err();
         assert!(failed.to_string().contains("has failed"), "{failed}");

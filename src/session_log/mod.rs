@@ -13,13 +13,13 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
-use crate::panics;
+use crate::panics::{self, Helper};
 use crate::plan::{LogFormat, Plan};
 use crate::sandbox::{self, Role};
 use crate::stats::SessionRecord;
@@ -34,6 +34,8 @@ const QUEUE: usize = 256;
 const BATCHES_PER_WRITE: usize = 64;
 /// How long the end of the process waits for lines to be written.
 const FINISH_LIMIT: Duration = Duration::from_secs(2);
+/// From a panic to the next try meanwhile.
+const LAST_PAUSE: Duration = Duration::from_millis(10);
 
 /// The running session log.
 #[derive(Debug)]
@@ -47,12 +49,15 @@ pub struct SessionLog {
 }
 
 /// What the log thread and its owner both touch.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shared {
     /// A reopened file, taken by the log thread before it writes again.
     reopened: Mutex<Option<File>>,
     /// Lines that could not be written.
     lost: Arc<AtomicU64>,
+    /// Somebody waits for the last lines, and who pauses is told.
+    ending: Mutex<bool>,
+    end: Condvar,
 }
 
 impl SessionLog {
@@ -86,7 +91,7 @@ impl SessionLog {
     }
 
     fn begin(plan: &Plan, lost: Arc<AtomicU64>) -> io::Result<Self> {
-        let shared = Arc::new(Shared { reopened: Mutex::default(), lost });
+        let shared = Arc::new(Shared { lost, ..Shared::default() });
         let file = plan.log.file.clone();
         let sink = match &file {
             Some(path) => Sink::file(path.clone(), sink::open(path)?),
@@ -105,7 +110,7 @@ impl SessionLog {
             lines: String::new(),
             shared: Arc::clone(&shared),
         };
-        let unstarted = Some(Unstarted { writer, records, done });
+        let unstarted = Some(Unstarted { task: Task { writer, records }, done });
         Ok(Self { sender: Some(sender), finished: Some(finished), file, shared, unstarted })
     }
 
@@ -114,17 +119,11 @@ impl SessionLog {
     /// # Errors
     /// When the thread cannot start.
     pub fn spawn(&mut self) -> io::Result<()> {
-        let Some(Unstarted { mut writer, records, done }) = self.unstarted.take() else { return Ok(()) };
+        let Some(Unstarted { mut task, done }) = self.unstarted.take() else { return Ok(()) };
         let thread = thread::Builder::new().name("session-log".to_owned()).spawn(move || {
             crate::sys::leave_signals_to_main();
             sandbox::enter(Role::Log);
-            panics::go_on(|again| {
-                if again {
-                    writer.give_up_lines();
-                }
-                writer.run(&records);
-                Ok(())
-            });
+            panics::go_on(&mut task);
             // Nobody waits any more when the process did not care to.
             let _ = done.send(());
         });
@@ -168,9 +167,10 @@ impl SessionLog {
     pub fn finish(&mut self) {
         self.sender = None;
         self.unstarted = None;
-        if let Some(finished) = self.finished.take()
-            && finished.recv_timeout(FINISH_LIMIT) == Err(RecvTimeoutError::Timeout)
-        {
+        let Some(finished) = self.finished.take() else { return };
+        *self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.shared.end.notify_all();
+        if finished.recv_timeout(FINISH_LIMIT) == Err(RecvTimeoutError::Timeout) {
             warn!("the session log did not finish within {FINISH_LIMIT:?}; its last lines may be missing");
         }
     }
@@ -185,9 +185,34 @@ impl Drop for SessionLog {
 /// A log thread that has not begun.
 #[derive(Debug)]
 struct Unstarted {
+    task: Task,
+    done: SyncSender<()>,
+}
+
+/// What the log thread does.
+#[derive(Debug)]
+struct Task {
     writer: Writer,
     records: Receiver<Vec<SessionRecord>>,
-    done: SyncSender<()>,
+}
+
+impl Helper for Task {
+    fn work(&mut self, again: bool) -> Result<(), String> {
+        if again {
+            self.writer.give_up_lines();
+        }
+        self.writer.run(&self.records);
+        Ok(())
+    }
+
+    /// What waits in the queue is tried also when the end has come: at its end the queue says so.
+    fn pause(&mut self, time: Duration) -> bool {
+        let Shared { ending, end, .. } = &*self.writer.shared;
+        let ending = ending.lock().unwrap_or_else(PoisonError::into_inner);
+        let time = if *ending { LAST_PAUSE } else { time };
+        drop(end.wait_timeout(ending, time));
+        true
+    }
 }
 
 /// The log thread.

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use super::balance::Random;
 use super::endpoint::{Endpoint, State};
 use super::targets::Targets;
 use crate::deadline::Deadlines;
-use crate::panics;
+use crate::panics::{self, Helper};
 use crate::plan::{Check, Egress, OnDown, Transport};
 use crate::sandbox::{self, Role};
 
@@ -91,12 +91,7 @@ impl Checker {
         thread::Builder::new().name("checks".into()).spawn(move || {
             crate::sys::leave_signals_to_main();
             sandbox::enter(Role::Check);
-            panics::go_on(|again| {
-                if again {
-                    asker.begin_anew();
-                }
-                asker.run().map_err(|e| format!("its poller failed: {e}"))
-            });
+            panics::go_on(&mut asker);
         })?;
         Ok(Self { orders: Some(orders), waker })
     }
@@ -104,7 +99,7 @@ impl Checker {
     /// Asks the targets of these forwards from now on, and of no others: those are up again.
     pub fn check(&self, forwards: Vec<Checked>) {
         if let Some(orders) = &self.orders {
-            // A thread that has failed too often ends the process.
+            // It reads them as long as we are there.
             let _ = orders.send(forwards);
             let _ = self.waker.wake();
         }
@@ -148,6 +143,26 @@ struct Subject {
     since: Instant,
 }
 
+impl Helper for Asker {
+    fn work(&mut self, again: bool) -> Result<(), String> {
+        if again {
+            self.begin_anew();
+        }
+        self.run().map_err(|e| format!("its poller failed: {e}"))
+    }
+
+    fn pause(&mut self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        loop {
+            match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(groups) => self.wanted = groups,
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+}
+
 impl Asker {
     fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
@@ -165,8 +180,8 @@ impl Asker {
                         self.wanted.clone_from(&groups);
                         self.regroup(groups);
                     }
-                    Err(std::sync::mpsc::TryRecvError::Empty) => break,
-                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return Ok(()),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Ok(()),
                 }
             }
             for event in events.iter().filter(|event| event.token() != WAKER) {

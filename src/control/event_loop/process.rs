@@ -85,7 +85,7 @@ impl Process {
     }
 
     /// Says how workers ended. One that panicked takes its own sessions with it and nobody else's; a thread beside them
-    /// that panicked goes on.
+    /// that panicked goes on, however often.
     pub(super) fn reap(&mut self, now: Instant) {
         for (id, end) in self.fleet.reap(now) {
             if let WorkerEnd::Panicked(why) = end {
@@ -98,11 +98,9 @@ impl Process {
                 error!("worker {id} panicked: {why}; {then}. Please report this");
             }
         }
-        for Panicked { thread, why } in panics::take() {
-            self.fleet.note_helper_panic(now);
-            let then =
-                if self.fleet.has_given_up() { "" } else { "; it goes on with what it had, and no session is harmed" };
-            error!("thread {thread:?} panicked: {why}{then}. Please report this");
+        for Panicked { thread, why, then } in panics::take() {
+            self.fleet.note_helper_panic();
+            error!("thread {thread:?} panicked: {why}; {then}. Please report this");
         }
     }
 }
