@@ -13,7 +13,7 @@ use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use slab::Slab;
 
-/// Connections one service holds at a time; a next one takes the place of the one that has stood still for longest.
+/// Connections one service holds at a time; a next one takes the place of one that stands still.
 pub(super) const MAX_CONNECTIONS: usize = 64;
 /// Descriptors a service keeps, so that it answers when sessions have all others.
 const SPARES: usize = 2;
@@ -26,9 +26,12 @@ pub(super) const LATER_LIMIT: Duration = Duration::from_secs(60);
 /// Tokens a service uses: one for the listener, then one per connection.
 pub(super) const TOKENS: usize = 1 + MAX_CONNECTIONS;
 
-/// Connections accepted in one go, so that a storm of them leaves time for signals.
-const ACCEPT_BATCH: usize = MAX_CONNECTIONS;
-/// Pause after a full batch or a failed accept. Events are edge-triggered: nobody would tell again.
+/// Connections accepted in one go, so that a storm of them leaves time for signals, and for those whose request or room
+/// for their answer is there and not seen yet: they would look as if they stood still.
+const ACCEPT_BATCH: usize = MAX_CONNECTIONS / 4;
+/// Pause after a full batch. Events are edge-triggered: nobody would tell again.
+const BATCH_PAUSE: Duration = Duration::from_millis(25);
+/// The same after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read and thrown away after the answer, while the client has not closed.
 const MAX_DISCARD: usize = 64 * 1024;
@@ -233,11 +236,12 @@ impl<A: Acceptor> Service<A> {
                     if !std::mem::replace(&mut self.accept_failing, true) {
                         warn!("{}: cannot accept: {error}; trying again every {ACCEPT_PAUSE:?}", self.name);
                     }
-                    break;
+                    self.accept_again = Some(now + ACCEPT_PAUSE);
+                    return;
                 }
             }
         }
-        self.accept_again = Some(now + ACCEPT_PAUSE);
+        self.accept_again = Some(now + BATCH_PAUSE);
     }
 
     fn add(
@@ -269,12 +273,20 @@ impl<A: Acceptor> Service<A> {
         self.advance(key, registry, answer);
     }
 
-    /// The connection that is given up for a new one: the one that has stood still for longest, so that clients who send
-    /// no request, or do not read their answer, keep nobody out. The bytes of a request are no movement: it comes at once
-    /// from whoever means it. One whose answer is still to come is never given up.
+    /// The connection that is given up for a new one: the one that has stood still for longest of those that are the
+    /// more, without a request or with an answer. So clients who send no request keep nobody out and cut no answer that
+    /// is read slowly, and those who do not read theirs keep nobody out either. The bytes of a request are no movement:
+    /// it comes at once from whoever means it. One whose answer is still to come is never given up.
     fn dispensable(&self) -> Option<usize> {
-        let some = self.connections.iter().filter(|(_, connection)| !matches!(connection.step, Step::Waiting));
-        some.min_by_key(|(_, connection)| connection.since).map(|(key, _)| key)
+        let of = |asked: bool| {
+            self.connections.iter().filter(move |(_, connection)| match connection.step {
+                Step::Reading(_) => !asked,
+                Step::Waiting => false,
+                Step::Writing(..) | Step::Closing(_) => asked,
+            })
+        };
+        let more = of(of(true).count() > of(false).count());
+        more.min_by_key(|(_, connection)| connection.since).map(|(key, _)| key)
     }
 
     fn advance(&mut self, key: usize, registry: &Registry, answer: &mut dyn FnMut(&[u8]) -> Answer) {

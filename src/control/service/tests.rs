@@ -196,6 +196,28 @@ fn when_full_who_does_not_read_the_answer_makes_room() {
     assert_eq!(bench.open(), 0);
 }
 
+#[test]
+fn a_long_answer_that_is_read_slowly_outlives_idle_newcomers() {
+    let mut bench = Bench::new();
+    bench.answer = |request| if request.is_empty() { Answer::More } else { Answer::Reply(vec![b'x'; 4 << 20]) };
+    let mut slow = bench.connect();
+    slow.write_all(b"\n").unwrap();
+    bench.turn();
+    let (mut idle, mut read, mut chunk) = (Vec::new(), 0, [0; 1 << 14]);
+    loop {
+        match slow.read(&mut chunk).unwrap() {
+            0 => break,
+            n => read += n,
+        }
+        // Far more than there are places, and each of them newer than what it has read last.
+        idle.extend((0..ACCEPT_BATCH / 2).map(|_| bench.connect()));
+        bench.turn();
+        idle.drain(..idle.len().saturating_sub(2 * MAX_CONNECTIONS));
+    }
+    assert_eq!(read, 4 << 20);
+    assert_eq!(bench.open(), MAX_CONNECTIONS, "the newcomers make room for each other");
+}
+
 /// Reads to the end while the service turns; how much there was.
 fn read_while(bench: &mut Bench, client: &mut Client, mut received: usize) -> usize {
     let mut chunk = vec![0; 1 << 16];
