@@ -37,7 +37,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 #[derive(Debug)]
 pub(super) struct Sink {
     output: Output,
-    /// The last write stopped within a line.
+    /// The last write may have stopped within a line.
     torn: bool,
     failing: bool,
 }
@@ -140,12 +140,12 @@ fn append(out: &mut impl Write, torn: &mut bool, lines: &[u8]) -> Result<(), (u6
     let count = |rest: &[u8]| rest.iter().filter(|byte| **byte == b'\n').count() as u64;
     if *torn {
         write_all(out, b"\n").map_err(|(_, error)| (count(lines), error))?;
-        *torn = false;
     }
-    write_all(out, lines).map_err(|(written, error)| {
-        *torn = written > 0 && lines[written - 1] != b'\n';
-        (count(&lines[written..]), error)
-    })
+    // So it stays when the write panics.
+    *torn = true;
+    let result = write_all(out, lines);
+    *torn = result.as_ref().is_err_and(|(written, _)| *written > 0 && lines[written - 1] != b'\n');
+    result.map_err(|(written, error)| (count(&lines[written..]), error))
 }
 
 /// Like [`Write::write_all`], but says how much was written before an error.
@@ -198,6 +198,29 @@ mod tests {
         disk.room = 100;
         append(&mut disk, &mut torn, b"six\n").unwrap();
         assert_eq!(String::from_utf8(disk.data).unwrap(), "one\ntwo\nt\nsix\n");
+    }
+
+    /// Takes a part and panics.
+    struct Panicking<'a>(&'a mut Vec<u8>);
+
+    impl Write for Panicking<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            assert!(self.0.is_empty(), "asked to");
+            self.0.extend_from_slice(&bytes[..6]);
+            Ok(6)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_within_a_line_tears_none_of_the_later_ones() {
+        let (mut data, mut torn) = (Vec::new(), false);
+        let panicked = crate::panics::caught(|| append(&mut Panicking(&mut data), &mut torn, b"one\ntwo\n"));
+        assert_eq!(panicked.unwrap_err(), "asked to");
+        append(&mut data, &mut torn, b"three\n").unwrap();
+        assert_eq!(String::from_utf8(data).unwrap(), "one\ntw\nthree\n");
     }
 
     #[test]
