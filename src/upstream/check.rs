@@ -6,6 +6,8 @@
 mod inquiry;
 mod probe;
 mod question;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashSet;
 use std::io;
@@ -203,6 +205,12 @@ impl Asker {
             endpoints.for_each(|endpoint| endpoint.set_down(false, old.targets.now_ms()));
         }
         self.groups.clone_from(&self.wanted);
+        // It may also have come before workers were told how others stand. What they know already does no harm.
+        (self.tell)(News::Up);
+        for group in self.groups.iter().filter(|group| group.on_down == OnDown::End) {
+            let endpoints = group.targets.views().into_iter().flat_map(|view| view.endpoints);
+            endpoints.filter(|endpoint| endpoint.is_down()).for_each(|endpoint| (self.tell)(News::End(endpoint)));
+        }
         (self.subjects, self.deadlines, self.look_ms) = (Slab::new(), Deadlines::default(), 0);
     }
 
