@@ -34,12 +34,17 @@ pub(super) struct Lists<'a> {
 /// # Errors
 /// What open(2) or read(2) reports, or a file that is none, too large or no text.
 pub(super) fn text_of(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    regular::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MOST_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 64MiB"));
+    text(regular::open(path)?, MOST_BYTES)
+}
+
+fn text(file: impl Read, most: u64) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    // Before it is taken for text: the cut may be within a character.
+    if bytes.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {}MiB", MOST_BYTES >> 20)));
     }
-    Ok(text)
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no UTF-8 text"))
 }
 
 impl<'a> Lists<'a> {
@@ -108,6 +113,15 @@ pub(super) fn paths(node: &Node) -> Result<Vec<Written>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_that_is_cut_within_a_character_is_too_large() {
+        let read = |bytes: &[u8], most| text(bytes, most).map_err(|error| error.kind());
+        assert_eq!(read("# é\n".as_bytes(), 2), Err(io::ErrorKind::FileTooLarge));
+        assert_eq!(read("# éé\n".as_bytes(), 4), Err(io::ErrorKind::FileTooLarge), "within the second one");
+        assert_eq!(read("# é\n".as_bytes(), 5), Ok("# é\n".to_owned()));
+        assert_eq!(read(b"# \xe9\n", 5), Err(io::ErrorKind::InvalidData));
+    }
 
     #[test]
     fn a_list_and_its_mistakes() {

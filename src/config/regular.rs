@@ -5,8 +5,15 @@ use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
+
+/// How long who has a lease on the file may take to give it back; the kernel's own limit may be anything.
+const LEASE_LIMIT: Duration = Duration::from_secs(5);
+/// From a try to the next one.
+const LEASE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Opens a regular file to read it.
 ///
@@ -16,13 +23,27 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     // Before it is opened: with some devices that alone does something.
     insist(&std::fs::metadata(path)?)?;
     // It may be another one by now, which is to hold up nobody either.
-    let file = match OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {
-        // Somebody has a lease on it, and gives it back in a moment (fcntl(2)).
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => File::open(path)?,
-        result => result?,
-    };
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    let file = patiently(|| options.open(path), LEASE_LIMIT)?;
     insist(&file.metadata()?)?;
     Ok(file)
+}
+
+/// Tries again while somebody has a lease on the file: a try asks them for it (fcntl(2), F_SETLEASE).
+fn patiently(open: impl Fn() -> io::Result<File>, limit: Duration) -> io::Result<File> {
+    let until = Instant::now() + limit;
+    loop {
+        match open() {
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+            Err(_) if Instant::now() < until => thread::sleep(LEASE_PAUSE),
+            Err(e) => {
+                let why = "another process holds a lease on it, and has not given it back within";
+                return Err(io::Error::new(e.kind(), format!("{why} {limit:?}: try again, or end that process")));
+            }
+            opened => return opened,
+        }
+    }
 }
 
 fn insist(found: &Metadata) -> io::Result<()> {
@@ -42,5 +63,27 @@ fn what(kind: FileType) -> Option<&'static str> {
         () if kind.is_dir() => Some("a directory"),
         () if kind.is_socket() => Some("a socket"),
         () => Some("a device"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_lease_is_waited_for_but_not_for_ever() {
+        let (tries, long) = (Cell::new(0), Duration::from_secs(60));
+        let given_back = || {
+            tries.set(tries.get() + 1);
+            if tries.get() < 3 { Err(io::ErrorKind::WouldBlock.into()) } else { File::open("/dev/null") }
+        };
+        assert!(patiently(given_back, long).is_ok());
+        assert_eq!(tries.get(), 3);
+        let kept = patiently(|| Err(io::ErrorKind::WouldBlock.into()), Duration::ZERO).unwrap_err().to_string();
+        assert!(kept.contains("a lease on it"), "{kept}");
+        let other = patiently(|| Err(io::ErrorKind::NotFound.into()), long).unwrap_err();
+        assert_eq!(other.kind(), io::ErrorKind::NotFound);
     }
 }
