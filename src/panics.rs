@@ -78,6 +78,12 @@ pub fn take() -> Vec<Panicked> {
     std::mem::take(&mut news().panicked)
 }
 
+/// Those of the threads with this name, for tests beside others that panic as well.
+#[cfg(test)]
+pub fn take_of(thread: &str) -> Vec<Panicked> {
+    news().panicked.extract_if(.., |panicked| panicked.thread == thread).collect()
+}
+
 /// Tells the control thread that this one has panicked.
 pub fn tell(why: String, then: &'static str) {
     let thread = thread::current().name().unwrap_or("without a name").to_owned();
@@ -207,8 +213,7 @@ mod tests {
         let mut ending = Failing { failures: 50, ends_after: Some(2), ..Failing::default() };
         go_on(&mut ending);
         assert_eq!(ending.again.len(), 2, "told to end, it does not try again");
-        let own = thread::current().name().map(str::to_owned);
-        let said: Vec<String> = take().into_iter().filter(|p| Some(&p.thread) == own.as_ref()).map(|p| p.why).collect();
+        let said: Vec<String> = take_of(thread::current().name().unwrap()).into_iter().map(|p| p.why).collect();
         let expected: Vec<String> = (1..=50).chain(1..=2).map(|n| format!("number {n}")).collect();
         assert_eq!(said, expected);
     }

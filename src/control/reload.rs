@@ -51,7 +51,7 @@ pub(super) struct Reloader {
 /// A file that is being read.
 #[derive(Debug)]
 struct Loading {
-    result: Receiver<Result<Plan, ConfigError>>,
+    result: Receiver<Result<Plan, String>>,
     until: Instant,
 }
 
@@ -83,19 +83,15 @@ impl Reloader {
         }
         let (say, result) = mpsc::channel();
         let waker = Arc::clone(waker);
-        let read = move || {
+        let task = move || {
             crate::sys::leave_signals_to_main();
-            if let Ok(read) = panics::caught(|| config::load_again(&source.path, &source.overrides)) {
-                // Nobody waits any more when it took too long.
-                let _ = say.send(read);
-            }
-            // So that one who panicked is found at once.
-            drop(say);
+            // Nobody waits any more when it took too long.
+            let _ = say.send(read(|| config::load_again(&source.path, &source.overrides)));
             if let Err(error) = waker.wake() {
                 warn!("cannot wake the control thread: {error}");
             }
         };
-        let started = thread::Builder::new().name("reload".to_owned()).spawn(read);
+        let started = thread::Builder::new().name("reload".to_owned()).spawn(task);
         started.map_err(|error| format!("cannot start a thread to read the file: {error}; try again"))?;
         self.loading = Some(Loading { result, until: now + PATIENCE });
         Ok(())
@@ -105,7 +101,7 @@ impl Reloader {
     fn loaded(&mut self, now: Instant) -> Option<Result<Plan, String>> {
         let loading = self.loading.as_ref()?;
         let result = match loading.result.try_recv() {
-            Ok(result) => result.map_err(|error| error.to_string()),
+            Ok(result) => result,
             Err(TryRecvError::Empty) if now < loading.until => return None,
             Err(TryRecvError::Empty) => Err(format!("reading the file took longer than {PATIENCE:?}")),
             Err(TryRecvError::Disconnected) => Err("reading the file failed; please report this".to_owned()),
@@ -132,6 +128,15 @@ impl Reloader {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis());
         (*last_unix_seconds, *last_ok) = (Some(now_ms as f64 / 1e3), Some(ok));
     }
+}
+
+/// What reading the file comes to. A panic is counted, and fails this reload alone.
+fn read(load: impl FnOnce() -> Result<Plan, ConfigError>) -> Result<Plan, String> {
+    let read = panics::caught(load).map_err(|why| {
+        panics::tell(why.clone(), "the reload has failed, and sessions go on");
+        format!("reading the file panicked: {why}; please report this")
+    })?;
+    read.map_err(|error| error.to_string())
 }
 
 impl EventLoop {
@@ -238,5 +243,21 @@ impl EventLoop {
         if let Some(control) = &mut self.control {
             control.resolve(&socket::line(answer), self.poll.registry());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::panics::Panicked;
+
+    #[test]
+    fn a_panic_while_reading_is_said_and_counted() {
+        let name = "a reload that panics";
+        let failed = thread::Builder::new().name(name.to_owned()).spawn(|| read(|| panic!("asked to"))).unwrap();
+        let why = failed.join().unwrap().unwrap_err();
+        assert_eq!(why, "reading the file panicked: asked to; please report this");
+        let told = panics::take_of(name);
+        assert!(matches!(&told[..], [Panicked { why, .. }] if why == "asked to"), "{told:?}");
     }
 }
