@@ -73,7 +73,8 @@ fn reloads(page: &mut Page, snapshot: &Snapshot) {
     }
     page.family("spliced_worker_panics_total", "counter", "Workers that panicked.");
     page.sample(&[], snapshot.worker_panics);
-    let help = "Panics of other threads: of health checks, name look-ups, the session log.";
+    let help =
+        "Panics of other threads: of health checks, name look-ups, the session log, network namespaces, reloads.";
     page.family("spliced_helper_panics_total", "counter", help);
     page.sample(&[], snapshot.helper_panics);
 }
