@@ -1,12 +1,21 @@
 //! Telling a service manager how we are: ready, reloading, replaced, stopping, alive, and a line for people.
 
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
+
+#[cfg(target_os = "linux")]
+use std::os::linux::net::SocketAddrExt;
 
 use log::{debug, warn};
 use sd_notify::NotifyState;
 
 /// Between two status lines.
 const STATUS: Duration = Duration::from_secs(5);
+/// The longest wait for a manager that does not read.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What a status line is made from.
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,7 +67,7 @@ impl Notifier {
         let speaks = std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| !path.is_empty());
         // The interval of an absurdly short watchdog is not worth a loop that never sleeps.
         let every = sd_notify::watchdog_enabled().map(|time| (time / 2).max(Duration::from_millis(1)));
-        Self::new(sd_notify::notify, speaks, every.filter(|_| speaks), Instant::now())
+        Self::new(notify, speaks, every.filter(|_| speaks), Instant::now())
     }
 
     fn new(
@@ -136,6 +145,27 @@ impl Notifier {
     }
 }
 
+/// As `sd_notify::notify`, but a manager that does not read, and whose queue is full, holds up nobody for longer than
+/// [`PATIENCE`]: the control thread has others to answer.
+fn notify(words: &[NotifyState<'_>]) -> io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    send_to(&path, words)
+}
+
+fn send_to(path: &OsStr, words: &[NotifyState<'_>]) -> io::Result<()> {
+    // `@` is the abstract namespace (sd_notify(3)); others than unix sockets are of no use here.
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        #[cfg(target_os = "linux")]
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(path)?,
+    };
+    let text: String = words.iter().map(|word| format!("{word}\n")).collect();
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.connect_addr(&address)?;
+    socket.send(text.as_bytes()).map(|_| ())
+}
+
 impl Watchdog {
     /// Once an interval: whether every worker that ran at the last look, and still runs, has turned since.
     fn beat(&mut self, now: Instant, turns: impl FnOnce() -> WorkerTurns) -> Option<bool> {
@@ -210,6 +240,18 @@ mod tests {
     }
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_manager_that_does_not_read_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let full = (0..10_000).find_map(|_| send_to(path.as_os_str(), &[NotifyState::Watchdog]).err());
+        assert_eq!(full.expect("a queue has an end").kind(), io::ErrorKind::WouldBlock);
+        let mut buffer = [0; 64];
+        let n = manager.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..n], b"WATCHDOG=1\n");
+    }
 
     #[test]
     fn the_watchdog_is_told_only_while_every_worker_turns() {

@@ -9,7 +9,7 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::deadline::{throughout, until};
+use common::deadline::{LONG, throughout, until};
 use common::unix::{Address, Kind, SHORT, Way, accept, echoes, exchange, pattern, receive_all, send_all};
 use socket2::Socket;
 
@@ -170,6 +170,7 @@ fn a_full_queue_is_waited_for() {
     let spliced = common::spliced::Launcher::with_arguments(["forward", &front.text, &back.text]).start();
     let mut client = front.connect();
     client.write_all(b"hello").expect("send");
+    until("it is taken", LONG, || spliced.stats().open() == 1);
     throughout("the session waits", SHORT, || {
         let stats = spliced.stats();
         if stats.open() == 1 { Ok(()) } else { Err(stats.0.to_string()) }

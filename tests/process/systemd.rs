@@ -110,7 +110,7 @@ fn an_upgrade_names_the_new_main_process() {
     let (manager, port, backend) = (Manager::new(), Reserved::loopback(), backend());
     let installed = Installed::new();
     let launcher =
-        forward(&port, &backend).variable("NOTIFY_SOCKET", manager.path()).variable("WATCHDOG_USEC", "200000");
+        forward(&port, &backend).variable("NOTIFY_SOCKET", manager.path()).variable("WATCHDOG_USEC", "1000000");
     let mut upgraded = installed.start(launcher);
     manager.hear("READY=1");
     for _ in 0..2 {
